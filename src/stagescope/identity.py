@@ -1,0 +1,74 @@
+"""W3C Trace Context and baggage, as bytes of a header and back.
+
+Formats: https://www.w3.org/TR/trace-context/#traceparent-header and
+https://www.w3.org/TR/baggage/. Parsing never raises: what is malformed counts as absent,
+as the specification asks.
+"""
+
+from __future__ import annotations
+
+import re
+from binascii import Error as HexError
+from binascii import unhexlify
+from typing import NamedTuple
+
+RUN_KEY = "stagescope.run"
+MAX_BAGGAGE_BYTES = 8192
+RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,39}")
+"""A run id is also a file name, so it holds no separators and fits a slot (40 bytes)."""
+
+_RUN_FIELD = RUN_KEY.encode() + b"="
+_DASH = ord("-")
+_NO_TRACE = bytes(16)
+_NO_SPAN = bytes(8)
+
+
+class TraceParent(NamedTuple):
+    """The parsed header: 16 bytes, 8 bytes, and the sampled flag."""
+
+    trace_id: bytes
+    span_id: bytes
+    sampled: bool
+
+
+def parse_traceparent(value: bytes) -> TraceParent | None:
+    """Parse a `traceparent` value; None where the specification calls it invalid."""
+    if len(value) != 55:
+        # A version after 00 may append fields behind a dash; version 00 may not.
+        if len(value) < 57 or value[55] != _DASH or value[:2] == b"00":
+            return None
+        value = value[:55]
+    if value[2] != _DASH or value[35] != _DASH or value[52] != _DASH or value != value.lower():
+        return None
+    try:
+        version = unhexlify(value[:2])
+        trace_id = unhexlify(value[3:35])
+        span_id = unhexlify(value[36:52])
+        flags = unhexlify(value[53:55])
+    except HexError:
+        return None
+    if version == b"\xff" or trace_id == _NO_TRACE or span_id == _NO_SPAN:
+        return None
+    return TraceParent(trace_id, span_id, bool(flags[0] & 1))
+
+
+def format_traceparent(trace_id: str, span_id: str, *, sampled: bool = True) -> str:
+    """Give the `traceparent` value of hex *trace_id* (32 digits) and *span_id* (16 digits)."""
+    return f"00-{trace_id}-{span_id}-0{int(sampled)}"
+
+
+def parse_run(baggage: bytes) -> bytes:
+    """Find the load run's id in a `baggage` value; empty where there is none or it is not one."""
+    if _RUN_FIELD not in baggage or len(baggage) > MAX_BAGGAGE_BYTES:
+        return b""
+    for member in baggage.split(b","):
+        key, _, value = member.partition(b"=")
+        if key.strip() == _RUN_FIELD[:-1]:
+            run = value.partition(b";")[0].strip()
+            return run if RUN_ID.fullmatch(run.decode("latin-1")) else b""
+    return b""
+
+
+def format_run(run_id: str) -> str:
+    """Give the `baggage` value that carries *run_id*."""
+    return f"{RUN_KEY}={run_id}"

@@ -1,0 +1,90 @@
+"""The stage vocabulary, and the partition rule that charges every nanosecond to one stage.
+
+The words are those of docs/attributes.md.
+A sub-stage carries its stage before the first dot: `queue.threadpool` belongs to `queue`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+STAGES = ("queue", "preprocess", "batch", "inference", "postprocess", "respond")
+"""The six stages, in the order in which a request meets them."""
+
+OTHER = "other"
+"""What no stage claimed."""
+
+SUB_STAGES = (
+    "queue.ingress",
+    "queue.threadpool",
+    "queue.batch",
+    "preprocess.read",
+    "preprocess.parse",
+    "batch.wait",
+    "batch.collate",
+    "inference.h2d",
+    "inference.forward",
+    "inference.d2h",
+    "postprocess.serialize",
+    "respond.first_byte",
+    "respond.stream",
+)
+
+KNOWN = (OTHER, *STAGES, *SUB_STAGES)
+"""Names that every recorder file knows from its first byte on, in the order of their codes."""
+
+
+def stage_of(name: str) -> str:
+    """Give the stage that *name* (a stage or sub-stage) belongs to: `batch.wait` gives `batch`."""
+    return name.partition(".")[0]
+
+
+class StageSpan(NamedTuple):
+    """One opening of a stage inside a timeline; times are nanoseconds since the timeline's start.
+
+    `self_ns` is what the partition charges to this opening: its length less the time in which
+    a stage opened later was open. A tuple, not a dataclass: a reader makes millions of them.
+    """
+
+    stage: str
+    start_ns: int
+    end_ns: int
+    self_ns: int
+    failed: bool = False
+    open: bool = False
+    """True when the process died, or the request ended, before the stage was closed."""
+
+
+def partition(intervals: Sequence[tuple[int, int]], duration_ns: int) -> tuple[list[int], int]:
+    """Charge each instant of a timeline to the interval opened last among those open then.
+
+    *intervals* are (start_ns, end_ns) since the timeline's start, in the order of opening;
+    where two start together the later in the sequence counts as opened last.
+    Returns the nanoseconds charged to each interval, in the same order, and the rest (`other`).
+    Everything together equals *duration_ns* to the nanosecond.
+    """
+    charged = [0] * len(intervals)
+    events: list[tuple[int, int, bool]] = []
+    for index, (start, end) in enumerate(intervals):
+        start = 0 if start < 0 else start
+        end = duration_ns if end > duration_ns else end
+        if end > start:
+            events.append((start, index, True))
+            events.append((end, index, False))
+    events.sort()
+    other = last = 0
+    stack: list[int] = []
+    for at, index, opens in events:
+        if stack:
+            charged[stack[-1]] += at - last
+        else:
+            other += at - last
+        last = at
+        if opens:
+            stack.append(index)
+        elif stack[-1] == index:
+            stack.pop()
+        else:
+            stack.remove(index)
+    return charged, other + duration_ns - last
