@@ -1,0 +1,91 @@
+"""The recorder file's format, version 1: offsets, sizes and codes; docs/recorder-format.md tells it.
+
+Writer (`stagescope.middleware`) and reader (`stagescope.recorder_reader`) share this and nothing
+else. Little-endian throughout. A file is: header, table of stage names, in-flight slots, ring.
+"""
+
+from __future__ import annotations
+
+from struct import Struct
+
+MAGIC = b"STGSCOPE"
+VERSION = 1
+SUFFIX = ".ring"
+
+# --- header -------------------------------------------------------------------------------------
+HEADER = Struct("<8sHHIIIIIQII16s40s64s128s24s24s")
+"""magic, version, reserved, data offset, slot bytes, in-flight slots, ring slots, name capacity,
+file bytes, pid, reserved, ring id, boot id, host, service, stagescope version, Python version."""
+HEADER_CRC_AT = HEADER.size
+"""crc32 (u32) of the bytes before it: they never change once the file has its name."""
+
+LIVE_WORD = 64
+"""Words (u64, counted from the file's start) that change while the process lives begin here."""
+ANCHOR_COUNT_WORD = LIVE_WORD
+"""How many anchors were written; the newest is pair (count - 1) % 2 of the two that follow."""
+ANCHOR_WORDS = LIVE_WORD + 1
+"""Two pairs of (monotonic ns, wall ns)."""
+COST_BASE_WORD = LIVE_WORD + 5
+COST_STAGE_WORD = LIVE_WORD + 6
+COUNTER_WORDS = LIVE_WORD + 8
+COUNTERS = ("faults", "unlisted", "names_refused", "chains_refused", "stale_writes")
+"""Counters of the writer's: guarded faults, requests that found no in-flight slot, stage names
+refused, timelines that outgrew their slots, writes to a timeline already finished."""
+
+NAMES_AT = 1024
+NAME_BYTES = 64
+NAME_CAPACITY = 256
+DATA_AT = 20480
+"""Names end at 17408; the slots begin on the next page."""
+
+# --- slots --------------------------------------------------------------------------------------
+SLOT_BYTES = 1024
+SLOT_WORDS = SLOT_BYTES // 8
+IN_FLIGHT_SLOTS = 512
+RING_SLOTS = 8192
+
+BEGIN_WORD = 0
+"""seq + 1 of a committed ring slot; 0 while it is empty or being written."""
+COMMIT_WORD = 1
+"""In an in-flight slot: seq + 1 of the ring slot that it is being copied to; else 0."""
+
+OPENED = Struct("<BBBBIQ16s8s8s40s8s128s")
+"""From OPENED_AT, written when the timeline opens: kind, state, flags, reserved, chain index,
+start (monotonic ns), trace id, span id, parent span id, run id, method, path (a batch: model)."""
+OPENED_AT = 16
+STATE_AT = 17
+FINISHED = Struct("<QQQQQIIHHI40s112s")
+"""From FINISHED_AT, written when it ends: duration ns, request bytes (a batch: device ns),
+response bytes, first byte ns, send wait ns, chunks (a batch: size), entries dropped,
+status, reserved, reserved, error, route."""
+FINISHED_AT = OPENED_AT + OPENED.size
+ENTRIES_AT = 448
+ENTRIES_PER_SLOT = (SLOT_BYTES - ENTRIES_AT) // 16
+MAX_CHAIN = 64
+"""Slots that one timeline may fill, its first included."""
+
+KIND_REQUEST, KIND_BATCH, KIND_CHAIN = 1, 2, 3
+STATE_FREE, STATE_OPEN, STATE_FINISHED = 0, 1, 2
+FLAG_INTERNAL, FLAG_SAMPLED = 1, 2
+
+# --- entries: pairs of words --------------------------------------------------------------------
+CODE_BITS = 16
+CODE_MASK = 0xFFFF
+CODE_UNUSED = 0
+CODE_OTHER = 1
+"""Code n is entry n - 1 of the table of names; the first entry is `other`."""
+CODE_BATCH = 0xFFFF
+"""A request joined a batch: second word = batch id."""
+CODE_MEMBER = 0xFFFE
+"""A batch's member: second word = span id; the next pair is its trace id, high word first."""
+CLOSED, FAILED = 1, 2
+"""Low bits of an interval's second word, above them the end (ns since start); 0: still open."""
+
+assert HEADER_CRC_AT + 4 <= LIVE_WORD * 8
+assert FINISHED_AT + FINISHED.size == ENTRIES_AT, FINISHED_AT + FINISHED.size
+assert NAMES_AT + NAME_CAPACITY * NAME_BYTES <= DATA_AT
+
+
+def file_bytes(in_flight_slots: int, ring_slots: int) -> int:
+    """Give the size of a recorder file with that many slots."""
+    return DATA_AT + (in_flight_slots + ring_slots) * SLOT_BYTES
