@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import mmap
 import os
 import time
@@ -65,7 +66,7 @@ class RecorderReader:
 
     def close(self) -> None:
         """Let go of the file; nothing is deleted."""
-        if not self._bytes.readonly or self._mmap.closed:
+        if self._mmap.closed:
             return
         self._decoder.close()
         self._words.release()
@@ -111,8 +112,6 @@ class RecorderReader:
         """Tell whether the process still holds the file; killed processes do not."""
         if not try_lock(self._fd, shared=True):
             return True
-        import fcntl
-
         fcntl.flock(self._fd, fcntl.LOCK_UN)
         return False
 
@@ -179,7 +178,7 @@ class RecorderReader:
         the death was noticed is all that can be known.
         A request that was finished, but whose commit was cut off, comes as finished.
         """
-        chains = Chains()
+        chains = self._chains
         heads: list[bytes] = []
         for index in range(self._in_flight):
             at = self._data_at + index * self._slot_bytes

@@ -1,0 +1,105 @@
+"""`StageMiddleware`: pure ASGI, outermost, HTTP timed, everything else passed through untouched."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from stagescope.middleware.calibration import calibrate
+from stagescope.middleware.exchange import Exchange, begin
+from stagescope.middleware.guard import fault
+from stagescope.middleware.process import process_recorder
+from stagescope.middleware.recorder import Recorder
+from stagescope.middleware.timeline import current
+from stagescope.middleware.types import ASGIApp, Receive, Scope, Send
+from stagescope.spool import default_spool
+
+SERVICE_VARIABLE = "OTEL_SERVICE_NAME"
+DISABLE_VARIABLE = "STAGESCOPE_DISABLE"
+SCOPE_KEY = "stagescope.timeline"
+
+
+class StageMiddleware:
+    """Record where each request's time goes.
+
+    *service* names the service in every record (default `OTEL_SERVICE_NAME`, else
+    `model-server`); *spool* is the folder of the recorder files (default: see
+    `stagescope.spool.default_spool`); *beside* is called once in each process, with the spool,
+    when its recorder opens: the face passes the embedded agent.
+    With `STAGESCOPE_DISABLE=1` in the environment every request goes straight to *app*.
+
+    Raises nothing of its own; exceptions of the app pass through as they are.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        service: str | None = None,
+        spool: str | Path | None = None,
+        beside: Callable[[Path], object] | None = None,
+    ) -> None:
+        self.app = app
+        self.service = service or os.environ.get(SERVICE_VARIABLE) or "model-server"
+        self.spool = Path(spool) if spool else default_spool()
+        self._beside = beside
+        self._off = os.environ.get(DISABLE_VARIABLE, "") not in ("", "0")
+        self._recorder: Recorder | None = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one connection scope, as ASGI says."""
+        if scope["type"] != "http" or self._off or SCOPE_KEY in scope:
+            if scope["type"] == "lifespan" and not self._off:
+                self.open()  # Before the first request, so that none waits for it.
+            await self.app(scope, receive, send)
+            return
+        recorder = self._recorder
+        if recorder is None or recorder.closed:
+            recorder = self.open()
+        try:
+            timeline = begin(recorder, scope) if recorder else None
+        except Exception as error:
+            if fault(error, recorder):
+                raise
+            timeline = None
+        if timeline is None:
+            await self.app(scope, receive, send)
+            return
+        scope[SCOPE_KEY] = timeline
+        exchange = Exchange(timeline, scope, receive, send)
+        token = current.set(timeline)
+        failure = ""
+        try:
+            await self.app(scope, exchange.receive, exchange.send)
+        except BaseException as error:
+            failure = type(error).__name__
+            raise
+        finally:
+            current.reset(token)
+            if not timeline.done:
+                exchange.finish(failure)
+
+    def open(self) -> Recorder | None:
+        """Open this process's recorder; None, and from then on pass through, where it cannot."""
+        try:
+            recorder = process_recorder(self.spool, self.service)
+            if recorder is None:
+                self._off = True
+            elif recorder is not self._recorder:
+                calibrate(recorder, StageMiddleware.around)
+                if self._beside is not None:
+                    self._beside(self.spool)
+        except Exception as error:
+            self._off = True
+            if fault(error, None):
+                raise
+            return None
+        self._recorder = recorder
+        return recorder
+
+    @classmethod
+    def around(cls, app: ASGIApp, recorder: Recorder) -> StageMiddleware:
+        """Wrap *app* with a given recorder, for tests and for measuring ourselves."""
+        middleware = cls(app, spool=os.devnull)
+        middleware._recorder = recorder
+        return middleware

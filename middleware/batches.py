@@ -1,0 +1,226 @@
+"""`batch(...)`: how a batcher says who waits, who is in, and where the batch is.
+
+    ticket = batch.enqueue()              # in the request: it starts to wait
+    with batch(model="resnet") as b:      # in the batcher, any task or thread: the worker is free
+        b.add(ticket)                     # a member; the first one starts the forming
+        with b.collate(): ...             # padding and stacking
+        with b.inference(): ...           # in the model
+    # left: done, or failed where by an exception
+
+A member is charged `queue.batch` until the batch starts to form, `batch.wait` until it closes,
+`batch.collate`, and `inference`, each as long as it waited for it, through the threads and tasks
+of others. The batch itself is a record of its own, with links to its members and back.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from types import TracebackType
+
+from stagescope import recorder_format as fmt
+from stagescope.middleware.guard import guarded
+from stagescope.middleware.names import CODES
+from stagescope.middleware.timeline import Timeline, current
+
+_QUEUE = CODES["queue.batch"]
+_WAIT = CODES["batch.wait"]
+_COLLATE = CODES["batch.collate"]
+_INFERENCE = CODES["inference"]
+
+
+class Ticket:
+    """A request's place in a batcher's queue; made by `batch.enqueue`, in any process's thread."""
+
+    __slots__ = ("since_ns", "timeline", "word")
+
+    def __init__(self, timeline: Timeline, since_ns: int) -> None:
+        self.timeline = timeline
+        self.since_ns = since_ns
+        self.word = timeline.open_at(_QUEUE, since_ns)
+
+    def move(self, code: int, at_ns: int, flags: int = fmt.CLOSED) -> None:
+        """End the open stage at *at_ns* and open another."""
+        self.timeline.close_at(self.word, at_ns, flags)
+        self.word = self.timeline.open_at(code, at_ns)
+
+    def leave(self, at_ns: int, flags: int = fmt.CLOSED) -> None:
+        """End the open stage at *at_ns*."""
+        self.timeline.close_at(self.word, at_ns, flags)
+
+
+class _Phase:
+    """Lets a phase stand in a `with`; it ends at its block's end where *ends* is true."""
+
+    __slots__ = ("_batch", "_ends")
+
+    def __init__(self, owner: batch, *, ends: bool) -> None:
+        self._batch = owner
+        self._ends = ends
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if kind is not None:
+            self._batch.fail(kind)
+        elif self._ends:
+            self._batch.done()
+
+
+class batch:  # noqa: N801 - reads as a word of the language, like `stage`
+    """One batch of a batcher; use it from one thread or task at a time.
+
+    *model* names the model in records, at most 128 bytes of UTF-8.
+    Tickets of requests that ended meanwhile are members like others; nothing is written to
+    them. A batch without a recorded member leaves no record.
+    Nothing that can go wrong with it reaches the caller.
+    """
+
+    __slots__ = ("_begun_ns", "_code", "_model", "_size", "_timeline", "_word", "device_ns",
+                 "tickets")  # fmt: skip
+
+    def __init__(
+        self, model: str = "", *, clock: Callable[[], int] = time.monotonic_ns
+    ) -> None:
+        self._model = model
+        self._code = _WAIT
+        self._timeline: Timeline | None = None
+        self._word = 0
+        self._size = 0
+        self.tickets: list[Ticket] = []
+        self.device_ns = 0
+        """Device time of the whole batch, where somebody measured it."""
+        self._begun_ns = clock()
+
+    @staticmethod
+    def enqueue() -> Ticket | None:
+        """Say that the present request starts to wait for a batcher; None outside a request."""
+        timeline = current.get()
+        if timeline is None or timeline.done:
+            return None
+        with guarded(timeline.recorder):
+            return Ticket(timeline, timeline.clock())
+        return None
+
+    def add(self, *tickets: Ticket | None) -> None:
+        """Take members in; the first one of all starts the forming.
+
+        A member that joins later, also while the model runs (continuous batching), is charged
+        the present phase from then on. None, the ticket of no request, is passed over.
+        """
+        for ticket in tickets:
+            if ticket is not None:
+                with guarded(ticket.timeline.recorder):
+                    self._add(ticket)
+
+    def _add(self, ticket: Ticket) -> None:
+        clock = ticket.timeline.clock
+        if self._timeline is None:
+            self._begin(ticket)
+            joined = self._timeline_start
+        else:
+            joined = self._timeline_start if self._code == _WAIT else clock()
+        if ticket.since_ns < joined:
+            ticket.move(self._code, joined)
+        else:
+            ticket.timeline.recode(ticket.word, self._code)
+        timeline = self._timeline
+        assert timeline is not None
+        span = int.from_bytes(ticket.timeline.span_id, "big")
+        ticket.timeline.mark(fmt.CODE_BATCH, int.from_bytes(timeline.span_id, "big"))
+        timeline.mark(fmt.CODE_MEMBER, span)
+        trace = int.from_bytes(ticket.timeline.trace_id, "big")
+        word = timeline.next_word()
+        timeline.put(word, trace >> 64)
+        timeline.put(word + 1, trace & (1 << 64) - 1)
+        self.tickets.append(ticket)
+        self._size += 1
+
+    @property
+    def _timeline_start(self) -> int:
+        assert self._timeline is not None
+        return self._timeline.start_ns
+
+    def _begin(self, first: Ticket) -> None:
+        member = first.timeline
+        bits = member.recorder.random_bits
+        self._timeline = Timeline(
+            member.recorder,
+            fmt.KIND_BATCH,
+            max(self._begun_ns, first.since_ns),
+            (bits(128) or 1).to_bytes(16, "big"),
+            (bits(64) or 1).to_bytes(8, "big"),
+            run=member.run,
+            path=self._model.encode("utf-8", "replace"),
+        )
+        self._word = self._timeline.open_at(_WAIT, self._timeline_start)
+
+    def collate(self) -> _Phase:
+        """Say that the members are complete and are being put together."""
+        self._phase(_COLLATE)
+        return _Phase(self, ends=False)
+
+    def inference(self) -> _Phase:
+        """Say that the batch goes to the model; it has come back when the block is left."""
+        self._phase(_INFERENCE)
+        return _Phase(self, ends=True)
+
+    def _phase(self, code: int) -> None:
+        self._code = code
+        timeline = self._timeline
+        if timeline is None or timeline.done:
+            return
+        with guarded(timeline.recorder):
+            at = timeline.clock()
+            timeline.close_at(self._word, at)
+            self._word = timeline.open_at(code, at)
+            for ticket in self.tickets:
+                ticket.move(code, at)
+
+    def release(self, ticket: Ticket | None) -> None:
+        """Let one member go before the others (continuous batching)."""
+        if ticket in self.tickets and self._timeline is not None:
+            with guarded(self._timeline.recorder):
+                ticket.leave(self._timeline.clock())
+                self.tickets.remove(ticket)
+
+    def done(self) -> None:
+        """Say that the batch is done; a second call, or one after `fail`, does nothing."""
+        self._end(fmt.CLOSED, b"")
+
+    def fail(self, kind: type[BaseException]) -> None:
+        """Say that the batch failed with an exception of type *kind*."""
+        failed = issubclass(kind, Exception)
+        self._end(fmt.CLOSED | (fmt.FAILED if failed else 0), kind.__name__.encode())
+
+    def _end(self, flags: int, error: bytes) -> None:
+        timeline = self._timeline
+        if timeline is None or timeline.done:
+            return
+        with guarded(timeline.recorder):
+            at = timeline.clock()
+            timeline.close_at(self._word, at, flags)
+            for ticket in self.tickets:
+                ticket.leave(at, flags)
+            self.tickets.clear()
+            timeline.finish(at, self.device_ns, 0, 0, 0, chunks=self._size, error=error)
+
+    def __enter__(self) -> batch:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if kind is None:
+            self.done()
+        else:
+            self.fail(kind)

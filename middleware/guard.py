@@ -1,0 +1,58 @@
+"""The one place where a fault of ours is caught: counted, said once, never the served app's."""
+
+from __future__ import annotations
+
+import logging
+import os
+from types import TracebackType
+from typing import Protocol
+
+log = logging.getLogger("stagescope")
+
+RAISE_VARIABLE = "STAGESCOPE_RAISE"
+"""Set it (our tests do) and our faults are raised again."""
+
+_said: set[str] = set()
+
+
+class Counting(Protocol):
+    """A recorder, as far as faults go."""
+
+    def count(self, counter: str) -> None:
+        """Add one to the file's counter of that name."""
+
+
+class guarded:  # noqa: N801 - a `with` word
+    """Keep what goes wrong inside from the caller; *recorder* counts it where there is one."""
+
+    __slots__ = ("_recorder",)
+
+    def __init__(self, recorder: Counting | None = None) -> None:
+        self._recorder = recorder
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> bool:
+        if error is None or not isinstance(error, Exception):
+            return False
+        return not fault(error, self._recorder)
+
+
+def fault(error: Exception, recorder: Counting | None) -> bool:
+    """Count and say a fault of ours; True where it is to be raised again (under tests)."""
+    where = type(error).__name__
+    if where not in _said:
+        _said.add(where)
+        log.warning("stagescope: a fault of its own, said once; the server goes on", exc_info=error)
+    if recorder is not None:
+        try:
+            recorder.count("faults")
+        except ValueError:
+            return False  # The file is a forked parent's; there is nowhere to count.
+    return bool(os.environ.get(RAISE_VARIABLE))

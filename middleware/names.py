@@ -1,0 +1,67 @@
+"""Stage names of this process and their codes; every recorder file gets a copy of the table."""
+
+from __future__ import annotations
+
+import logging
+from threading import Lock
+from typing import Protocol
+from weakref import WeakSet
+
+from stagescope import recorder_format as fmt
+from stagescope.stages import KNOWN
+
+log = logging.getLogger("stagescope")
+
+CODES: dict[str, int] = {name: index + 1 for index, name in enumerate(KNOWN)}
+"""Code by name: read without a lock, grows under one, never shrinks."""
+
+_lock = Lock()
+_said: set[str] = set()
+
+
+class NameTable(Protocol):
+    """A recorder, as far as names go."""
+
+    def write_name(self, code: int, encoded: bytes) -> None:
+        """Put *encoded* (UTF-8, below 64 bytes) into the table under *code*."""
+
+    def count_refused_name(self) -> None:
+        """Count one name that was not taken."""
+
+
+tables: WeakSet[NameTable] = WeakSet()
+
+
+def intern(name: object) -> int:
+    """Give the code of *name*, new or known; that of `other` for what cannot be a stage name.
+
+    Refused are: what is not text, the empty text, more than 63 bytes of UTF-8, and every new
+    name once the table is full. The first refusal of each kind is logged, all are counted.
+    """
+    if isinstance(name, str) and (known := CODES.get(name)):
+        return known
+    if not isinstance(name, str):
+        return _refuse("type", f"a stage name must be text, not {type(name).__name__}")
+    encoded = name.encode("utf-8", "replace")
+    if not 0 < len(encoded) < fmt.NAME_BYTES:
+        return _refuse("length", f"a stage name must have 1 to 63 bytes, not {len(encoded)}")
+    with _lock:
+        if name in CODES:
+            return CODES[name]
+        if len(CODES) >= fmt.NAME_CAPACITY:
+            return _refuse("many", f"this process uses more than {fmt.NAME_CAPACITY} stage names; "
+                                   f"{name!r} and further ones")  # fmt: skip
+        code = len(CODES) + 1
+        for table in list(tables):
+            table.write_name(code, encoded)
+        CODES[name] = code
+    return code
+
+
+def _refuse(kind: str, sentence: str) -> int:
+    for table in list(tables):
+        table.count_refused_name()
+    if kind not in _said:
+        _said.add(kind)
+        log.warning("stagescope: %s: counted as `other`, said once", sentence)
+    return fmt.CODE_OTHER

@@ -1,0 +1,63 @@
+"""This process's recorder: opened at first use, one for each spool and service, never inherited."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from threading import Lock
+
+from stagescope.errors import StagescopeError
+from stagescope.middleware import recorder as recorders
+from stagescope.middleware.recorder import Recorder
+from stagescope.middleware.recorder_file import RecorderFile, create_recorder_file
+from stagescope.spool import default_spool
+
+log = logging.getLogger("stagescope")
+
+_open: dict[tuple[Path, str], tuple[Recorder, RecorderFile] | None] = {}
+_lock = Lock()
+
+
+def process_recorder(spool: Path | None, service: str) -> Recorder | None:
+    """Give this process's recorder for *spool* and *service*; None where there can be none.
+
+    Why there can be none is logged, once; the server is served without.
+    """
+    key = (spool or default_spool(), service)
+    with _lock:
+        if key not in _open:
+            _open[key] = _create(*key)
+        found = _open[key]
+    return found[0] if found else None
+
+
+def _create(spool: Path, service: str) -> tuple[Recorder, RecorderFile] | None:
+    try:
+        file = create_recorder_file(spool, service)
+    except StagescopeError as reason:
+        log.warning("stagescope: nothing is recorded in this process: %s", reason)
+        return None
+    return Recorder(memoryview(file.memory)), file
+
+
+def _forget_in_child() -> None:
+    """After a fork the parent's files are the parent's: cut the views, and open our own later."""
+    global _lock
+    _lock = Lock()
+    for recorder in list(recorders.live):
+        recorder.abandon()
+    for entry in _open.values():
+        if entry is not None:
+            _, file = entry
+            os.close(file.fd)
+            try:
+                file.memory.close()
+            except BufferError:
+                # A view lives on in something inherited; the lock is then held by us too,
+                # until this child ends or executes another program.
+                log.debug("stagescope: the parent's recorder file stays mapped")
+    _open.clear()
+
+
+os.register_at_fork(after_in_child=_forget_in_child)

@@ -1,0 +1,143 @@
+"""Writes the recorder file: in-flight slots in place, finished ones copied to the ring.
+
+No lock, no system call and no allocation that grows: the free slots are a deque, positions are
+handed out by `itertools.count`, both atomic in CPython.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+from itertools import count
+from random import Random
+from weakref import WeakSet
+
+from stagescope import recorder_format as fmt
+from stagescope.middleware import names
+from stagescope.middleware.slots import Slot
+
+REANCHOR_NS = 60_000_000_000
+
+live: WeakSet[Recorder] = WeakSet()
+"""Recorders of this process; a forked child abandons them."""
+
+
+class Recorder:
+    """Writes timelines into *buffer* (a recorder file's memory, its header already in place).
+
+    *clock* is monotonic and *wall* Unix time, both in ns; *random* makes ids.
+    """
+
+    def __init__(
+        self,
+        buffer: memoryview,
+        *,
+        in_flight_slots: int = fmt.IN_FLIGHT_SLOTS,
+        ring_slots: int = fmt.RING_SLOTS,
+        clock: Callable[[], int] = time.monotonic_ns,
+        wall: Callable[[], int] = time.time_ns,
+        random: Random | None = None,
+    ) -> None:
+        self.clock = clock
+        self.closed = False
+        # Never the global generator: an app that seeds it would repeat our ids in each worker.
+        self.random_bits = (random or Random()).getrandbits
+        self._wall = wall
+        self._bytes = buffer
+        self._words = buffer.cast("Q")
+        self._ring_slots = ring_slots
+        self._ring_word = (fmt.DATA_AT + in_flight_slots * fmt.SLOT_BYTES) >> 3
+        self._next_seq = count().__next__
+        self._slots = [
+            Slot(buffer, fmt.DATA_AT + index * fmt.SLOT_BYTES) for index in range(in_flight_slots)
+        ]
+        self._free = deque(self._slots)
+        self._copy_names()
+        self.anchor(clock())
+        live.add(self)
+
+    def acquire(self) -> Slot:
+        """Give a slot for a new timeline, cleared; one outside the file when all are taken.
+
+        The slot that has been free the longest comes first, so a late write by a thread that
+        still holds a finished timeline does not meet a new one.
+        """
+        try:
+            slot = self._free.popleft()
+        except IndexError:
+            self.count("unlisted")
+            return Slot(memoryview(bytearray(fmt.SLOT_BYTES)), 0, listed=False)
+        slot.words[:] = fmt.ZERO_WORDS
+        return slot
+
+    def commit(self, slot: Slot) -> None:
+        """Copy a finished *slot* to the ring and free it.
+
+        Killed at any point between, a reader finds the record exactly once: in the ring if its
+        begin word is there, else in flight as finished.
+        """
+        position = self._next_seq()
+        words, slot_words = self._words, slot.words
+        at = self._ring_word + position % self._ring_slots * fmt.SLOT_WORDS
+        slot_words[fmt.COMMIT_WORD] = position + 1
+        words[at] = 0
+        words[at : at + fmt.SLOT_WORDS] = slot_words
+        words[at] = position + 1
+        if slot.listed:
+            slot.raw[fmt.STATE_AT] = fmt.STATE_FREE
+            self._free.append(slot)
+
+    def anchor(self, now_ns: int) -> None:
+        """Write a new (monotonic, wall) pair; done once a minute by the request that finds it due."""
+        self.anchor_due_ns = now_ns + REANCHOR_NS
+        done = self._words[fmt.ANCHOR_COUNT_WORD]
+        pair = fmt.ANCHOR_WORDS + 2 * (done % 2)
+        self._words[pair] = self.clock()
+        self._words[pair + 1] = self._wall()
+        self._words[fmt.ANCHOR_COUNT_WORD] = done + 1
+
+    def count(self, counter: str) -> None:
+        """Add one to a counter of the file's header (see recorder_format.COUNTERS)."""
+        self._words[fmt.COUNTER_WORDS + fmt.COUNTERS.index(counter)] += 1
+
+    def write_cost(self, base_ns: int, stage_ns: int) -> None:
+        """Tell what a request and a stage cost in this process."""
+        self._words[fmt.COST_BASE_WORD] = base_ns
+        self._words[fmt.COST_STAGE_WORD] = stage_ns
+
+    def write_name(self, code: int, encoded: bytes) -> None:
+        """Put a stage name into the file's table; its length last, so a reader sees it whole."""
+        at = fmt.NAMES_AT + (code - 1) * fmt.NAME_BYTES
+        self._bytes[at + 1 : at + 1 + len(encoded)] = encoded
+        self._bytes[at] = len(encoded)
+
+    def count_refused_name(self) -> None:
+        """Count one stage name that was not taken."""
+        self.count("names_refused")
+
+    def _copy_names(self) -> None:
+        names.tables.add(self)
+        for name, code in list(names.CODES.items()):
+            self.write_name(code, name.encode())
+
+    def close(self) -> None:
+        """Take no new timelines; those in flight still end in the file.
+
+        The file stays: an agent reads it to its end and deletes it.
+        """
+        self.closed = True
+        live.discard(self)
+        names.tables.discard(self)
+
+    def abandon(self) -> None:
+        """In a forked child: cut every view, for the file and its timelines are the parent's.
+
+        A timeline that the child inherited raises ValueError on writing, which its writers
+        take for "write nowhere".
+        """
+        self.close()
+        for slot in self._slots:
+            slot.release()
+        self._words.release()
+        self._bytes.release()

@@ -1,0 +1,224 @@
+"""`stage(...)`, which users write around their code, and `carry(...)`, which takes it along."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import AsyncIterator, Callable, Iterator
+from types import TracebackType
+from typing import Any, ParamSpec, TypeVar, cast
+
+from stagescope import recorder_format as fmt
+from stagescope.middleware.names import CODES, intern
+from stagescope.middleware.timeline import Timeline, current
+
+P = ParamSpec("P")
+R = TypeVar("R")
+F = TypeVar("F", bound=Callable[..., Any])
+
+_THREADPOOL = CODES["queue.threadpool"]
+
+STEPS_TIMED_APART = 16
+"""Steps of a decorated generator that get an opening each; the rest share one (see `stage`)."""
+
+
+class stage:  # noqa: N801 - it is used like `with open(...)`, and reads as a word of the language
+    """Charge the time inside to the stage *name*, in the request that this code works for.
+
+    As a `with` block in sync or async code, or as the decorator of a function, an async
+    function, a generator or an async generator. A generator is charged while it runs, not
+    while it waits to be resumed; after its first 16 steps the rest counts as one opening, so
+    a stream of ten thousand tokens needs no ten thousand entries.
+
+    Names are free (`preprocess`, `inference.decode`, `rerank`); the six of
+    `stagescope.stages.STAGES` have columns of their own. Outside a request it does nothing.
+    Nothing that can go wrong with it reaches the caller.
+    """
+
+    __slots__ = ("_code", "_timeline", "_word")
+
+    _timeline: Timeline | None
+    _word: int
+
+    def __init__(self, name: str) -> None:
+        try:
+            self._code = CODES[name]
+        except (KeyError, TypeError):
+            self._code = intern(name)
+
+    def __enter__(self) -> None:
+        timeline = self._timeline = current.get()
+        if timeline is not None:
+            word = self._word = timeline.next_word()
+            # Timeline.put, written out: this line runs for each stage of each request.
+            value = timeline.clock() - timeline.start_ns << 16 | self._code
+            try:
+                timeline.cells[word] = value
+            except (IndexError, ValueError):
+                timeline.spill(word, value)
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        timeline = self._timeline
+        if timeline is not None:
+            # A cancelled or closed stage is not a failed one: that is no Exception.
+            failed = kind is not None and issubclass(kind, Exception)
+            flags = fmt.CLOSED | fmt.FAILED if failed else 1
+            value = timeline.clock() - timeline.start_ns << 16 | flags
+            try:
+                timeline.cells[self._word + 1] = value
+            except (IndexError, ValueError):
+                timeline.spill(self._word + 1, value)
+
+    def __call__(self, function: F) -> F:
+        """Decorate *function*; each call is an opening of its own."""
+        code = self._code
+        if inspect.isasyncgenfunction(function):
+            wrapper: Callable[..., Any] = _async_generator(function, code)
+        elif inspect.isgeneratorfunction(function):
+            wrapper = _generator(function, code)
+        elif inspect.iscoroutinefunction(function):
+            wrapper = _coroutine(function, code)
+        else:
+            wrapper = _function(function, code)
+        return cast(F, functools.wraps(function)(wrapper))
+
+
+def _again(code: int) -> stage:
+    """Make a stage of a known code."""
+    opened = stage.__new__(stage)
+    opened._code = code
+    return opened
+
+
+def _function(function: Callable[..., Any], code: int) -> Callable[..., Any]:
+    def timed(*args: Any, **kwargs: Any) -> Any:
+        with _again(code):
+            return function(*args, **kwargs)
+
+    return timed
+
+
+def _coroutine(function: Callable[..., Any], code: int) -> Callable[..., Any]:
+    async def timed(*args: Any, **kwargs: Any) -> Any:
+        with _again(code):
+            return await function(*args, **kwargs)
+
+    return timed
+
+
+def _generator(function: Callable[..., Any], code: int) -> Callable[..., Any]:
+    def timed(*args: Any, **kwargs: Any) -> Iterator[Any]:
+        inner = function(*args, **kwargs)
+        step: Callable[[], Any] = inner.__next__
+        steps = _Steps(code)
+        try:
+            while True:
+                steps.begin()
+                try:
+                    value = step()
+                except StopIteration as end:
+                    return end.value
+                steps.end()
+                try:
+                    sent = yield value
+                except GeneratorExit:
+                    raise
+                except BaseException as thrown:
+                    step = functools.partial(inner.throw, thrown)
+                else:
+                    step = inner.__next__ if sent is None else functools.partial(inner.send, sent)
+        except BaseException as error:
+            steps.close(type(error))
+            raise
+        finally:
+            steps.close()
+            inner.close()
+
+    return timed
+
+
+def _async_generator(function: Callable[..., Any], code: int) -> Callable[..., Any]:
+    async def timed(*args: Any, **kwargs: Any) -> AsyncIterator[Any]:
+        inner = function(*args, **kwargs)
+        step: Callable[[], Any] = inner.__anext__
+        steps = _Steps(code)
+        try:
+            while True:
+                steps.begin()
+                try:
+                    value = await step()
+                except StopAsyncIteration:
+                    return
+                steps.end()
+                try:
+                    sent = yield value
+                except GeneratorExit:
+                    raise
+                except BaseException as thrown:
+                    step = functools.partial(inner.athrow, thrown)
+                else:
+                    step = inner.__anext__ if sent is None else functools.partial(inner.asend, sent)
+        except BaseException as error:
+            steps.close(type(error))
+            raise
+        finally:
+            steps.close()
+            await inner.aclose()
+
+    return timed
+
+
+class _Steps:
+    """Openings of one running generator: the first ones apart, the rest as one."""
+
+    __slots__ = ("_code", "_left", "_open")
+
+    def __init__(self, code: int) -> None:
+        self._code = code
+        self._left = STEPS_TIMED_APART
+        self._open: stage | None = None
+
+    def begin(self) -> None:
+        if self._open is None:
+            self._open = _again(self._code)
+            self._open.__enter__()
+
+    def end(self) -> None:
+        if self._left:
+            self._left -= 1
+            self.close()
+
+    def close(self, failed: type[BaseException] | None = None) -> None:
+        if self._open is not None:
+            self._open.__exit__(failed, None, None)
+            self._open = None
+
+
+def carry(function: Callable[P, R]) -> Callable[P, R]:
+    """Take the timeline of the present request along to wherever *function* is called.
+
+    For bare executors and threads: `executor.submit(carry(work), item)`. The time from here to
+    the start of *function* is charged to `queue.threadpool`. Outside a request, or for what
+    asyncio.to_thread and anyio start (they take the context along), it is not needed.
+    """
+    timeline = current.get()
+    if timeline is None:
+        return function
+    waiting = [timeline.open(_THREADPOOL)]
+
+    @functools.wraps(function)
+    def carried(*args: P.args, **kwargs: P.kwargs) -> R:
+        token = current.set(timeline)
+        if waiting:
+            timeline.close(waiting.pop())
+        try:
+            return function(*args, **kwargs)
+        finally:
+            current.reset(token)
+
+    return carried

@@ -1,0 +1,38 @@
+"""stagescope: where did this request's time go, stage by stage, and what holds the server back?
+
+The face is lazy: naming `StageMiddleware`, `stage`, `carry` or `batch` loads the standard library
+alone; `load_run` loads the load driver and what it needs.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from stagescope.face import StageMiddleware
+    from stagescope.middleware.batches import batch
+    from stagescope.middleware.stage import carry, stage
+
+__all__ = ["StageMiddleware", "batch", "carry", "stage"]
+
+_HOMES = {
+    "StageMiddleware": "stagescope.face",
+    "batch": "stagescope.middleware.batches",
+    "carry": "stagescope.middleware.stage",
+    "stage": "stagescope.middleware.stage",
+}
+
+
+def __getattr__(name: str) -> object:
+    """Load a public name from the room that it lives in."""
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(home), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

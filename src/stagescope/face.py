@@ -1,0 +1,31 @@
+"""`StageMiddleware` as users get it: with the embedded agent as the default beside it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from stagescope.middleware import asgi
+from stagescope.middleware.types import ASGIApp
+
+
+class StageMiddleware(asgi.StageMiddleware):
+    """Record where each request's time goes, and see to it that somebody reads the records.
+
+    One line is enough: `app = StageMiddleware(app)` or `app.add_middleware(StageMiddleware)`.
+    The records are read by `stagescope agent` where one runs for this spool, else by the same
+    code on a thread of this process (`STAGESCOPE_AGENT=off` forbids that).
+    """
+
+    __doc__ = (__doc__ or "") + (asgi.StageMiddleware.__doc__ or "")
+
+    def __init__(
+        self, app: ASGIApp, service: str | None = None, spool: str | Path | None = None
+    ) -> None:
+        super().__init__(app, service, spool, beside=start_embedded)
+
+
+def start_embedded(spool: Path) -> object:
+    """Start the agent in this process, loading it only now."""
+    from stagescope.embedded import start_embedded_agent
+
+    return start_embedded_agent(spool)
