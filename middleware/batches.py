@@ -32,21 +32,21 @@ _INFERENCE = CODES["inference"]
 class Ticket:
     """A request's place in a batcher's queue; made by `batch.enqueue`, in any process's thread."""
 
-    __slots__ = ("since_ns", "timeline", "word")
+    __slots__ = ("index", "since_ns", "timeline")
 
     def __init__(self, timeline: Timeline, since_ns: int) -> None:
         self.timeline = timeline
         self.since_ns = since_ns
-        self.word = timeline.open_at(_QUEUE, since_ns)
+        self.index = timeline.open_at(_QUEUE, since_ns)
 
-    def move(self, code: int, at_ns: int, flags: int = fmt.CLOSED) -> None:
+    def move(self, code: int, at_ns: int) -> None:
         """End the open stage at *at_ns* and open another."""
-        self.timeline.close_at(self.word, at_ns, flags)
-        self.word = self.timeline.open_at(code, at_ns)
+        self.timeline.close_at(self.index, at_ns)
+        self.index = self.timeline.open_at(code, at_ns)
 
-    def leave(self, at_ns: int, flags: int = fmt.CLOSED) -> None:
+    def leave(self, at_ns: int, *, failed: bool = False) -> None:
         """End the open stage at *at_ns*."""
-        self.timeline.close_at(self.word, at_ns, flags)
+        self.timeline.close_at(self.index, at_ns, failed=failed)
 
 
 class _Phase:
@@ -82,16 +82,14 @@ class batch:  # noqa: N801 - reads as a word of the language, like `stage`
     Nothing that can go wrong with it reaches the caller.
     """
 
-    __slots__ = ("_begun_ns", "_code", "_model", "_size", "_timeline", "_word", "device_ns",
+    __slots__ = ("_begun_ns", "_code", "_index", "_model", "_size", "_timeline", "_word", "device_ns",
                  "tickets")  # fmt: skip
 
-    def __init__(
-        self, model: str = "", *, clock: Callable[[], int] = time.monotonic_ns
-    ) -> None:
+    def __init__(self, model: str = "", *, clock: Callable[[], int] = time.monotonic_ns) -> None:
         self._model = model
         self._code = _WAIT
         self._timeline: Timeline | None = None
-        self._word = 0
+        self._index = 0
         self._size = 0
         self.tickets: list[Ticket] = []
         self.device_ns = 0
@@ -129,16 +127,17 @@ class batch:  # noqa: N801 - reads as a word of the language, like `stage`
         if ticket.since_ns < joined:
             ticket.move(self._code, joined)
         else:
-            ticket.timeline.recode(ticket.word, self._code)
+            ticket.timeline.recode(ticket.index, self._code)
         timeline = self._timeline
         assert timeline is not None
-        span = int.from_bytes(ticket.timeline.span_id, "big")
-        ticket.timeline.mark(fmt.CODE_BATCH, int.from_bytes(timeline.span_id, "big"))
-        timeline.mark(fmt.CODE_MEMBER, span)
-        trace = int.from_bytes(ticket.timeline.trace_id, "big")
-        word = timeline.next_word()
-        timeline.put(word, trace >> 64)
-        timeline.put(word + 1, trace & (1 << 64) - 1)
+        member = ticket.timeline
+        member.mark(fmt.CODE_BATCH, int.from_bytes(timeline.span_id, "big"), joined)
+        span, low = (
+            int.from_bytes(member.span_id, "big"),
+            int.from_bytes(member.trace_id[8:], "big"),
+        )
+        timeline.mark(fmt.CODE_MEMBER, span, low)
+        timeline.mark(fmt.CODE_MEMBER_TRACE, int.from_bytes(member.trace_id[:8], "big"), 0)
         self.tickets.append(ticket)
         self._size += 1
 
@@ -159,7 +158,7 @@ class batch:  # noqa: N801 - reads as a word of the language, like `stage`
             run=member.run,
             path=self._model.encode("utf-8", "replace"),
         )
-        self._word = self._timeline.open_at(_WAIT, self._timeline_start)
+        self._index = self._timeline.open_at(_WAIT, self._timeline_start)
 
     def collate(self) -> _Phase:
         """Say that the members are complete and are being put together."""
@@ -178,8 +177,8 @@ class batch:  # noqa: N801 - reads as a word of the language, like `stage`
             return
         with guarded(timeline.recorder):
             at = timeline.clock()
-            timeline.close_at(self._word, at)
-            self._word = timeline.open_at(code, at)
+            timeline.close_at(self._index, at)
+            self._index = timeline.open_at(code, at)
             for ticket in self.tickets:
                 ticket.move(code, at)
 
@@ -192,24 +191,23 @@ class batch:  # noqa: N801 - reads as a word of the language, like `stage`
 
     def done(self) -> None:
         """Say that the batch is done; a second call, or one after `fail`, does nothing."""
-        self._end(fmt.CLOSED, b"")
+        self._end(b"", failed=False)
 
     def fail(self, kind: type[BaseException]) -> None:
         """Say that the batch failed with an exception of type *kind*."""
-        failed = issubclass(kind, Exception)
-        self._end(fmt.CLOSED | (fmt.FAILED if failed else 0), kind.__name__.encode())
+        self._end(kind.__name__.encode(), failed=issubclass(kind, Exception))
 
-    def _end(self, flags: int, error: bytes) -> None:
+    def _end(self, error: bytes, *, failed: bool) -> None:
         timeline = self._timeline
         if timeline is None or timeline.done:
             return
         with guarded(timeline.recorder):
             at = timeline.clock()
-            timeline.close_at(self._word, at, flags)
+            timeline.close_at(self._index, at, failed=failed)
             for ticket in self.tickets:
-                ticket.leave(at, flags)
+                ticket.leave(at, failed=failed)
             self.tickets.clear()
-            timeline.finish(at, self.device_ns, 0, 0, 0, chunks=self._size, error=error)
+            timeline.finish(at, self.device_ns, 0, 0, 0, self._size, 0, error, b"")
 
     def __enter__(self) -> batch:
         return self

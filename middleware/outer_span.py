@@ -19,7 +19,7 @@ def outer_span() -> TraceParent | None:
         return None  # It is being imported at this moment, by another thread.
     if not context.is_valid:
         return None
-    return TraceParent(
+    return (
         context.trace_id.to_bytes(16, "big"),
         context.span_id.to_bytes(8, "big"),
         bool(context.trace_flags & 1),

@@ -51,7 +51,8 @@ def create_recorder_file(
         raise StagescopeError(f"no recorder file in {spool}: {problem.strerror}") from None
     try:
         _reserve(fd, size)
-        memory = mmap.mmap(fd, size)
+        # Populated, where that can be asked for: a page fault costs as much as two stages.
+        memory = mmap.mmap(fd, size, mmap.MAP_SHARED | getattr(mmap, "MAP_POPULATE", 0))
         memory[: fmt.NAMES_AT] = _header(ring_id, service, in_flight_slots, ring_slots).ljust(
             fmt.NAMES_AT, b"\0"
         )

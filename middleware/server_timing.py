@@ -16,21 +16,19 @@ _STAGE_BY_CODE = {code: stage_of(name) for name, code in CODES.items()}
 def header_value(timeline: Timeline, now_ns: int) -> bytes:
     """Give each of the six stages that was seen, and `total`, from the start until now."""
     duration = now_ns - timeline.start_ns
-    words = timeline.slot.cells.tolist()
+    slot, many = timeline.slot, fmt.ENTRIES_PER_SLOT
+    times = slot.times.tolist()
     entries = [
-        (opened, closed)
-        for opened, closed in zip(words[::2], words[1::2], strict=True)
-        if 0 < opened & fmt.CODE_MASK < fmt.CODE_MEMBER
+        (times[index] - timeline.start_ns, times[index + many], code)
+        for index, code in enumerate(slot.codes.tolist())
+        if 0 < code < fmt.CODE_SPECIAL
     ]
-    entries.sort(key=lambda entry: entry[0] >> fmt.CODE_BITS)
-    times = [
-        (opened >> fmt.CODE_BITS, closed >> fmt.CODE_BITS if closed else duration)
-        for opened, closed in entries
-    ]
-    charged, _ = partition(times, duration)
+    entries.sort(key=lambda entry: entry[0])
+    intervals = [(start, end - timeline.start_ns if end else duration) for start, end, _ in entries]
+    charged, _ = partition(intervals, duration)
     sums = dict.fromkeys(STAGES, 0)
-    for (opened, _), spent in zip(entries, charged, strict=True):
-        stage = _STAGE_BY_CODE.get(opened & fmt.CODE_MASK, "")
+    for (_, _, code), spent in zip(entries, charged, strict=True):
+        stage = _STAGE_BY_CODE.get(code & ~fmt.CODE_FAILED, "")
         if stage in sums:
             sums[stage] += spent
     parts = [f"{stage};dur={spent / 1e6:.6f}" for stage, spent in sums.items() if spent]

@@ -4,25 +4,29 @@ from __future__ import annotations
 
 from stagescope import recorder_format as fmt
 
+ENDS = fmt.ENTRIES_PER_SLOT
+"""`times[i]` is the start of entry i, `times[i + ENDS]` its end."""
+
 
 class Slot:
-    """Views of the same 1024 bytes: *raw* bytes, all *words*, and the *cells* of the entries."""
+    """Views of the same 1024 bytes: *raw* bytes, all *words*, the entries' *codes* and *times*."""
 
-    __slots__ = ("cells", "listed", "raw", "words")
+    __slots__ = ("codes", "listed", "raw", "times", "words")
 
     def __init__(self, buffer: memoryview, at: int, *, listed: bool = True) -> None:
         self.raw = buffer[at : at + fmt.SLOT_BYTES]
         self.words = self.raw.cast("Q")
-        self.cells = self.words[fmt.ENTRIES_AT >> 3 :]
+        self.codes = self.raw[fmt.CODES_AT : fmt.STARTS_AT].cast("H")
+        self.times = self.raw[fmt.STARTS_AT :].cast("Q")
         self.listed = listed
         """False for a slot outside the file: it is committed, but not seen while in flight."""
 
     def release(self) -> None:
         """Make every later use of the views raise ValueError."""
-        self.cells.release()
-        self.words.release()
-        self.raw.release()
+        for view in (self.codes, self.times, self.words, self.raw):
+            view.release()
 
 
-NO_CELLS = memoryview(bytearray(0)).cast("Q")
-"""The cells of a finished timeline: every index is out of range, so late writers notice."""
+NO_CODES = memoryview(bytearray(0)).cast("H")
+NO_TIMES = memoryview(bytearray(0)).cast("Q")
+"""The views of a finished timeline: every index is out of range, so late writers notice."""

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Generator
 from types import TracebackType
 from typing import Any, ParamSpec, TypeVar, cast
 
-from stagescope import recorder_format as fmt
 from stagescope.middleware.names import CODES, intern
+from stagescope.middleware.slots import ENDS
 from stagescope.middleware.timeline import Timeline, current
 
 P = ParamSpec("P")
@@ -17,6 +17,8 @@ R = TypeVar("R")
 F = TypeVar("F", bound=Callable[..., Any])
 
 _THREADPOOL = CODES["queue.threadpool"]
+
+assert ENDS == 32  # a literal in `__exit__`
 
 STEPS_TIMED_APART = 16
 """Steps of a decorated generator that get an opening each; the rest share one (see `stage`)."""
@@ -35,10 +37,10 @@ class stage:  # noqa: N801 - it is used like `with open(...)`, and reads as a wo
     Nothing that can go wrong with it reaches the caller.
     """
 
-    __slots__ = ("_code", "_timeline", "_word")
+    __slots__ = ("_code", "_index", "_timeline")
 
     _timeline: Timeline | None
-    _word: int
+    _index: int
 
     def __init__(self, name: str) -> None:
         try:
@@ -49,13 +51,13 @@ class stage:  # noqa: N801 - it is used like `with open(...)`, and reads as a wo
     def __enter__(self) -> None:
         timeline = self._timeline = current.get()
         if timeline is not None:
-            word = self._word = timeline.next_word()
-            # Timeline.put, written out: this line runs for each stage of each request.
-            value = timeline.clock() - timeline.start_ns << 16 | self._code
+            # Timeline.open, written out: this runs for each stage of each request.
+            index = self._index = timeline.next_index()
             try:
-                timeline.cells[word] = value
+                timeline.codes[index] = self._code
+                timeline.times[index] = timeline.clock()
             except (IndexError, ValueError):
-                timeline.spill(word, value)
+                timeline.spill(index, self._code, timeline.clock())
 
     def __exit__(
         self,
@@ -65,14 +67,16 @@ class stage:  # noqa: N801 - it is used like `with open(...)`, and reads as a wo
     ) -> None:
         timeline = self._timeline
         if timeline is not None:
-            # A cancelled or closed stage is not a failed one: that is no Exception.
-            failed = kind is not None and issubclass(kind, Exception)
-            flags = fmt.CLOSED | fmt.FAILED if failed else 1
-            value = timeline.clock() - timeline.start_ns << 16 | flags
-            try:
-                timeline.cells[self._word + 1] = value
-            except (IndexError, ValueError):
-                timeline.spill(self._word + 1, value)
+            index = self._index
+            if kind is None and index < 32:
+                try:
+                    timeline.times[index + 32] = timeline.clock()
+                except (IndexError, ValueError):
+                    return  # The timeline ended before its stage, or is a forked parent's.
+            else:
+                # A cancelled or closed stage is not a failed one: that is no Exception.
+                failed = kind is not None and issubclass(kind, Exception)
+                timeline.close_at(index, timeline.clock(), failed=failed)
 
     def __call__(self, function: F) -> F:
         """Decorate *function*; each call is an opening of its own."""
@@ -112,7 +116,7 @@ def _coroutine(function: Callable[..., Any], code: int) -> Callable[..., Any]:
 
 
 def _generator(function: Callable[..., Any], code: int) -> Callable[..., Any]:
-    def timed(*args: Any, **kwargs: Any) -> Iterator[Any]:
+    def timed(*args: Any, **kwargs: Any) -> Generator[Any, Any, Any]:
         inner = function(*args, **kwargs)
         step: Callable[[], Any] = inner.__next__
         steps = _Steps(code)

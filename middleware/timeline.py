@@ -1,8 +1,8 @@
 """The timeline of one request or batch: which stage opened and closed when, written in place.
 
-A stage's opening is one pair of words in the slot: (start << 16 | code), (end << 16 | flags).
-The pair is reserved by the opening, so a closing always finds its place, whichever thread it
-comes from. Meaning is made from the pairs by the reader; nothing is computed here.
+Opening a stage reserves an entry (code, start, end) of the slot, so closing it always finds its
+place, whichever thread it comes from. Meaning is made from the entries by the reader; nothing
+is computed here.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from threading import Lock
 
 from stagescope import recorder_format as fmt
 from stagescope.middleware.recorder import Recorder
-from stagescope.middleware.slots import NO_CELLS, Slot
-
-CELLS = fmt.ENTRIES_PER_SLOT * 2
+from stagescope.middleware.slots import ENDS, NO_CODES, NO_TIMES, Slot
 
 current: ContextVar[Timeline | None] = ContextVar("stagescope_timeline", default=None)
 """The timeline of the request that this task or thread works for."""
 
 _chain_lock = Lock()
+_pack_opened = fmt.OPENED.pack_into
+_pack_finished = fmt.FINISHED.pack_into
 
 
 class Timeline:
@@ -30,8 +30,8 @@ class Timeline:
     """
 
     __slots__ = (
-        "cells", "chain", "clock", "done", "dropped", "next_word", "recorder", "run", "slot",
-        "span_id", "start_ns", "trace_id",
+        "chain", "clock", "codes", "done", "dropped", "next_index", "recorder", "run", "slot",
+        "span_id", "start_ns", "times", "trace_id",
     )  # fmt: skip
 
     def __init__(
@@ -56,85 +56,99 @@ class Timeline:
         self.done = False
         self.dropped = 0
         self.chain: list[Slot] | None = None
-        self.next_word = count(0, 2).__next__
+        self.next_index = count().__next__
         slot = self.slot = recorder.acquire()
-        self.cells = slot.cells
-        fmt.OPENED.pack_into(
-            slot.raw, fmt.OPENED_AT, kind, fmt.STATE_FREE, flags, 0, 0, start_ns, trace_id,
-            span_id, parent_id, run, method, path,
-        )  # fmt: skip
-        # Last, so that a process killed in between leaves no half-written identity.
-        slot.raw[fmt.STATE_AT] = fmt.STATE_OPEN
+        self.codes = slot.codes
+        self.times = slot.times
+        raw = slot.raw
+        _pack_opened(
+            raw, 16, kind, 0, flags, 0, 0, start_ns, trace_id, span_id, parent_id, run, method, path
+        )
+        # The state last, so that a process killed in between leaves no half-written identity.
+        raw[17] = 1
 
     def open(self, code: int) -> int:
-        """Open a stage now; give the word that closes it."""
+        """Open a stage now; give the entry that `close` closes."""
         return self.open_at(code, self.clock())
 
-    def close(self, word: int, flags: int = fmt.CLOSED) -> None:
-        """Close the stage that `open` gave *word* for, now."""
-        self.close_at(word, self.clock(), flags)
+    def close(self, index: int) -> None:
+        """Close the stage of entry *index*, now."""
+        self.close_at(index, self.clock())
 
     def open_at(self, code: int, at_ns: int) -> int:
-        """Open a stage at *at_ns*, not before the timeline's start."""
-        word = self.next_word()
-        self.put(word, max(0, at_ns - self.start_ns) << fmt.CODE_BITS | code)
-        return word
-
-    def close_at(self, word: int, at_ns: int, flags: int = fmt.CLOSED) -> None:
-        """Close a stage at *at_ns*."""
-        self.put(word + 1, max(0, at_ns - self.start_ns) << fmt.CODE_BITS | flags)
-
-    def recode(self, word: int, code: int) -> None:
-        """Say that the open stage of *word* is another one, from its start on."""
-        place = self.place(word)
-        if place is not None:
-            cells, at = place
-            cells[at] = cells[at] & ~fmt.CODE_MASK | code
-
-    def mark(self, code: int, value: int) -> None:
-        """Add an entry that is no stage: *code* at the present time, with *value*."""
-        word = self.next_word()
-        self.put(word, max(0, self.clock() - self.start_ns) << fmt.CODE_BITS | code)
-        self.put(word + 1, value)
-
-    def put(self, word: int, value: int) -> None:
-        """Write *value*; nowhere when the timeline ended or has no room left."""
+        """Open a stage at *at_ns*; give the entry that closes it."""
+        index = self.next_index()
         try:
-            self.cells[word] = value
+            self.codes[index] = code
+            self.times[index] = at_ns
         except (IndexError, ValueError):
-            self.spill(word, value)
+            self.spill(index, code, at_ns)
+        return index
 
-    def spill(self, word: int, value: int) -> None:
-        """Write beyond the first slot, or count why that cannot be."""
+    def close_at(self, index: int, at_ns: int, *, failed: bool = False) -> None:
+        """Close a stage at *at_ns*."""
+        if failed:
+            self.recode(index, fmt.CODE_FAILED, add=True)
         try:
-            place = self.place(word)
-            if place is not None:
-                cells, at = place
-                cells[at] = value
-        except ValueError:
-            # The views were released: a forked child holds its parent's timeline.
-            return
+            if index >= ENDS:
+                raise IndexError
+            self.times[index + ENDS] = at_ns
+        except (IndexError, ValueError):
+            self.spill_end(index, at_ns)
 
-    def place(self, word: int) -> tuple[memoryview, int] | None:
-        """Find cells and index of *word*, chaining a slot where needed; None: write nowhere."""
+    def recode(self, index: int, code: int, *, add: bool = False) -> None:
+        """Say that the stage of entry *index* is another one, from its start on."""
+        try:
+            if found := self.place(index):
+                slot, at = found
+                slot.codes[at] = slot.codes[at] | code if add else code
+        except ValueError:
+            return  # A forked child's view of its parent's timeline: see Recorder.abandon.
+
+    def mark(self, code: int, start: int, end: int) -> None:
+        """Add an entry that is no stage."""
+        self.close_at(self.open_at(code, start), end)
+
+    def spill(self, index: int, code: int, start: int) -> None:
+        """Write an opening beyond the first slot; nowhere when the timeline ended."""
+        try:
+            if found := self.place(index):
+                slot, at = found
+                slot.codes[at] = code
+                slot.times[at] = start
+            elif not self.done:
+                self.dropped += 1
+        except ValueError:
+            return  # As in recode.
+
+    def spill_end(self, index: int, end: int) -> None:
+        """Write a closing beyond the first slot; nowhere when the timeline ended."""
+        try:
+            if found := self.place(index):
+                slot, at = found
+                slot.times[at + ENDS] = end
+        except ValueError:
+            return  # As in recode.
+
+    def place(self, index: int) -> tuple[Slot, int] | None:
+        """Find slot and position of an entry, chaining a slot where needed; None: nowhere."""
         if self.done:
             return None
-        index, at = divmod(word, CELLS)
-        if index == 0:
-            return self.cells, at
+        chained, at = divmod(index, fmt.ENTRIES_PER_SLOT)
+        if chained == 0:
+            return self.slot, at
+        if chained >= fmt.MAX_CHAIN:
+            return None
         with _chain_lock:
             chain = self.chain = self.chain or []
-            while len(chain) < index:
-                if index >= fmt.MAX_CHAIN:
-                    self.dropped += 1 - word % 2
-                    return None
+            while len(chain) < chained:
                 chain.append(self._chained_slot(len(chain) + 1))
-        return chain[index - 1].cells, at
+        return chain[chained - 1], at
 
-    def _chained_slot(self, index: int) -> Slot:
+    def _chained_slot(self, position: int) -> Slot:
         slot = self.recorder.acquire()
-        fmt.OPENED.pack_into(
-            slot.raw, fmt.OPENED_AT, fmt.KIND_CHAIN, fmt.STATE_OPEN, 0, 0, index, self.start_ns,
+        _pack_opened(
+            slot.raw, fmt.OPENED_AT, fmt.KIND_CHAIN, fmt.STATE_OPEN, 0, 0, position, self.start_ns,
             self.trace_id, self.span_id, b"", b"", b"", b"",
         )  # fmt: skip
         return slot
@@ -142,27 +156,37 @@ class Timeline:
     def finish(
         self,
         end_ns: int,
-        *numbers: int,
-        chunks: int = 0,
-        status: int = 0,
-        error: bytes = b"",
-        route: bytes = b"",
+        request_bytes: int,
+        response_bytes: int,
+        first_byte_ns: int,
+        send_wait_ns: int,
+        chunks: int,
+        status: int,
+        error: bytes,
+        route: bytes,
     ) -> None:
         """End the timeline and commit its record; a second call does nothing.
 
-        *numbers* are the four of recorder_format.FINISHED after the duration.
+        For a batch *request_bytes* is its device time and *chunks* its size.
         """
         if self.done:
             return
         self.done = True
-        self.cells = NO_CELLS
+        self.codes = NO_CODES
+        self.times = NO_TIMES
         recorder, slot = self.recorder, self.slot
         if self.chain is not None:
             for chained in self.chain:
                 recorder.commit(chained)
-        fmt.FINISHED.pack_into(
-            slot.raw, fmt.FINISHED_AT, end_ns - self.start_ns, *numbers, chunks, self.dropped,
-            status, 0, 0, error, route,
+        raw = slot.raw
+        _pack_finished(
+            raw, 240, end_ns - self.start_ns, request_bytes, response_bytes, first_byte_ns,
+            send_wait_ns, chunks, self.dropped, status, 0, 0, error, route,
         )  # fmt: skip
-        slot.raw[fmt.STATE_AT] = fmt.STATE_FINISHED
+        raw[17] = 2
         recorder.commit(slot)
+
+
+# Literals above are those of the format; a name costs a look-up for each request.
+assert (fmt.OPENED_AT, fmt.STATE_AT, fmt.FINISHED_AT) == (16, 17, 240)
+assert (fmt.STATE_FREE, fmt.STATE_OPEN, fmt.STATE_FINISHED) == (0, 1, 2)

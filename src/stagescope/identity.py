@@ -10,7 +10,6 @@ from __future__ import annotations
 import re
 from binascii import Error as HexError
 from binascii import unhexlify
-from typing import NamedTuple
 
 RUN_KEY = "stagescope.run"
 MAX_BAGGAGE_BYTES = 8192
@@ -23,12 +22,8 @@ _NO_TRACE = bytes(16)
 _NO_SPAN = bytes(8)
 
 
-class TraceParent(NamedTuple):
-    """The parsed header: 16 bytes, 8 bytes, and the sampled flag."""
-
-    trace_id: bytes
-    span_id: bytes
-    sampled: bool
+TraceParent = tuple[bytes, bytes, bool]
+"""Trace id (16 bytes), span id (8 bytes), sampled flag; a bare tuple, made for each request."""
 
 
 def parse_traceparent(value: bytes) -> TraceParent | None:
@@ -38,18 +33,20 @@ def parse_traceparent(value: bytes) -> TraceParent | None:
         if len(value) < 57 or value[55] != _DASH or value[:2] == b"00":
             return None
         value = value[:55]
-    if value[2] != _DASH or value[35] != _DASH or value[52] != _DASH or value != value.lower():
+    digits = value.replace(b"-", b"")
+    if value[2] != _DASH or value[35] != _DASH or value[52] != _DASH or len(digits) != 52:
         return None
     try:
-        version = unhexlify(value[:2])
-        trace_id = unhexlify(value[3:35])
-        span_id = unhexlify(value[36:52])
-        flags = unhexlify(value[53:55])
+        raw = unhexlify(digits)
     except HexError:
         return None
-    if version == b"\xff" or trace_id == _NO_TRACE or span_id == _NO_SPAN:
+    # Upper case is invalid; text without any letter is not "lower" to Python.
+    if not value.islower() and value != value.lower():
         return None
-    return TraceParent(trace_id, span_id, bool(flags[0] & 1))
+    trace_id, span_id = raw[1:17], raw[17:25]
+    if raw[0] == 255 or trace_id == _NO_TRACE or span_id == _NO_SPAN:
+        return None
+    return trace_id, span_id, raw[25] & 1 == 1
 
 
 def format_traceparent(trace_id: str, span_id: str, *, sampled: bool = True) -> str:

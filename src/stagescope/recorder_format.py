@@ -61,7 +61,14 @@ response bytes, first byte ns, send wait ns, chunks (a batch: size), entries dro
 status, reserved, reserved, error, route."""
 FINISHED_AT = OPENED_AT + OPENED.size
 ENTRIES_AT = 448
-ENTRIES_PER_SLOT = (SLOT_BYTES - ENTRIES_AT) // 16
+ENTRIES_PER_SLOT = 32
+"""An entry is a code, a start and an end, kept in three arrays one behind the other."""
+CODES_AT = ENTRIES_AT
+"""u16 codes; 0: unused."""
+STARTS_AT = CODES_AT + 2 * ENTRIES_PER_SLOT
+"""u64 starts, monotonic ns."""
+ENDS_AT = STARTS_AT + 8 * ENTRIES_PER_SLOT
+"""u64 ends, monotonic ns; 0: still open."""
 MAX_CHAIN = 64
 """Slots that one timeline may fill, its first included."""
 
@@ -69,21 +76,24 @@ KIND_REQUEST, KIND_BATCH, KIND_CHAIN = 1, 2, 3
 STATE_FREE, STATE_OPEN, STATE_FINISHED = 0, 1, 2
 FLAG_INTERNAL, FLAG_SAMPLED = 1, 2
 
-# --- entries: pairs of words --------------------------------------------------------------------
-CODE_BITS = 16
-CODE_MASK = 0xFFFF
+# --- codes of entries ---------------------------------------------------------------------------
 CODE_UNUSED = 0
 CODE_OTHER = 1
-"""Code n is entry n - 1 of the table of names; the first entry is `other`."""
+"""Code n is entry n - 1 of the table of names; the first of them is `other`."""
+CODE_FAILED = 0x8000
+"""Added to the code of a stage that was left by an exception."""
+CODE_SPECIAL = 0xFF00
+"""From here on an entry is no stage."""
 CODE_BATCH = 0xFFFF
-"""A request joined a batch: second word = batch id."""
+"""A request joined a batch: start = batch id, end = when."""
 CODE_MEMBER = 0xFFFE
-"""A batch's member: second word = span id; the next pair is its trace id, high word first."""
-CLOSED, FAILED = 1, 2
-"""Low bits of an interval's second word, above them the end (ns since start); 0: still open."""
+"""A batch's member: start = its span id, end = low half of its trace id."""
+CODE_MEMBER_TRACE = 0xFFFD
+"""The high half of the trace id of the member before it: start."""
 
 assert HEADER_CRC_AT + 4 <= LIVE_WORD * 8
 assert FINISHED_AT + FINISHED.size == ENTRIES_AT, FINISHED_AT + FINISHED.size
+assert ENDS_AT + 8 * ENTRIES_PER_SLOT == SLOT_BYTES
 assert NAMES_AT + NAME_CAPACITY * NAME_BYTES <= DATA_AT
 
 

@@ -9,6 +9,7 @@ import time
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from stagescope import recorder_format as fmt
 from stagescope.errors import RecorderFileError
@@ -103,9 +104,7 @@ class RecorderReader:
 
     def counters(self) -> dict[str, int]:
         """Give the writer's counters and ours: what was refused, dropped, overwritten or lost."""
-        counts = {
-            name: self._words[fmt.COUNTER_WORDS + i] for i, name in enumerate(fmt.COUNTERS)
-        }
+        counts = {name: self._words[fmt.COUNTER_WORDS + i] for i, name in enumerate(fmt.COUNTERS)}
         return counts | {"overwritten": self.overwritten, "lost": self.lost}
 
     def writer_alive(self) -> bool:
@@ -199,7 +198,7 @@ class RecorderReader:
         return self._words[ring_slot >> 3] >= commit
 
 
-def check_header(path: Path, header: bytes, size: int) -> tuple[int, ...]:
+def check_header(path: Path, header: bytes, size: int) -> tuple[Any, ...]:
     """Check and unpack a header; raises RecorderFileError with file, offset and cause."""
     if header[:8] != fmt.MAGIC:
         raise _bad(path, 0, f"it is no recorder file (begins {header[:8]!r})")

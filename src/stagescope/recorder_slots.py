@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from struct import Struct
 
 from stagescope import recorder_format as fmt
@@ -14,10 +13,11 @@ _HEAD = Struct(
 )
 _KEY = slice(fmt.OPENED_AT + 32, fmt.OPENED_AT + 40)
 _CHAIN_INDEX = slice(fmt.OPENED_AT + 4, fmt.OPENED_AT + 8)
-_PAIRS = tuple(Struct(f"<{2 * n}Q") for n in range(fmt.ENTRIES_PER_SLOT + 1))
+_ENTRIES = Struct(f"<{fmt.ENTRIES_PER_SLOT}H{2 * fmt.ENTRIES_PER_SLOT}Q")
 _MAX_ORPHANS = 4096
 
-Entries = list[tuple[int, int]]
+Entries = list[tuple[int, int, int]]
+"""(code, start, end) as they stand in a slot."""
 
 
 class Chains:
@@ -40,16 +40,19 @@ class Chains:
     def entries(self, owner: bytes) -> Entries:
         """Give, and forget, the entries that continue the timeline of *owner*."""
         chained = sorted(self._slots.pop(owner, ()))
-        return [pair for _, slot in chained for pair in pairs_of(slot)]
+        return [entry for _, slot in chained for entry in entries_of(slot)]
 
 
-def pairs_of(slot: bytes) -> Entries:
-    """Give the pairs of a slot as far as they are used."""
-    words = _PAIRS[fmt.ENTRIES_PER_SLOT].unpack_from(slot, fmt.ENTRIES_AT)
-    used = fmt.ENTRIES_PER_SLOT * 2
-    while used and not words[used - 2] and not words[used - 1]:
-        used -= 2
-    return list(zip(words[:used:2], words[1:used:2], strict=True))
+def entries_of(slot: bytes) -> Entries:
+    """Give the entries of a slot, those that were reserved and never written left out."""
+    many = fmt.ENTRIES_PER_SLOT
+    words = _ENTRIES.unpack_from(slot, fmt.ENTRIES_AT)
+    used = many
+    while used and not words[used - 1]:
+        used -= 1
+    return list(
+        zip(words[:used], words[many : many + used], words[2 * many : 2 * many + used], strict=True)
+    )
 
 
 class SlotDecoder:
@@ -94,11 +97,11 @@ class SlotDecoder:
         finished = state == fmt.STATE_FINISHED
         if not finished:
             duration = max(0, now_ns - start)
-        entries = pairs_of(slot)
+        entries = entries_of(slot)
         if len(entries) == fmt.ENTRIES_PER_SLOT:
             entries += chains.entries(span)
         if kind == fmt.KIND_REQUEST:
-            stages, batches = self._request_entries(entries, duration)
+            stages, batches = self._request_entries(entries, start, duration)
             return RequestRecord(
                 process, seq, State.FINISHED if finished else State.DIED, trace.hex(), span.hex(),
                 parent.hex() if any(parent) else "", bool(flags & fmt.FLAG_INTERNAL),
@@ -111,61 +114,63 @@ class SlotDecoder:
             return BatchRecord(
                 process, seq, State.FINISHED if finished else State.DIED, span.hex(), trace.hex(),
                 _text(path), start, duration, _text(error), chunks or len(members), members,
-                max(0, chunks - len(members)), n1, self._stages(intervals, duration), _text(run),
+                max(0, chunks - len(members)), n1, self._stages(intervals, start, duration), _text(run),
             )  # fmt: skip
         return None
 
     def _request_entries(
-        self, entries: Entries, duration: int
+        self, entries: Entries, start: int, duration: int
     ) -> tuple[tuple[StageSpan, ...], tuple[str, ...]]:
-        batches = tuple(f"{w2:016x}" for w1, w2 in entries if w1 & fmt.CODE_MASK == fmt.CODE_BATCH)
-        intervals = [
-            (w1, w2) for w1, w2 in entries if 0 < w1 & fmt.CODE_MASK < fmt.CODE_MEMBER
-        ]
-        return self._stages(intervals, duration), batches
+        intervals = [entry for entry in entries if 0 < entry[0] < fmt.CODE_SPECIAL]
+        batches: tuple[str, ...] = ()
+        if len(intervals) < len(entries):
+            batches = tuple(f"{at:016x}" for code, at, _ in entries if code == fmt.CODE_BATCH)
+        return self._stages(intervals, start, duration), batches
 
-    def _stages(self, intervals: Entries, duration: int) -> tuple[StageSpan, ...]:
+    def _stages(self, intervals: Entries, start: int, duration: int) -> tuple[StageSpan, ...]:
         # Threads may write out of order; sorting by start is stable, so ties stay as written.
         intervals.sort(key=_start)
         times = [
-            (w1 >> fmt.CODE_BITS, w2 >> fmt.CODE_BITS if w2 else duration) for w1, w2 in intervals
-        ]
+            (_within(opened - start, duration), _within(closed - start, duration) if closed
+             else duration)
+            for _, opened, closed in intervals
+        ]  # fmt: skip
         charged, _ = partition(times, duration)
+        name = self.name
         return tuple(
             [
                 StageSpan(
-                    self.name(w1 & fmt.CODE_MASK),
-                    start if start < duration else duration,
-                    end if end < duration else duration,
-                    self_ns,
-                    bool(w2 & fmt.FAILED),
-                    not w2,
+                    name(code & ~fmt.CODE_FAILED), opened, closed, self_ns,
+                    code >= fmt.CODE_FAILED, not end,
                 )
-                for (w1, w2), (start, end), self_ns in zip(intervals, times, charged, strict=True)
+                for (code, _, end), (opened, closed), self_ns in zip(
+                    intervals, times, charged, strict=True
+                )
             ]
-        )
+        )  # fmt: skip
 
 
-def _start(entry: tuple[int, int]) -> int:
-    return entry[0] >> fmt.CODE_BITS
+def _start(entry: tuple[int, int, int]) -> int:
+    return entry[1]
+
+
+def _within(at: int, duration: int) -> int:
+    """Clamp a time to the timeline: what outlived its request is charged until its end."""
+    return 0 if at < 0 else at if at < duration else duration
 
 
 def _batch_entries(entries: Entries) -> tuple[Entries, tuple[Member, ...]]:
     """Split a batch's entries into its stages and its members."""
     intervals: Entries = []
     members: list[Member] = []
-    pairs: Sequence[tuple[int, int]] = entries
-    index = 0
-    while index < len(pairs):
-        w1, w2 = pairs[index]
-        code = w1 & fmt.CODE_MASK
-        index += 1
-        if code == fmt.CODE_MEMBER and index < len(pairs):
-            high, low = pairs[index]
-            members.append(Member(f"{high:016x}{low:016x}", f"{w2:016x}"))
-            index += 1
-        elif 0 < code < fmt.CODE_MEMBER:
-            intervals.append((w1, w2))
+    for code, first, second in entries:
+        if code == fmt.CODE_MEMBER:
+            members.append(Member(f"{0:016x}{second:016x}", f"{first:016x}"))
+        elif code == fmt.CODE_MEMBER_TRACE and members:
+            last = members.pop()
+            members.append(Member(f"{first:016x}{last.trace_id[16:]}", last.span_id))
+        elif 0 < code < fmt.CODE_SPECIAL:
+            intervals.append((code, first, second))
     return intervals, tuple(members)
 
 
