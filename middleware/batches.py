@@ -73,7 +73,7 @@ class _Phase:
             self._batch.done()
 
 
-class batch:  # noqa: N801 - reads as a word of the language, like `stage`
+class batch:
     """One batch of a batcher; use it from one thread or task at a time.
 
     *model* names the model in records, at most 128 bytes of UTF-8.

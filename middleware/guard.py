@@ -22,7 +22,7 @@ class Counting(Protocol):
         """Add one to the file's counter of that name."""
 
 
-class guarded:  # noqa: N801 - a `with` word
+class guarded:
     """Keep what goes wrong inside from the caller; *recorder* counts it where there is one."""
 
     __slots__ = ("_recorder",)

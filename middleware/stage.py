@@ -24,7 +24,7 @@ STEPS_TIMED_APART = 16
 """Steps of a decorated generator that get an opening each; the rest share one (see `stage`)."""
 
 
-class stage:  # noqa: N801 - it is used like `with open(...)`, and reads as a word of the language
+class stage:
     """Charge the time inside to the stage *name*, in the request that this code works for.
 
     As a `with` block in sync or async code, or as the decorator of a function, an async
@@ -132,7 +132,7 @@ def _generator(function: Callable[..., Any], code: int) -> Callable[..., Any]:
                     sent = yield value
                 except GeneratorExit:
                     raise
-                except BaseException as thrown:
+                except BaseException as thrown:  # noqa: BLE001 - handed on to the generator
                     step = functools.partial(inner.throw, thrown)
                 else:
                     step = inner.__next__ if sent is None else functools.partial(inner.send, sent)
@@ -163,7 +163,7 @@ def _async_generator(function: Callable[..., Any], code: int) -> Callable[..., A
                     sent = yield value
                 except GeneratorExit:
                     raise
-                except BaseException as thrown:
+                except BaseException as thrown:  # noqa: BLE001 - handed on to the generator
                     step = functools.partial(inner.athrow, thrown)
                 else:
                     step = inner.__anext__ if sent is None else functools.partial(inner.asend, sent)

@@ -9,12 +9,12 @@ import time
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from stagescope import recorder_format as fmt
 from stagescope.errors import RecorderFileError
-from stagescope.records import Anchor, InstrumentCost, Process, Record
 from stagescope.recorder_slots import Chains, SlotDecoder
+from stagescope.records import Anchor, InstrumentCost, Process, Record
 from stagescope.spool import try_lock
 
 HOLE_PATIENCE_NS = 1_000_000_000
@@ -57,7 +57,7 @@ class RecorderReader:
         (_, _, _, self._data_at, self._slot_bytes, self._in_flight, self._ring, self._names) = (
             fields[:8]
         )
-        self._fields = fields
+        self._fields: tuple[Any, ...] = fields
         self._mmap = mmap.mmap(self._fd, fields[8], access=mmap.ACCESS_READ)
         self._bytes = memoryview(self._mmap)
         self._words = self._bytes.cast("Q")
@@ -75,7 +75,7 @@ class RecorderReader:
         self._mmap.close()
         os.close(self._fd)
 
-    def __enter__(self) -> RecorderReader:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -125,12 +125,8 @@ def _run_of(data: Mapping[str, Any]) -> Run:
             "upgrade stagescope"
         )
     plan = data["plan"]
-    known = {name: data[name] for name in Run.__dataclass_fields__ if name in data}
-    run = Run(
-        **known
-        | {
-            "plan": Plan(**plan | {"headers": tuple(plan.get("headers", ()))}),
-            "host": Host(**data["host"]),
-        }
-    )
+    known: dict[str, Any] = {name: data[name] for name in Run.__dataclass_fields__ if name in data}
+    known["plan"] = Plan(**plan | {"headers": tuple(plan.get("headers", ()))})
+    known["host"] = Host(**data["host"])
+    run = Run(**known)
     return replace(run, invalid_reasons=tuple(run.invalid_reasons))

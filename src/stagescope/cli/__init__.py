@@ -25,6 +25,7 @@ class Command(Protocol):
 
     def run(self, args: argparse.Namespace) -> int:
         """Do it and give the exit code; a StagescopeError carries its own."""
+        ...
 
 
 def main(argv: Sequence[str] | None = None) -> int:

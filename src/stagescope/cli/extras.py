@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 
 from stagescope.errors import UsageError
 
 
 @contextmanager
-def needs(extra: str) -> Iterator[None]:
+def needs(extra: str) -> Generator[None, None, None]:
     """Turn a failed import inside the block into a sentence that names the extra to install."""
     try:
         yield
