@@ -17,6 +17,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from types import TracebackType
+from typing import Self
 
 from stagescope import recorder_format as fmt
 from stagescope.middleware.guard import guarded
@@ -209,7 +210,7 @@ class batch:
             self.tickets.clear()
             timeline.finish(at, self.device_ns, 0, 0, 0, self._size, 0, error, b"")
 
-    def __enter__(self) -> batch:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(

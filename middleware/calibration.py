@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from statistics import median
 from typing import Any
 
@@ -47,10 +48,8 @@ def _once_ns(app: ASGIApp) -> int:
     }
     before = time.perf_counter_ns()
     request: Coroutine[Any, Any, None] = app(scope, _receive, _send)  # type: ignore[assignment]
-    try:
+    with suppress(StopIteration):
         request.send(None)
-    except StopIteration:
-        pass
     return time.perf_counter_ns() - before
 
 

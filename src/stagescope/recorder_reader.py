@@ -195,7 +195,7 @@ class RecorderReader:
         if not commit:
             return False
         ring_slot = self._ring_at + (commit - 1) % self._ring * self._slot_bytes
-        return self._words[ring_slot >> 3] >= commit
+        return bool(self._words[ring_slot >> 3] >= commit)
 
 
 def check_header(path: Path, header: bytes, size: int) -> tuple[Any, ...]:
