@@ -48,6 +48,13 @@ class stage:
         except (KeyError, TypeError):
             self._code = intern(name)
 
+    @classmethod
+    def of_code(cls, code: int) -> stage:
+        """Make a stage of a code that `intern` gave."""
+        opened = cls.__new__(cls)
+        opened._code = code
+        return opened
+
     def __enter__(self) -> None:
         timeline = self._timeline = current.get()
         if timeline is not None:
@@ -92,16 +99,9 @@ class stage:
         return cast(F, functools.wraps(function)(wrapper))
 
 
-def _again(code: int) -> stage:
-    """Make a stage of a known code."""
-    opened = stage.__new__(stage)
-    opened._code = code
-    return opened
-
-
 def _function(function: Callable[..., Any], code: int) -> Callable[..., Any]:
     def timed(*args: Any, **kwargs: Any) -> Any:
-        with _again(code):
+        with stage.of_code(code):
             return function(*args, **kwargs)
 
     return timed
@@ -109,7 +109,7 @@ def _function(function: Callable[..., Any], code: int) -> Callable[..., Any]:
 
 def _coroutine(function: Callable[..., Any], code: int) -> Callable[..., Any]:
     async def timed(*args: Any, **kwargs: Any) -> Any:
-        with _again(code):
+        with stage.of_code(code):
             return await function(*args, **kwargs)
 
     return timed
@@ -189,7 +189,7 @@ class _Steps:
 
     def begin(self) -> None:
         if self._open is None:
-            self._open = _again(self._code)
+            self._open = stage.of_code(self._code)
             self._open.__enter__()
 
     def end(self) -> None:
