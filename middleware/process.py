@@ -38,7 +38,7 @@ def _create(spool: Path, service: str) -> tuple[Recorder, RecorderFile] | None:
     except StagescopeError as reason:
         log.warning("stagescope: nothing is recorded in this process: %s", reason)
         return None
-    return Recorder(memoryview(file.memory)), file
+    return Recorder(memoryview(file.memory), path=file.path), file
 
 
 def _forget_in_child() -> None:

@@ -10,6 +10,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from itertools import count
+from pathlib import Path
 from random import Random
 from weakref import WeakSet
 
@@ -38,9 +39,12 @@ class Recorder:
         clock: Callable[[], int] = time.monotonic_ns,
         wall: Callable[[], int] = time.time_ns,
         random: Random | None = None,
+        path: Path | None = None,
     ) -> None:
         self.clock = clock
         self.closed = False
+        self.path = path
+        """The file behind *buffer*, where there is one: other processes write to it by its name."""
         # Never the global generator: an app that seeds it would repeat our ids in each worker.
         self.random_bits = (random or Random()).getrandbits
         self._wall = wall

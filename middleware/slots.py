@@ -11,13 +11,15 @@ ENDS = fmt.ENTRIES_PER_SLOT
 class Slot:
     """Views of the same 1024 bytes: *raw* bytes, all *words*, the entries' *codes* and *times*."""
 
-    __slots__ = ("codes", "listed", "raw", "times", "words")
+    __slots__ = ("at", "codes", "listed", "raw", "times", "words")
 
     def __init__(self, buffer: memoryview, at: int, *, listed: bool = True) -> None:
         self.raw = buffer[at : at + fmt.SLOT_BYTES]
         self.words = self.raw.cast("Q")
         self.codes = self.raw[fmt.CODES_AT : fmt.STARTS_AT].cast("H")
         self.times = self.raw[fmt.STARTS_AT :].cast("Q")
+        self.at = at
+        """Byte offset in the file."""
         self.listed = listed
         """False for a slot outside the file: it is committed, but not seen while in flight."""
 

@@ -30,7 +30,7 @@ class Timeline:
     """
 
     __slots__ = (
-        "chain", "clock", "codes", "done", "dropped", "next_index", "recorder", "run", "slot",
+        "chain", "clock", "codes", "done", "dropped", "lent", "next_index", "recorder", "run", "slot",
         "span_id", "start_ns", "times", "trace_id",
     )  # fmt: skip
 
@@ -56,6 +56,7 @@ class Timeline:
         self.done = False
         self.dropped = 0
         self.chain: list[Slot] | None = None
+        self.lent: list[Slot] | None = None
         self.next_index = count().__next__
         slot = self.slot = recorder.acquire()
         self.codes = slot.codes
@@ -153,6 +154,17 @@ class Timeline:
         )  # fmt: skip
         return slot
 
+    def lend(self) -> int | None:
+        """Reserve a slot for another process to write to; give its place in the file.
+
+        None where this timeline has no place in a file, or no slot is free.
+        """
+        with _chain_lock:
+            lent = self.lent = self.lent or []
+            slot = self._chained_slot(fmt.MAX_CHAIN + len(lent))
+            lent.append(slot)
+        return slot.at if slot.listed else None
+
     def finish(
         self,
         end_ns: int,
@@ -175,9 +187,9 @@ class Timeline:
         self.codes = NO_CODES
         self.times = NO_TIMES
         recorder, slot = self.recorder, self.slot
-        if self.chain is not None:
-            for chained in self.chain:
-                recorder.commit(chained)
+        if self.chain is not None or self.lent is not None:
+            for further in (self.chain or []) + (self.lent or []):
+                recorder.commit(further)
         raw = slot.raw
         _pack_finished(
             raw, 240, end_ns - self.start_ns, request_bytes, response_bytes, first_byte_ns,

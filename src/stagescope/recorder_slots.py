@@ -26,6 +26,9 @@ class Chains:
     def __init__(self) -> None:
         self._slots: dict[bytes, list[tuple[int, bytes]]] = {}
 
+    def __bool__(self) -> bool:
+        return bool(self._slots)
+
     def take(self, slot: bytes) -> bool:
         """Keep *slot* if it continues another; False where it is a record of its own."""
         if slot[fmt.OPENED_AT] != fmt.KIND_CHAIN:
@@ -98,7 +101,7 @@ class SlotDecoder:
         if not finished:
             duration = max(0, now_ns - start)
         entries = entries_of(slot)
-        if len(entries) == fmt.ENTRIES_PER_SLOT:
+        if chains:
             entries += chains.entries(span)
         if kind == fmt.KIND_REQUEST:
             stages, batches = self._request_entries(entries, start, duration)

@@ -27,10 +27,17 @@ class Recording:
         in_flight_slots: int = 16,
         ring_slots: int = 256,
     ) -> None:
-        sizes = {"in_flight_slots": in_flight_slots, "ring_slots": ring_slots}
-        self._file = create_recorder_file(spool, "test", **sizes)
+        self._file = create_recorder_file(
+            spool, "test", in_flight_slots=in_flight_slots, ring_slots=ring_slots
+        )
         self.path = self._file.path
-        self.recorder = Recorder(memoryview(self._file.memory), clock=clock, **sizes)
+        self.recorder = Recorder(
+            memoryview(self._file.memory),
+            in_flight_slots=in_flight_slots,
+            ring_slots=ring_slots,
+            clock=clock,
+            path=self.path,
+        )
         self.reader = RecorderReader(self.path)
         self.records: list[Record] = []
 

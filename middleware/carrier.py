@@ -1,0 +1,142 @@
+"""The timeline in another process of the same host: lent as text, written to in place.
+
+A request that crosses processes (API server, worker) keeps one record: the process that owns it
+reserves one more slot for it and passes the slot's place along with the payload. The worker maps
+the owner's recorder file and writes its stages there, on the same monotonic clock. No way back
+is needed, and a killed worker leaves the stage that it died in.
+
+    payload["stagescope"] = lend()                # in the request
+    with attached(payload["stagescope"]): ...     # in the worker: `stage` and `batch` just work
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from itertools import count
+from pathlib import Path
+
+from stagescope import recorder_format as fmt
+from stagescope.middleware.recorder import Recorder
+from stagescope.middleware.slots import Slot
+from stagescope.middleware.timeline import Timeline, current
+
+
+def lend() -> str | None:
+    """Lend the present request's timeline to another process; None where there is none.
+
+    The text holds ids, a slot's place and the time of lending; it is good for one attachment.
+    """
+    timeline = current.get()
+    if timeline is None or timeline.done:
+        return None
+    at = timeline.lend()
+    path = timeline.recorder.path
+    if at is None or path is None:
+        return None
+    return ";".join(
+        (
+            timeline.trace_id.hex(),
+            timeline.span_id.hex(),
+            str(timeline.start_ns),
+            str(timeline.clock()),
+            str(at),
+            timeline.run.decode(),
+            str(path),
+        )
+    )
+
+
+class AttachedTimeline(Timeline):
+    """A timeline that another process of this host owns; ended by its owner alone."""
+
+    __slots__ = ("lent_ns",)
+
+    def __init__(self, carrier: str, recorder: Recorder, clock: Callable[[], int]) -> None:
+        # Not the parent's __init__: that would take a slot of this process.
+        trace, span, start, lent, at, run, path = carrier.split(";", 6)
+        self.recorder = recorder
+        self.clock = clock
+        self.trace_id = bytes.fromhex(trace)
+        self.span_id = bytes.fromhex(span)
+        self.start_ns = int(start)
+        self.lent_ns = int(lent)
+        """When it was lent: the begin of the wait between the two processes."""
+        self.run = run.encode()
+        self.done = False
+        self.dropped = 0
+        self.chain = None
+        self.next_index = count().__next__
+        slot = self.slot = Slot(_memory_of(path), int(at))
+        self.codes = slot.codes
+        self.times = slot.times
+        if slot.raw[fmt.OPENED_AT + 32 : fmt.OPENED_AT + 40] != self.span_id:
+            raise ValueError("the slot belongs to another request by now")
+
+    def place(self, index: int) -> tuple[Slot, int] | None:
+        """Find the place of an entry; None beyond the lent slot."""
+        if self.done or index >= fmt.ENTRIES_PER_SLOT:
+            return None
+        return self.slot, index
+
+    def lend(self) -> int | None:
+        """Lend nothing on: a lent slot has one writer."""
+        return None
+
+    def finish(self, *_: object) -> None:  # type: ignore[override]
+        """Write no more here; the owner ends the timeline."""
+        self.done = True
+
+
+def attach(
+    carrier: str | None, recorder: Recorder, clock: Callable[[], int] = time.monotonic_ns
+) -> AttachedTimeline | None:
+    """Take up a lent timeline; None where it is gone, malformed, or on another host.
+
+    *recorder* is this process's own: batches that the timeline joins here are written to it.
+    """
+    if not carrier:
+        return None
+    try:
+        return AttachedTimeline(carrier, recorder, clock)
+    except (OSError, ValueError):
+        return None
+
+
+@contextmanager
+def attached(
+    carrier: str | None, recorder: Recorder, clock: Callable[[], int] = time.monotonic_ns
+) -> Iterator[AttachedTimeline | None]:
+    """Work for the lent timeline inside the block."""
+    timeline = attach(carrier, recorder, clock)
+    if timeline is None:
+        yield None
+        return
+    token = current.set(timeline)
+    try:
+        yield timeline
+    finally:
+        current.reset(token)
+        timeline.done = True
+
+
+@lru_cache(maxsize=64)
+def _memory_of(path: str) -> memoryview:
+    """Map another process's recorder file for writing; a spool's own files only.
+
+    Raises OSError where it cannot be opened, ValueError where it is none.
+    """
+    if Path(path).suffix != fmt.SUFFIX:
+        raise ValueError(f"{path} is no recorder file")
+    fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        memory = memoryview(mmap.mmap(fd, 0))
+    finally:
+        os.close(fd)
+    if bytes(memory[:8]) != fmt.MAGIC:
+        raise ValueError(f"{path} is no recorder file")
+    return memory
