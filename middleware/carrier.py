@@ -87,7 +87,7 @@ class AttachedTimeline(Timeline):
         """Lend nothing on: a lent slot has one writer."""
         return None
 
-    def finish(self, *_: object) -> None:  # type: ignore[override]
+    def finish(self, *_: object) -> None:
         """Write no more here; the owner ends the timeline."""
         self.done = True
 
