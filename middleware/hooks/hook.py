@@ -1,0 +1,109 @@
+"""What a hook is, and how one is installed: once, for versions it knows, or not at all."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from stagescope.errors import UsageError
+from stagescope.middleware.guard import fault
+from stagescope.middleware.hooks import HOOKS
+
+log = logging.getLogger("stagescope")
+
+PATCHED = "__stagescope__"
+"""Set on every wrapper of ours, so that nothing is wrapped twice."""
+
+_installed: set[str] = set()
+
+
+@dataclass(frozen=True, slots=True)
+class Hook:
+    """How one framework is timed."""
+
+    name: str
+    """The framework's import name."""
+    distribution: str
+    """Its name on the package index."""
+    tested: tuple[str, str]
+    """First version known, and first version not known any more: `("0.2.10", "0.3")`."""
+    install: Callable[[], None]
+    """Wrap what is to be timed, with `wrap`; raises AttributeError where it is not there."""
+
+
+def install(name: str) -> bool:
+    """Install the hook of framework *name*; False where it stood back, which is said once.
+
+    A second call does nothing. Raises UsageError where there is no such hook, or where the
+    framework is not installed.
+    """
+    if name in _installed:
+        return True
+    if name not in HOOKS:
+        raise UsageError(f"there is no hook for {name!r}; there are: {', '.join(sorted(HOOKS))}")
+    try:
+        hook: Hook = import_module(HOOKS[name]).HOOK
+    except ModuleNotFoundError as missing:
+        raise UsageError(
+            f"the hook for {name} needs {missing.name}, which is not installed: "
+            f"pip install {missing.name}"
+        ) from missing
+    _installed.add(name)
+    if not _known(hook):
+        return False
+    try:
+        hook.install()
+    except AttributeError as gone:
+        log.warning("stagescope: hook %s stands back: %s; the server runs without it", name, gone)
+        return False
+    except Exception as error:
+        if fault(error, None):
+            raise
+        return False
+    return True
+
+
+def _known(hook: Hook) -> bool:
+    try:
+        found = version(hook.distribution)
+    except PackageNotFoundError:
+        found = str(getattr(sys.modules.get(hook.name), "__version__", ""))
+    first, beyond = hook.tested
+    if _numbers(first) <= _numbers(found) < _numbers(beyond):
+        return True
+    log.warning(
+        "stagescope: hook %s stands back: it knows %s from %s to below %s, this is %s; "
+        "the server runs without it",
+        hook.name, hook.distribution, first, beyond, found or "unknown",
+    )  # fmt: skip
+    return False
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    """Give the leading numbers of a version: `2.13.0+cpu` gives (2, 13, 0)."""
+    numbers: list[int] = []
+    for part in text.split("."):
+        digits = part[: len(part) - len(part.lstrip("0123456789"))]
+        if not digits:
+            break
+        numbers.append(int(digits))
+    return tuple(numbers)
+
+
+def wrap(owner: Any, name: str, make: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
+    """Replace `owner.name` by *make* of it, once; the wrapper keeps name, doc and signature.
+
+    Raises AttributeError, which `install` takes for "stand back", where there is no such name.
+    """
+    inner = getattr(owner, name)
+    if hasattr(inner, PATCHED):
+        return
+    wrapper = functools.wraps(inner)(make(inner))
+    setattr(wrapper, PATCHED, inner)
+    setattr(owner, name, wrapper)
