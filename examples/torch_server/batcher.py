@@ -17,6 +17,7 @@ from typing import Generic, Self, TypeVar
 
 from stagescope import batch
 from stagescope.examples.torch_server.settings import BatchLimits
+from stagescope.middleware.batches import Ticket
 
 Item = TypeVar("Item")
 Collated = TypeVar("Collated")
@@ -38,7 +39,7 @@ class ModelFailed(Exception):
 @dataclass(frozen=True, slots=True)
 class _Member(Generic[Item, Result]):
     item: Item
-    ticket: batch.Ticket
+    ticket: Ticket | None
     answer: asyncio.Future[Result]
 
 
@@ -121,7 +122,7 @@ class Batcher(Generic[Item, Collated, Result]):
             run = asyncio.get_running_loop().run_in_executor
             return await run(self._thread, self._call, formed, [each.item for each in members])
 
-    async def _gather(self, formed: batch.Batch, members: list[_Member[Item, Result]]) -> None:
+    async def _gather(self, formed: batch, members: list[_Member[Item, Result]]) -> None:
         """Add companions until the batch is full or its time is over."""
         deadline = asyncio.get_running_loop().time() + self._limits.max_delay_s
         while len(members) < self._limits.max_size:
@@ -137,7 +138,7 @@ class Batcher(Generic[Item, Collated, Result]):
                 members.append(companion)
                 formed.add(companion.ticket)
 
-    def _call(self, formed: batch.Batch, items: Sequence[Item]) -> Sequence[Result]:
+    def _call(self, formed: batch, items: Sequence[Item]) -> Sequence[Result]:
         """On the batcher's thread: the model, with its input made ready."""
         with formed.collate():
             collated = self._collate(items)

@@ -84,7 +84,9 @@ def test_health_names_the_device_and_the_queue(server: ExampleServer) -> None:
     assert health["device"]
 
 
-def test_the_server_is_gone_after_its_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_server_is_gone_after_its_block(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Leaving the block ends the process, even one that is only starting, and its spool."""
     monkeypatch.setenv("PYTHONPATH", SOURCE)
     with example_server(tmp_path / "server.log") as server:
@@ -100,9 +102,11 @@ def test_a_server_that_does_not_start_gives_its_last_words(
     """A server that dies is an error that holds the end of its log, not a long wait."""
     monkeypatch.setenv("PYTHONPATH", SOURCE)
     monkeypatch.setenv("TORCH_SERVER_WIDTH", "a few")
-    with example_server(tmp_path / "server.log") as server:
-        with pytest.raises(StagescopeError) as caught:
-            server.wait_ready()
+    with (
+        pytest.raises(StagescopeError) as caught,
+        example_server(tmp_path / "server.log") as server,
+    ):
+        server.wait_ready()
 
     assert "exit code" in str(caught.value)
     assert "invalid literal for int" in str(caught.value)

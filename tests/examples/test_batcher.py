@@ -92,7 +92,7 @@ def test_each_caller_gets_its_own_result(items: list[int], max_size: int) -> Non
         assert results == [2 * item for item in items]
 
     with_batcher(model, BatchLimits(max_size=max_size, max_delay_s=0), body)
-    assert sorted(sum(model.batches, [])) == sorted(items)
+    assert sorted(item for served in model.batches for item in served) == sorted(items)
     assert max(map(len, model.batches)) <= max_size
 
 
@@ -199,7 +199,7 @@ def test_a_request_cancelled_in_the_model_does_not_disturb_the_others() -> None:
         model.free.set()
 
         assert await tasks[1] == 4
-        assert await asyncio.gather(batcher.submit(3), batcher.submit(4)) == [6, 8]
+        assert await asyncio.gather(*map(batcher.submit, [3, 4])) == [6, 8]
 
     with_batcher(model, BatchLimits(max_size=2, max_delay_s=LONG_S), body)
 

@@ -25,9 +25,7 @@ def main() -> None:
 
     import uvicorn
 
-    config = uvicorn.Config(
-        APP, lifespan="on", access_log=False, timeout_graceful_shutdown=GRACE_S
-    )
+    config = uvicorn.Config(APP, lifespan="on", access_log=False, timeout_graceful_shutdown=GRACE_S)
     server = uvicorn.Server(config)
     server.run(sockets=[listener])
     if not server.started:
