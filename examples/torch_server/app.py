@@ -6,7 +6,7 @@ The event loop only moves bytes: decoding runs on a thread pool, the model on th
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 
@@ -28,7 +28,7 @@ def create_app(chosen: Settings) -> FastAPI:
     decoders = ThreadPoolExecutor(chosen.decode_threads, thread_name_prefix="decode")
 
     @asynccontextmanager
-    async def lifespan(api: FastAPI) -> AsyncIterator[None]:
+    async def lifespan(api: FastAPI) -> AsyncGenerator[None]:
         classifier = Classifier(chosen.width)
         classifier.warm_up(chosen.image_side, chosen.limits.max_size)
         async with Batcher(

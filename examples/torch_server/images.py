@@ -30,6 +30,7 @@ def _resized(body: bytes, side: int) -> Image.Image:
         with Image.open(io.BytesIO(body), formats=["JPEG"]) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise NotAnImage(f"{image.width} x {image.height} pixels are too many")
+            image.draft("RGB", (side, side))  # the decoder leaves out detail that nobody will see
             return image.convert("RGB").resize((side, side), Image.Resampling.BILINEAR)
     except (OSError, SyntaxError, Image.DecompressionBombError) as problem:
         raise NotAnImage(f"not a JPEG that can be decoded: {problem}") from problem

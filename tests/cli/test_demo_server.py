@@ -126,17 +126,19 @@ with example_server(Path(sys.argv[1])) as server:
 def test_no_server_is_left_when_the_demo_is_killed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """SIGKILL of the demo leaves no server behind."""
+    """SIGKILL of the demo leaves neither server nor spool behind."""
     for name, value in SMALL.items():
         monkeypatch.setenv(name, value)
     command = [sys.executable, "-c", HOLDS_A_SERVER, str(tmp_path / "server.log")]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as demo:
         assert demo.stdout is not None
-        child = int(demo.stdout.readline().split()[0])
+        said = demo.stdout.readline().split()
+        child, spool = int(said[0]), Path(said[1].decode())
         assert running(child)
         os.kill(demo.pid, signal.SIGKILL)
 
     wait_until(lambda: not running(child), timeout_s=15)
+    assert not spool.exists()
 
 
 def running(pid: int) -> bool:

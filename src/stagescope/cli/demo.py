@@ -16,7 +16,7 @@ import argparse
 import importlib
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from stagescope.cli.demo_probe import measure_capacity
@@ -24,10 +24,11 @@ from stagescope.cli.demo_rates import Rates, choose_rates
 from stagescope.cli.demo_runs import Interrupted, drive, print_comparison
 from stagescope.cli.demo_server import ExampleServer, example_server
 from stagescope.cli.extras import needs
-from stagescope.errors import EXIT_DONE, UsageError
+from stagescope.errors import EXIT_DONE, StagescopeError, UsageError
 
 HELP = "example server, load at three rates, three tables: a tour in a minute"
 EXIT_INTERRUPTED = 130
+IMAGE = "image.jpg"
 NEEDED = ("aiohttp", "fastapi", "ibis", "numpy", "PIL", "pyarrow", "rich", "torch", "uvicorn")
 
 Say = Callable[[str], None]
@@ -67,34 +68,67 @@ def tour(out: Path, seconds: float, say: Say) -> int:
     code = EXIT_DONE
     try:
         with example_server(out / "server.log") as server:
-            _drive_all(server, out, seconds, finished, say)
+            image, rates = _prepare(server, out, say)
+            _drive_all(server, image, rates, seconds, out, finished, say)
     except (KeyboardInterrupt, Interrupted):
-        say("interrupted: the server is stopped, finished runs are kept")
+        say("interrupted: the server is stopped, what was measured is kept")
         code = EXIT_INTERRUPTED
     finally:
         if finished:
             print_comparison(finished)
+            print(_what_next(out, finished))
     return code
 
 
-def _drive_all(
-    server: ExampleServer, out: Path, seconds: float, finished: list[Path], say: Say
-) -> None:
+def _prepare(server: ExampleServer, out: Path, say: Say) -> tuple[bytes, Rates]:
+    """Wait until *server* is ready and find out what it bears."""
     from stagescope.examples.torch_server.images import sample_jpeg
 
+    say(f"starting the example server (log: {server.log})")
     began = time.monotonic()
-    say(f"starting the example server: FastAPI, a dynamic batcher, a torch model ({server.log})")
     health = server.wait_ready()
-    say(f"ready after {time.monotonic() - began:.1f} s: {server.url}, model on {health['device']}")
+    say(f"ready after {time.monotonic() - began:.1f} s, its model on {health['device']}")
     image = sample_jpeg()
-    say("probing how many requests a second it bears ...")
-    rates = choose_rates(capacity := measure_capacity(server.url, image))
-    say(f"about {capacity:.3g}; so {_words(rates)}, {seconds:g} s each")
+    (out / IMAGE).write_bytes(image)
+    say("probing how many requests a second this machine bears ...")
+    try:
+        capacity = measure_capacity(server.url, image)
+    except StagescopeError:
+        server.check_alive()  # that it died says more than that it did not answer
+        raise
+    rates = choose_rates(capacity)
+    say(f"about {capacity:.3g}, so the rates are {_words(rates)}")
+    return image, rates
+
+
+def _drive_all(
+    server: ExampleServer,
+    image: bytes,
+    rates: Rates,
+    seconds: float,
+    out: Path,
+    finished: list[Path],
+    say: Say,
+) -> None:
+    """Drive each rate from rest; *finished* gets the run folders, so that an end keeps them."""
     for step, (name, rate) in enumerate(rates._asdict().items(), 1):
         server.wait_drained()
-        say(f"[{step}/{len(rates)}] {name}: {rate:g} requests/s")
-        finished.append(drive(server, image, rate, seconds, out / name))
+        say(f"run {step} of {len(rates)}, {name}: {rate:g} requests/s for {seconds:g} s")
+        folder = out / name
+        drive(server.url, image, rate, seconds, spool=server.spool, out=folder)
+        finished.append(folder)
         server.check_alive()
+
+
+def _what_next(out: Path, finished: Sequence[Path]) -> str:
+    folders = " ".join(map(str, finished))
+    return f"""
+run folders: {folders}
+next:
+  stagescope report {finished[-1]}                 one run in full, with sub-stages and batches
+  stagescope report {finished[-1]} --format json   the same for programs
+  python -m stagescope.examples.torch_server       the server on port 8000, to load it yourself:
+  stagescope load http://127.0.0.1:8000/predict --rate 20 --body {out / IMAGE}"""
 
 
 def _words(rates: Rates) -> str:

@@ -7,6 +7,7 @@ writes: its end means that the demo has finished, or was killed, and the server 
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import sys
@@ -20,6 +21,16 @@ GRACE_S = 3
 
 def main() -> None:
     """Serve until the demo is gone; exit code 3 where the app did not start."""
+    # uvicorn gives the signal back when it has shut down; as an exit, it runs what is below.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())
+    try:
+        _serve()
+    finally:
+        # The demo does it too; but a demo that was killed does nothing.
+        shutil.rmtree(os.environ["STAGESCOPE_SPOOL"], ignore_errors=True)
+
+
+def _serve() -> None:
     threading.Thread(target=_leave_with_the_demo, daemon=True).start()
     listener = socket.socket(fileno=int(sys.argv[1]))
 

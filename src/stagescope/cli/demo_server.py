@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,7 +90,7 @@ class ExampleServer:
 
 
 @contextmanager
-def example_server(log: Path) -> Iterator[ExampleServer]:
+def example_server(log: Path) -> Generator[ExampleServer]:
     """Start the example server on a free loopback port; stop it when the block is left."""
     with (
         # Short and in the system's own place: the path of a Unix socket has about 100 bytes.
