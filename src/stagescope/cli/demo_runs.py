@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from itertools import pairwise
 from pathlib import Path
 
 WARMUP_S = 1.0
@@ -44,11 +43,10 @@ def drive(url: str, image: bytes, rate: float, seconds: float, *, spool: Path, o
 
 
 def print_comparison(folders: Sequence[Path]) -> None:
-    """Print the runs' tables side by side, and what grew from each to the next."""
-    from stagescope.analysis.build import build_report
-    from stagescope.analysis.side_by_side import side_by_side, what_grew
+    """Print the runs' tables side by side, and below them what grew from each to the next."""
+    from rich.console import Console
 
-    reports = [build_report(folder) for folder in folders]
-    print(side_by_side(reports))
-    for before, after in pairwise(reports):
-        print(f"{before.folder.name} to {after.folder.name}: {what_grew(before, after)}")
+    from stagescope.analysis.build import build_report
+    from stagescope.analysis.side_by_side import side_by_side
+
+    Console().print(side_by_side([build_report(folder) for folder in folders]))
