@@ -121,14 +121,15 @@ def _drive_all(
 
 
 def _what_next(out: Path, finished: Sequence[Path]) -> str:
-    folders = " ".join(map(str, finished))
+    last = finished[-1]
     return f"""
-run folders: {folders}
+run folders: {" ".join(map(str, finished))}
 next:
-  stagescope report {finished[-1]}                 one run in full, with sub-stages and batches
-  stagescope report {finished[-1]} --format json   the same for programs
-  python -m stagescope.examples.torch_server       the server on port 8000, to load it yourself:
-  stagescope load http://127.0.0.1:8000/predict --rate 20 --body {out / IMAGE}"""
+  one run in full, with sub-stages and batches; for programs, add --format json
+    stagescope report {last}
+  the same server on port 8000, to load as you like
+    python -m stagescope.examples.torch_server &
+    stagescope load http://127.0.0.1:8000/predict --rate 20 --body {out / IMAGE}"""
 
 
 def _words(rates: Rates) -> str:
