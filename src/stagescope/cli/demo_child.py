@@ -13,6 +13,7 @@ import socket
 import sys
 import threading
 import time
+from types import FrameType
 
 APP = "stagescope.examples.torch_server.app:app"
 GRACE_S = 3
@@ -22,7 +23,7 @@ GRACE_S = 3
 def main() -> None:
     """Serve until the demo is gone; exit code 3 where the app did not start."""
     # uvicorn gives the signal back when it has shut down; as an exit, it runs what is below.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit())
+    signal.signal(signal.SIGTERM, _exit)
     try:
         _serve()
     finally:
@@ -41,6 +42,10 @@ def _serve() -> None:
     server.run(sockets=[listener])
     if not server.started:
         sys.exit(3)
+
+
+def _exit(number: int, frame: FrameType | None) -> None:
+    sys.exit()
 
 
 def _leave_with_the_demo() -> None:
