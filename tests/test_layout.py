@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-ROOMS = ("agent", "analysis", "exporters", "loadgen", "middleware")
+ROOMS = ("agent", "analysis", "examples", "exporters", "loadgen", "middleware")
 
 
 @pytest.mark.parametrize("room", ROOMS)
