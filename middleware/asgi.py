@@ -75,9 +75,12 @@ class StageMiddleware:
             failure = type(error).__name__
             raise
         finally:
-            current.reset(token)
             if not timeline.done:
                 exchange.finish(failure)
+            try:  # noqa: SIM105 - `suppress` costs a request 0.3 µs
+                current.reset(token)
+            except ValueError:
+                pass  # Closed by the garbage collector, in another context.
 
     def open(self) -> Recorder | None:
         """Open this process's recorder; None, and from then on pass through, where it cannot."""
