@@ -49,7 +49,7 @@ class StageMiddleware:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection scope, as ASGI says."""
         if scope["type"] != "http" or self._off or SCOPE_KEY in scope:
-            if scope["type"] == "lifespan" and not self._off:
+            if scope["type"] == "lifespan" and not self._off and self._recorder is None:
                 self.open()  # Before the first request, so that none waits for it.
             await self.app(scope, receive, send)
             return
