@@ -1,0 +1,169 @@
+"""A run folder's tables as Ibis expressions: on DuckDB, or on any engine whose backend is given.
+
+Parquet goes straight into the engine; this process sees only the figures that come out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import duckdb
+import ibis
+import ibis.expr.types as ir
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from stagescope.errors import UsageError
+from stagescope.run_folder import Run, read_run
+from stagescope.tables import BATCHES, CLIENT, SERVER, Table
+
+REQUIRED = {
+    CLIENT.name: ("seq", "trace_id", "intended_ns", "last_byte_ns"),
+    SERVER.name: ("trace_id", "duration_ns"),
+    BATCHES.name: ("batch_id", "duration_ns"),
+}
+"""Columns without which a file is not that table, whatever its version."""
+
+_LIKE = {
+    "string": (pa.types.is_string, pa.types.is_large_string, pa.types.is_dictionary),
+    "int64": (pa.types.is_integer,),
+    "int32": (pa.types.is_integer,),
+    "float64": (pa.types.is_floating, pa.types.is_integer),
+    "bool": (pa.types.is_boolean,),
+    "list": (pa.types.is_list, pa.types.is_large_list),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class RunTables:
+    """One run folder, opened: `run.json`, and each table with the columns of this version."""
+
+    folder: Path
+    run: Run
+    client: ir.Table
+    server: ir.Table
+    batches: ir.Table
+    backend: Any
+    """The Ibis backend that holds the tables."""
+
+
+def open_run(folder: Path, backend: Any = None) -> RunTables:
+    """Open *folder*; *backend* is a connected Ibis backend, by default DuckDB in memory.
+
+    Raises UsageError, which names the file and the cause, where `run.json` or a table is missing,
+    torn, foreign or newer.
+    """
+    run = read_run(folder)
+    engine = backend or ibis.duckdb.connect()
+    optional = run.server_source == "none"
+    return RunTables(
+        folder=folder,
+        run=run,
+        client=_open(engine, folder, CLIENT),
+        server=_open(engine, folder, SERVER, optional=optional),
+        batches=_open(engine, folder, BATCHES, optional=optional),
+        backend=engine,
+    )
+
+
+@contextmanager
+def reading(folder: Path) -> Iterator[None]:
+    """Turn the engine's complaint about a damaged page into a sentence that names *folder*."""
+    try:
+        yield
+    except (duckdb.IOException, duckdb.InvalidInputException) as problem:
+        raise UsageError(f"a table of {folder} cannot be read: {_first_line(problem)}") from None
+
+
+def rows(expression: ir.Table) -> list[dict[str, Any]]:
+    """Run *expression* and give its rows."""
+    return cast("list[dict[str, Any]]", expression.to_pyarrow().to_pylist())
+
+
+def stored(backend: Any, expression: ir.Table) -> ir.Table:
+    """Compute *expression* once, into a temporary table of *backend*, and give that table.
+
+    It goes with the backend's connection. On DuckDB by `create table as`, which is faster than
+    Ibis's create and insert.
+    """
+    name = ibis.util.gen_name("stagescope")
+    if backend.name != "duckdb":
+        return cast(ir.Table, backend.create_table(name, expression, temp=True))
+    backend.con.execute(f'create temp table "{name}" as {backend.compile(expression)}')
+    return cast(ir.Table, backend.table(name))
+
+
+def _open(engine: Any, folder: Path, table: Table, *, optional: bool = False) -> ir.Table:
+    file = folder / table.file_name
+    if optional and not file.exists():
+        return cast(ir.Table, ibis.memtable([], schema=_ibis_schema(table)))
+    schema = _schema_of(file)
+    _check(file, table, schema)
+    stored = engine.read_parquet(str(file))
+    return cast(
+        ir.Table,
+        stored.select(
+            **{
+                column.name: (
+                    _as(stored[column.name], column.type)
+                    if column.name in schema.names
+                    and not pa.types.is_null(schema.field(column.name).type)
+                    else ibis.null(_ibis_type(column.type))
+                )
+                for column in table.columns
+            }
+        ),
+    )
+
+
+def _as(value: ir.Value, kind: str) -> ir.Value:
+    return value if kind.startswith("list") else value.cast(_ibis_type(kind))
+
+
+def _schema_of(file: Path) -> pa.Schema:
+    try:
+        return pq.read_schema(file)
+    except FileNotFoundError:
+        raise UsageError(f"{file} is missing: the run folder is not complete") from None
+    except OSError as problem:
+        cause = problem.strerror or _first_line(problem)
+        raise UsageError(f"{file} cannot be read: {cause}") from None
+    except pa.ArrowInvalid as problem:
+        raise UsageError(f"{file} is torn or not Parquet: {_first_line(problem)}") from None
+
+
+def _check(file: Path, table: Table, schema: pa.Schema) -> None:
+    missing = [name for name in REQUIRED[table.name] if name not in schema.names]
+    if missing:
+        raise UsageError(f"{file} is not a `{table.name}` table: it has no {', '.join(missing)}")
+    for column in table.columns:
+        if column.name not in schema.names:
+            continue
+        kind = schema.field(column.name).type
+        if pa.types.is_null(kind):
+            continue  # written from no value at all
+        if not any(like(kind) for like in _LIKE[column.type.partition("<")[0]]):
+            raise UsageError(
+                f"{file} is not a `{table.name}` table: "
+                f"column {column.name} is {kind}, not {column.type}"
+            )
+
+
+def _ibis_schema(table: Table) -> ibis.Schema:
+    return ibis.schema({column.name: _ibis_type(column.type) for column in table.columns})
+
+
+def _ibis_type(kind: str) -> str:
+    """Turn a type of `stagescope.tables` into Ibis's words."""
+    words = kind.replace("bool", "boolean")
+    if words.startswith("list<") and ": " in words:
+        return f"array<struct<{words[5:-1]}>>"
+    return words.replace("list<", "array<")
+
+
+def _first_line(problem: Exception) -> str:
+    return str(problem).partition("\n")[0]
