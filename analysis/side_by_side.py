@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from stagescope.analysis.report import Report
-from stagescope.analysis.table import label
+from stagescope.analysis.table import label, ms
 
 
 def side_by_side(reports: Sequence[Report]) -> RenderableType:
@@ -64,7 +64,7 @@ def _names(reports: Sequence[Report]) -> list[str]:
 
 def _cells(report: Report, name: str) -> tuple[str, str]:
     part = report.total if name == "client_latency" else report.part(name)
-    return ("–", "–") if part is None else (f"{part.mean_ms:,.3f}", f"{part.p99_ms:,.3f}")
+    return ("-", "-") if part is None else (ms(part.mean_ms), ms(part.p99_ms))
 
 
 def _facts(reports: Sequence[Report]) -> list[tuple[str, list[str]]]:

@@ -107,13 +107,14 @@ def _row(table: Table, part: Part, name: str, style: str) -> None:
     shares = (part.share, part.share_slowest)
     table.add_row(
         Text(name),
-        *(_ms(value) for value in times),
+        *(ms(value) for value in times),
         *(cell for share in shares for cell in (_percent(share), bar(share))),
         style=style,
     )
 
 
-def _ms(value: float) -> str:
+def ms(value: float) -> str:
+    """Give *value* to the microsecond, without a negative nought."""
     text = f"{value:,.3f}"
     return "0.000" if text == "-0.000" else text
 
