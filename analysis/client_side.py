@@ -7,7 +7,7 @@ from typing import Any
 import ibis
 import ibis.expr.types as ir
 
-from stagescope.analysis.figures import QUANTILES
+from stagescope.analysis.figures import QUANTILES, quantiles_ms
 from stagescope.analysis.report import Client, Latency
 from stagescope.analysis.sources import rows
 from stagescope.run_folder import Run
@@ -81,7 +81,7 @@ def _latencies(answered: ir.Table) -> tuple[Latency, Latency]:
         Latency(
             name,
             row[f"{name}_mean"] / 1e6,
-            *(value / 1e6 for value in row[f"{name}_quantiles"]),
+            *quantiles_ms(row[f"{name}_quantiles"]),
             row[f"{name}_max"] / 1e6,
         )
         for name in t.columns

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import ibis
 import ibis.expr.types as ir
@@ -44,14 +45,20 @@ def figures(
     return {
         column: Figures(
             whole[f"mean_{index}"] / 1e6,
-            *(value / 1e6 for value in whole[f"quantiles_{index}"]),
+            *quantiles_ms(whole[f"quantiles_{index}"]),
             slow[f"mean_{index}"] / 1e6,
         )
         for index, column in enumerate(columns)
     }
 
 
-def _query(table: ir.Table, columns: Sequence[str], *, quantiles: bool) -> dict[str, float]:
+def quantiles_ms(quantiles_ns: Sequence[float]) -> tuple[float, float, float]:
+    """Turn the answer to QUANTILES into ms."""
+    p50, p95, p99 = quantiles_ns
+    return p50 / 1e6, p95 / 1e6, p99 / 1e6
+
+
+def _query(table: ir.Table, columns: Sequence[str], *, quantiles: bool) -> dict[str, Any]:
     asked: dict[str, ir.Value] = {}
     for index, column in enumerate(columns):
         asked[f"mean_{index}"] = table[column].mean()

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from stagescope.errors import UsageError
 from stagescope.run_folder import Run, read_run
-from stagescope.tables import BATCHES, CLIENT, SERVER, Table
+from stagescope.tables import BATCHES, CLIENT, SERVER, TABLES, Table
 
 REQUIRED = {
     CLIENT.name: ("seq", "trace_id", "intended_ns", "last_byte_ns"),
@@ -72,11 +72,25 @@ def open_run(folder: Path, backend: Any = None) -> RunTables:
 
 @contextmanager
 def reading(folder: Path) -> Iterator[None]:
-    """Turn the engine's complaint about a damaged page into a sentence that names *folder*."""
+    """Turn the engine's complaint about a damaged page into a sentence that names the file."""
     try:
         yield
-    except (duckdb.IOException, duckdb.InvalidInputException) as problem:
-        raise UsageError(f"a table of {folder} cannot be read: {_first_line(problem)}") from None
+    except duckdb.Error as problem:
+        ours = isinstance(problem, duckdb.ProgrammingError)  # a wrong query, not a wrong file
+        if ours and not isinstance(problem, duckdb.InvalidInputException):
+            raise
+        where = next(_damaged(folder), f"a table of {folder}")
+        raise UsageError(f"{where} cannot be read: {_first_line(problem)}") from None
+
+
+def _damaged(folder: Path) -> Iterator[str]:
+    """Give each table that does not read through to its end."""
+    for file in (folder / table.file_name for table in TABLES):
+        try:
+            for _ in pq.ParquetFile(file).iter_batches():
+                pass
+        except (OSError, pa.ArrowException):
+            yield str(file)
 
 
 def rows(expression: ir.Table) -> list[dict[str, Any]]:
@@ -100,7 +114,8 @@ def stored(backend: Any, expression: ir.Table) -> ir.Table:
 def _open(engine: Any, folder: Path, table: Table, *, optional: bool = False) -> ir.Table:
     file = folder / table.file_name
     if optional and not file.exists():
-        return cast(ir.Table, ibis.memtable([], schema=_ibis_schema(table)))
+        name = ibis.util.gen_name(table.name)
+        return cast(ir.Table, engine.create_table(name, schema=_ibis_schema(table), temp=True))
     schema = _schema_of(file)
     _check(file, table, schema)
     stored = engine.read_parquet(str(file))

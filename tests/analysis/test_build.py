@@ -110,7 +110,7 @@ def test_server_timing_has_one_network(tmp_path: Path) -> None:
     """The header's sums end when the response begins, so the network is one number."""
     client = [client_row(seq) for seq in range(3)]
     header = {"source": "server-timing", "start_ns": None, "stages": None}
-    server = [server_row(row, {"inference": 6 * MS}, **header) for row in client]
+    server = [server_row(row, {"inference": 6 * MS}) | header for row in client]
 
     folder = write_run_folder(
         tmp_path, client, server, run=example_run(server_source="server-timing")

@@ -35,7 +35,7 @@ def test_takes_the_child_of_the_client(tmp_path: Path) -> None:
     client = [client_row(seq) for seq in range(2)]
     inner = {"parent_span_id": "e" * 16, "span_id": "d" * 16}
     server = [
-        server_row(client[0], {"inference": 9 * MS}, **inner),
+        server_row(client[0], {"inference": 9 * MS}) | inner,
         server_row(client[0], {"inference": 3 * MS}),
         server_row(client[1], {"inference": 3 * MS}),
     ]
