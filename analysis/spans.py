@@ -73,7 +73,7 @@ def find_spans(server: ir.Table, known: Sequence[str]) -> Spans:
 def self_ns(server: ir.Table, name: str) -> ir.IntegerValue:
     """Give what each row of *server* was charged for spans called exactly *name*."""
     spans = cast(ir.ArrayValue, server.stages)
-    charged = spans.filter(lambda span: span["stage"] == name).map(lambda span: span["self_ns"])
+    charged = spans.map(lambda span: ibis.ifelse(span["stage"] == name, span["self_ns"], 0))
     # DuckDB sums int64 to int128, which Ibis takes for int64 and will not cast: hence by way of
     # float64, exact up to 104 days.
     return cast(ir.IntegerValue, charged.sums().fill_null(0).cast("float64").cast("int64"))

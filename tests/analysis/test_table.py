@@ -151,8 +151,10 @@ def test_side_by_side(report: Report) -> None:
     screen = text(side_by_side([report, middle, replace(top, invalid_reasons=("late",))]))
 
     assert max(len(line) for line in screen.splitlines()) <= 80
-    assert re.search(r"^queue +3\.000 +3\.000 +9\.000 +3\.000 +900\.000 +3\.000$", screen, re.M)
-    assert re.search(r"^client latency +20\.000 .* 917\.000 ", screen, re.M)
+    assert re.search(
+        r"^queue +3\.000 +3\.000 +9\.000 +3\.000 +900\.000 +3\.000$", screen, re.MULTILINE
+    )
+    assert re.search(r"^client latency +20\.000 .* 917\.000 ", screen, re.MULTILINE)
     assert "INVALID at 40/s: late" in screen
     assert "10/s → 20/s: queue grew most, from 3.000 to 9.000 ms" in screen
 
