@@ -55,10 +55,10 @@ def _build(tables: RunTables) -> Report:
     client = client_columns(tables)
     seen, unsent = client_side(client, run)
     spans = find_spans(tables.server, SUB_STAGES)
-    pairs = stored(tables.backend, split(pair(tables, spans), spans))
-    chosen, extra = choose(pairs, tables.backend)
+    pairs = stored(tables, split(pair(tables, spans), spans))
+    chosen, extra = choose(pairs, tables)
     join = count(pairs, chosen, extra)
-    total, parts, stages = _parts(client, chosen, spans, join, seen)
+    total, parts, stages = _parts(tables, client, chosen, spans, join, seen)
     unmatched = _unmatched(seen, join, unsent)
     instrument = _instrument(tables, chosen, spans, join)
     return Report(
@@ -77,7 +77,7 @@ def _build(tables: RunTables) -> Report:
 
 
 def _parts(
-    client: ir.Table, chosen: ir.Table, spans: Spans, join: Join, seen: Client
+    tables: RunTables, client: ir.Table, chosen: ir.Table, spans: Spans, join: Join, seen: Client
 ) -> tuple[Part | None, tuple[Part, ...], tuple[Part, ...]]:
     """Give the total, all parts, and those parts that are stages."""
     if join.joined:
@@ -85,13 +85,13 @@ def _parts(
         order = slots(spans, split_network=join.one_clock == join.joined)
         requests = join.joined
     elif seen.answered:
-        base = split_unknown(client.filter(client.measured & client.answered))
+        base = stored(tables, split_unknown(client.filter(client.measured & client.answered)))
         order = unknown_slots()
         requests = seen.answered
     else:
         return None, (), ()
     columns = ["latency_ns", *_columns(order)]
-    found = figures(base, columns, requests)
+    found = figures(tables, base, columns, requests)
     parts = tuple(_part(slot, found) for slot in order)
     names = {slot.name for slot in stage_slots(spans)} if join.joined else set()
     stages = tuple(part for part in parts if part.name in names)

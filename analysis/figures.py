@@ -9,12 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import ibis
 import ibis.expr.types as ir
 
-from stagescope.analysis.sources import rows
+from stagescope.analysis.sources import RunTables, rows, rows_together
 
 QUANTILES = (0.5, 0.95, 0.99)
 SLOWEST = 100
@@ -34,26 +34,28 @@ class Figures:
 
 
 def figures(
-    table: ir.Table, columns: Sequence[str], count: int, by: str = "latency_ns"
+    tables: RunTables, table: ir.Table, columns: Sequence[str], count: int, by: str = "latency_ns"
 ) -> dict[str, Figures]:
     """Give the figures of *columns* (ns) of *table*, which has *count* rows, at least one.
 
     The slowest are the `count // 100` rows, at least one, with the largest *by*,
-    which is one of *columns*.
+    which is one of *columns*. *table* is of the engine of *tables*.
     """
-    whole = _query(table, columns, quantiles=True)
+    halves = [part for part in (columns[::2], columns[1::2]) if part]
+    whole: dict[str, Any] = {}
+    for (row,) in rows_together(tables, [_whole(table, half) for half in halves]):
+        whole |= row
     # At least as many rows as are asked for lie at or above the p99; to sort those is enough.
-    p99 = math.floor(whole[f"quantiles_{columns.index(by)}"][-1])
-    tail = table.filter(table[by] >= p99)
+    tail = table.filter(table[by] >= math.floor(whole[f"quantiles_{by}"][-1]))
     slowest = tail.order_by([ibis.desc(by), "seq"]).limit(max(1, count // SLOWEST))
-    slow = _query(slowest, columns, quantiles=False)
+    (slow,) = rows(slowest.aggregate(**{name: slowest[name].mean() for name in columns}))
     return {
-        column: Figures(
-            whole[f"mean_{index}"] / 1e6,
-            *quantiles_ms(whole[f"quantiles_{index}"]),
-            slow[f"mean_{index}"] / 1e6,
+        name: Figures(
+            whole[f"mean_{name}"] / 1e6,
+            *quantiles_ms(whole[f"quantiles_{name}"]),
+            slow[name] / 1e6,
         )
-        for index, column in enumerate(columns)
+        for name in columns
     }
 
 
@@ -63,11 +65,10 @@ def quantiles_ms(quantiles_ns: Sequence[float]) -> tuple[float, float, float]:
     return p50 / 1e6, p95 / 1e6, p99 / 1e6
 
 
-def _query(table: ir.Table, columns: Sequence[str], *, quantiles: bool) -> dict[str, Any]:
+def _whole(table: ir.Table, columns: Sequence[str]) -> ir.Table:
+    """Ask for mean and percentiles of *columns*."""
     asked: dict[str, ir.Value] = {}
-    for index, column in enumerate(columns):
-        asked[f"mean_{index}"] = table[column].mean()
-        if quantiles:
-            asked[f"quantiles_{index}"] = table[column].quantile(list(QUANTILES))
-    (row,) = rows(table.aggregate(**asked))
-    return row
+    for name in columns:
+        asked[f"mean_{name}"] = table[name].mean()
+        asked[f"quantiles_{name}"] = table[name].quantile(list(QUANTILES))
+    return cast(ir.Table, table.aggregate(**asked))

@@ -57,9 +57,11 @@ def pair(tables: RunTables, spans: Spans) -> ir.Table:
 def client_columns(tables: RunTables) -> ir.Table:
     """Give the client's rows with what the join and the breakdown need.
 
-    `answered`: a whole response came, with any status. `unsent`: it failed before a byte was sent.
+    `answered`: a whole response came, with any status. `unsent`: it failed before a byte was sent;
+    the driver then leaves `sent_ns` out, or gives it the time of the failure.
     """
     c = tables.client
+    failed = c.error.fill_null("") != ""
     started = c.started_ns.coalesce(c.intended_ns)
     connected = c.connected_ns.coalesce(started)
     sent = c.sent_ns.coalesce(connected)
@@ -77,8 +79,8 @@ def client_columns(tables: RunTables) -> ir.Table:
             client_status=c.status,
             client_error=c.error,
             measured=c.phase.fill_null("measure") == "measure",
-            answered=(c.error.fill_null("") == "") & (c.status > 0).fill_null(False),
-            unsent=c.sent_ns.fill_null(0) == 0,
+            answered=~failed & (c.status > 0).fill_null(False),
+            unsent=failed & ((c.sent_ns.fill_null(0) == 0) | (c.sent_ns >= c.last_byte_ns)),
         ),
     )
 
@@ -104,10 +106,10 @@ def _server_columns(tables: RunTables, spans: Spans) -> ir.Table:
     )
 
 
-def choose(pairs: ir.Table, backend: Any) -> tuple[ir.Table, int]:
+def choose(pairs: ir.Table, tables: RunTables) -> tuple[ir.Table, int]:
     """Leave one server record a client row; give those rows and how many records were left out.
 
-    *pairs* is stored in *backend* already, since it is read more than once.
+    *pairs* is stored already, since it is read more than once.
     """
     matched = pairs.filter(pairs.seq.notnull())
     (counts,) = rows(matched.aggregate(rows=matched.count(), requests=matched.seq.nunique()))
@@ -115,7 +117,7 @@ def choose(pairs: ir.Table, backend: Any) -> tuple[ir.Table, int]:
     if not extra:
         return matched, 0
     per_request = matched.group_by("seq").aggregate(n=matched.count())
-    doubled = stored(backend, per_request.filter(per_request.n > 1))
+    doubled = stored(tables, per_request.filter(per_request.n > 1))
     several = matched.semi_join(doubled, "seq")
     order = ibis.window(
         group_by="seq",

@@ -5,9 +5,11 @@ Parquet goes straight into the engine; this process sees only the figures that c
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -49,6 +51,8 @@ class RunTables:
     batches: ir.Table
     backend: Any
     """The Ibis backend that holds the tables."""
+    own: bool
+    """The backend is a DuckDB in memory of our own, which goes when the report is done."""
 
 
 def open_run(folder: Path, backend: Any = None) -> RunTables:
@@ -67,6 +71,7 @@ def open_run(folder: Path, backend: Any = None) -> RunTables:
         server=_open(engine, folder, SERVER, optional=optional),
         batches=_open(engine, folder, BATCHES, optional=optional),
         backend=engine,
+        own=backend is None,
     )
 
 
@@ -98,16 +103,34 @@ def rows(expression: ir.Table) -> list[dict[str, Any]]:
     return cast("list[dict[str, Any]]", expression.to_pyarrow().to_pylist())
 
 
-def stored(backend: Any, expression: ir.Table) -> ir.Table:
-    """Compute *expression* once, into a temporary table of *backend*, and give that table.
+def rows_together(tables: RunTables, expressions: Sequence[ir.Table]) -> list[list[dict[str, Any]]]:
+    """Run *expressions* at the same time where the engine is our own, else in turn.
 
-    It goes with the backend's connection. On DuckDB by `create table as`, which is faster than
-    Ibis's create and insert.
+    DuckDB computes the percentiles of a query on one core; two queries take two.
     """
-    name = ibis.util.gen_name("stagescope")
+    if not tables.own:
+        return [rows(expression) for expression in expressions]
+    queries = [tables.backend.compile(expression) for expression in expressions]
+    with ThreadPoolExecutor(len(queries)) as pool:
+        return list(pool.map(partial(_on_own_cursor, tables.backend.con), queries))
+
+
+def _on_own_cursor(connection: Any, query: str) -> list[dict[str, Any]]:
+    with connection.cursor() as cursor:
+        return cast("list[dict[str, Any]]", cursor.sql(query).to_arrow_table().to_pylist())
+
+
+def stored(tables: RunTables, expression: ir.Table) -> ir.Table:
+    """Compute *expression* once, into a table that goes with the engine's connection.
+
+    On DuckDB by `create table as`, which is faster than Ibis's create and insert.
+    """
+    backend, name = tables.backend, ibis.util.gen_name("stagescope")
     if backend.name != "duckdb":
         return cast(ir.Table, backend.create_table(name, expression, temp=True))
-    backend.con.execute(f'create temp table "{name}" as {backend.compile(expression)}')
+    # A temporary table is one connection's only: `rows_together` has several.
+    kind = "table" if tables.own else "temp table"
+    backend.con.execute(f'create {kind} "{name}" as {backend.compile(expression)}')
     return cast(ir.Table, backend.table(name))
 
 

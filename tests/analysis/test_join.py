@@ -69,6 +69,7 @@ def test_counts_the_unmatched_on_both_sides(tmp_path: Path) -> None:
         client_row(0),
         client_row(1),
         failed_row(2, "refused"),
+        failed_row(7, "dns", connected_ns=None, sent_ns=None),
         failed_row(3, "timeout"),
         failed_row(4, "timeout"),
         client_row(5, phase="warmup"),
@@ -83,8 +84,8 @@ def test_counts_the_unmatched_on_both_sides(tmp_path: Path) -> None:
 
     unmatched = build_report(write_run_folder(tmp_path, client, server)).unmatched
 
-    assert unmatched.client.total == 3
-    assert unmatched.client.before_server == 1
+    assert unmatched.client.total == 4
+    assert unmatched.client.before_server == 2
     assert unmatched.client.failed == 1
     assert unmatched.client.answered == 1
     assert unmatched.server == 1

@@ -49,11 +49,14 @@ def client_row(seq: int, *, latency_ns: int = 20 * MS, **changes: Any) -> dict[s
 
 
 def failed_row(seq: int, error: str, **changes: Any) -> dict[str, Any]:
-    """Give a measured request that got no response; refused ones were never sent."""
-    failed: dict[str, Any] = {"error": error, "status": 0, "first_byte_ns": None}
+    """Give a measured request that got no response; refused ones were never sent.
+
+    As the load driver does, what it did not reach has the time of the failure.
+    """
+    row = client_row(seq) | {"error": error, "status": 0, "first_byte_ns": None}
     if error == "refused":
-        failed |= {"connected_ns": None, "sent_ns": None}
-    return client_row(seq, **failed | changes)
+        row |= {"connected_ns": row["last_byte_ns"], "sent_ns": row["last_byte_ns"]}
+    return row | changes
 
 
 def server_row(
