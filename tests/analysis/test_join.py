@@ -77,8 +77,8 @@ def test_counts_the_unmatched_on_both_sides(tmp_path: Path) -> None:
     ]
     server = [
         server_row(client[0], STAGES),
-        server_row(client[4], STAGES),
         server_row(client[5], STAGES),
+        server_row(client[6], STAGES),
         server_row(client_row(99), STAGES),
     ]
 
