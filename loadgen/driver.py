@@ -31,6 +31,9 @@ from stagescope.loadgen.target import Target
 
 HEAD_START_NS = 20_000_000
 """From the driver's start to the schedule's zero."""
+AT_ONCE = 16
+"""Taken up in one turn of the loop: a late driver must still read what comes back, or each late
+request would open a connection of its own and make it later yet."""
 GRACE_S = 2.0
 """How long an ended run waits for the requests in flight."""
 
@@ -166,7 +169,8 @@ class Driver:
         """Take up every request whose time has come, and have us woken for the next."""
         offsets, zero, seq = self._schedule.offsets_ns, self.started_ns, self._next
         planned = len(offsets)
-        while seq < planned and offsets[seq] + zero <= time.monotonic_ns():
+        pause = min(seq + AT_ONCE, planned)
+        while seq < pause and offsets[seq] + zero <= time.monotonic_ns():
             call = Call(seq, offsets[seq] + zero, *self._ids.pair())
             task = loop.create_task(self._request(session, call))
             self._tasks.add(task)
