@@ -119,5 +119,7 @@ def _header(text: str) -> tuple[str, str]:
     if not colon or not _TOKEN.fullmatch(name) or any(c in value for c in "\r\n\0"):
         raise UsageError(f"header {name!r} is not usable: give it as 'Name: value', on one line")
     if name.lower() == _OURS:
-        raise UsageError(f"header {name} is set by stagescope, fresh for each request: leave it out")
+        raise UsageError(
+            f"header {name} is set by stagescope, fresh for each request: leave it out"
+        )
     return name, value.strip()

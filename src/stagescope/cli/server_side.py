@@ -1,0 +1,128 @@
+"""Getting the server's side of a run: agent of this host, remote agent, else Server-Timing."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Any, Protocol
+
+from stagescope.errors import StagescopeError
+from stagescope.exporters.run_folder import ServerSide, write_records, write_rows
+from stagescope.loadgen.client_log import ClientLog
+from stagescope.loadgen.server_timing import server_rows
+from stagescope.records import Record
+
+SETTLED_S = 3.0
+"""An agent drains several times a second: three seconds without news is the end of them."""
+_POLL_S = 0.1
+
+
+class RunSource(Protocol):
+    """What we ask of an agent; `stagescope.agent.client.AgentClient` is one."""
+
+    def counters(self) -> Mapping[str, float]:
+        """Give the agent's own counters."""
+
+    def run_counts(self, run_id: str) -> Mapping[str, Any]:
+        """Count what the agent has of a run."""
+
+    def run_records(self, run_id: str) -> Iterator[Record]:
+        """Give all records of a run."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where an agent may be: a spool folder of this host, or the URL of a remote agent."""
+
+    spool: Path | None = None
+    agent_url: str = ""
+    token: str = ""
+
+
+@dataclass(slots=True)
+class Collected:
+    """Where the server's side came from, and what its instrument said of itself."""
+
+    source: str = "none"
+    instrument: Mapping[str, float] = field(default_factory=dict[str, float])
+    problems: list[str] = field(default_factory=list[str])
+    """Sentences for the person: an agent that was named and did not answer, half an answer."""
+
+
+def collect_server_side(folder: Path, run_id: str, log: ClientLog, place: Place) -> Collected:
+    """Write `server.parquet` and `batches.parquet` of *folder*, from the best source there is.
+
+    Both files are there afterwards, perhaps without rows. Raises StagescopeError where they
+    cannot be written; a source that fails is a sentence in `problems`, and the next is tried.
+    """
+    collected = Collected()
+    for name, open_source in _agents(place, collected.problems):
+        try:
+            source = open_source()
+            _wait_settled(source, run_id, log.responded)
+            side = write_records(folder, source.run_records(run_id), broken=_tell(collected))
+            if side.requests:
+                collected.source = name
+                collected.instrument = _instrument(source, side)
+                return collected
+        except StagescopeError as problem:
+            collected.problems.append(str(problem))
+    rows = (row for chunk in log.chunks() for row in server_rows(chunk))
+    if write_rows(folder, rows).requests:
+        collected.source = "server-timing"
+    return collected
+
+
+def _tell(collected: Collected) -> Callable[[StagescopeError], None]:
+    return lambda problem: collected.problems.append(f"server side incomplete: {problem}")
+
+
+def _agents(place: Place, problems: list[str]) -> Iterator[tuple[str, Callable[[], RunSource]]]:
+    """Give the agents to ask: a named one alone, else the one of this host, if there is one."""
+    if place.agent_url:
+        yield "remote agent", lambda: _client(place.agent_url, place.token)
+        return
+    socket = _spool(place) / "agent.sock"
+    if socket.exists():
+        yield "agent", lambda: _client(str(socket), "")
+    elif place.spool is not None:
+        problems.append(f"no agent is listening in {place.spool}: start `stagescope agent` there")
+
+
+def _client(where: str, token: str) -> RunSource:
+    from stagescope.agent.client import AgentClient
+
+    return AgentClient(where, token=token or None)
+
+
+def _spool(place: Place) -> Path:
+    if place.spool is not None:
+        return place.spool
+    from stagescope.spool import default_spool
+
+    return default_spool()
+
+
+def _wait_settled(source: RunSource, run_id: str, expected: int) -> None:
+    """Wait until the agent has as many finished requests as were answered, or has no news."""
+    seen = -1
+    news = time.monotonic()
+    while True:
+        counts = source.run_counts(run_id)
+        finished = int(counts["finished"])
+        if finished >= expected or time.monotonic() - news > SETTLED_S:
+            return
+        if finished != seen:
+            seen, news = finished, time.monotonic()
+        time.sleep(_POLL_S)
+
+
+def _instrument(source: RunSource, side: ServerSide) -> Mapping[str, float]:
+    costs = side.costs.values()
+    figures = {name: float(value) for name, value in source.counters().items()}
+    figures["request_us"] = median(cost.base_ns for cost in costs) / 1e3
+    figures["stage_us"] = median(cost.stage_ns for cost in costs) / 1e3
+    return figures
