@@ -137,7 +137,7 @@ class Driver:
         )
         # One request planned is one request sent: aiohttp would repeat some in silence.
         session._retry_connection = False
-        with _no_long_collections():
+        with _QuietCollector():
             async with session:
                 await self._send_all(session)
                 await self._settle()
@@ -240,7 +240,7 @@ def _is_address(host: str) -> bool:
     return False
 
 
-class _no_long_collections:  # noqa: N801 - used as a `with` word
+class _QuietCollector:
     """Keep what is there out of the garbage collector's way: a full collection is a late send."""
 
     def __enter__(self) -> None:
