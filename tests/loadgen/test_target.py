@@ -12,7 +12,9 @@ from stagescope.loadgen.target import target
 URL = "http://127.0.0.1:1/x"
 
 
-@pytest.mark.parametrize("url", ["", "host:80", "ftp://h/", "http://", "http://h:99999/", "http://a b/"])
+@pytest.mark.parametrize(
+    "url", ["", "host:80", "ftp://h/", "http://", "http://h:99999/", "http://a b/"]
+)
 def test_what_is_no_url_is_refused(url: str) -> None:
     """The sentence shows the text and what a URL looks like."""
     with pytest.raises(UsageError, match="is not a URL to load"):

@@ -66,6 +66,7 @@ class ScriptedServer:
         self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()))
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stop: asyncio.Event | None = None
+        self._server: asyncio.Server | None = None
         self._connections: set[asyncio.Task[None]] = set()
         self.port = 0
         self.requests: list[Exchange] = []
@@ -96,19 +97,19 @@ class ScriptedServer:
 
     def refuse(self) -> None:
         """Stop listening and drop the connections, from inside a script."""
-        assert self._stop is not None
-        self._stop.set()
+        assert self._server is not None
+        self._server.close()
+        for task in self._connections:
+            task.cancel()
 
     async def _serve(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._stop = asyncio.Event()
-        server = await asyncio.start_server(self._connected, "127.0.0.1", 0, backlog=1024)
-        self.port = int(server.sockets[0].getsockname()[1])
+        self._server = await asyncio.start_server(self._connected, "127.0.0.1", 0, backlog=1024)
+        self.port = int(self._server.sockets[0].getsockname()[1])
         self._ready.set()
         await self._stop.wait()
-        server.close()
-        for task in self._connections:
-            task.cancel()
+        self.refuse()
         await asyncio.gather(*self._connections, return_exceptions=True)
 
     async def _connected(self, reader: asyncio.StreamReader, out: asyncio.StreamWriter) -> None:
