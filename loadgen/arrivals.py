@@ -17,7 +17,7 @@ from stagescope.errors import UsageError
 MAX_RATE_PER_S = 100_000.0
 """Ten times what one core sends; a plan beyond it is a slip of the pen."""
 MAX_REQUESTS = 10_000_000
-"""About 2 GB of client records."""
+"""About 2.5 GB of client records."""
 MAX_DURATION_S = 7 * 24 * 3600.0
 
 SECOND_NS = 1_000_000_000

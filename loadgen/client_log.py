@@ -1,6 +1,6 @@
 """What the driver keeps: one row a request, in plain columns.
 
-Columns, not objects: a million rows take about 150 MB, and the garbage collector has nothing
+Columns, not objects: a million rows take about 250 MB, and the garbage collector has nothing
 to walk through while requests are in flight.
 """
 

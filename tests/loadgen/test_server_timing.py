@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -38,7 +40,7 @@ def test_no_header_makes_it_raise(header: str) -> None:
 def test_rows_partition_their_total(spent_ms: dict[str, float]) -> None:
     """Stages and `other` sum to the duration; without a total there is no row."""
     header = ", ".join(f"{name};dur={ms}" for name, ms in spent_ms.items())
-    client = {
+    client: dict[str, list[Any]] = {
         "trace_id": ["t" * 32],
         "span_id": ["s" * 16],
         "seq": [3],

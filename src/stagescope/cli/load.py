@@ -30,12 +30,13 @@ HELP = "load a server at a fixed rate and print the table"
 def prepare_parser(parser: argparse.ArgumentParser) -> None:
     """Add what to send, how fast, and where to keep and to find things."""
     parser.add_argument("url", metavar="URL", help="what to load: http://HOST:PORT/PATH")
-    _pace(parser.add_argument_group("pace"))
-    _request(parser.add_argument_group("request"))
-    _places(parser.add_argument_group("places and output"))
+    _pace(parser)
+    _request(parser)
+    _places(parser)
 
 
-def _pace(group: argparse._ArgumentGroup) -> None:
+def _pace(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("pace")
     group.add_argument("--rate", type=float, default=10.0, metavar="R", help="requests/s (10)")
     group.add_argument(
         "--duration", type=float, default=30.0, metavar="S", help="seconds measured (30)"
@@ -54,7 +55,8 @@ def _pace(group: argparse._ArgumentGroup) -> None:
     )
 
 
-def _request(group: argparse._ArgumentGroup) -> None:
+def _request(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("request")
     group.add_argument("--method", default="", help="default: POST with a body, else GET")
     group.add_argument(
         "--header", action="append", default=[], metavar="'K: V'", help="may be given repeatedly"
@@ -66,7 +68,8 @@ def _request(group: argparse._ArgumentGroup) -> None:
     )
 
 
-def _places(group: argparse._ArgumentGroup) -> None:
+def _places(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("places and output")
     group.add_argument("--out", type=Path, metavar="DIR", help="run folder (runs/RUN-ID)")
     group.add_argument("--spool", type=Path, metavar="DIR", help="spool of this host's agent")
     group.add_argument("--agent", default="", metavar="URL", help="agent of the server's host")

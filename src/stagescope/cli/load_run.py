@@ -93,10 +93,7 @@ def execute(settings: Settings, watch: Watch | None = None) -> tuple[Path, Run, 
         run,
         server_source=collected.source,
         instrument=collected.instrument,
-        invalid_reasons=(
-            *run.invalid_reasons,
-            *(p for p in collected.problems if p.startswith("server side incomplete")),
-        ),
+        invalid_reasons=(*run.invalid_reasons, *collected.incomplete),
     )
     write_run(folder, run)
     return folder, run, collected
@@ -135,7 +132,7 @@ def _collect(folder: Path, run_id: str, log: ClientLog, place: Place) -> Collect
         return collect_server_side(folder, run_id, log, place)
     except KeyboardInterrupt:
         write_rows(folder, ())
-        return Collected(problems=["server side incomplete: ended while it was collected"])
+        return Collected(incomplete=["server side incomplete: ended while it was collected"])
 
 
 def _run(settings: Settings, run_id: str, driver: Driver, loop: str) -> Run:

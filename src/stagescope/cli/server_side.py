@@ -49,7 +49,9 @@ class Collected:
     source: str = "none"
     instrument: Mapping[str, float] = field(default_factory=dict[str, float])
     problems: list[str] = field(default_factory=list[str])
-    """Sentences for the person: an agent that was named and did not answer, half an answer."""
+    """Sentences for the person: what was asked and gave nothing."""
+    incomplete: list[str] = field(default_factory=list[str])
+    """Why a part of the server's side is missing: the run is invalid."""
 
 
 def collect_server_side(folder: Path, run_id: str, log: ClientLog, place: Place) -> Collected:
@@ -68,6 +70,10 @@ def collect_server_side(folder: Path, run_id: str, log: ClientLog, place: Place)
                 collected.source = name
                 collected.instrument = _instrument(source, side)
                 return collected
+            collected.problems.append(
+                f"the {name} has no record of this run: "
+                "is the server wrapped, and does it write to the agent's spool?"
+            )
         except StagescopeError as problem:
             collected.problems.append(str(problem))
     rows = (row for chunk in log.chunks() for row in server_rows(chunk))
@@ -77,7 +83,7 @@ def collect_server_side(folder: Path, run_id: str, log: ClientLog, place: Place)
 
 
 def _tell(collected: Collected) -> Callable[[StagescopeError], None]:
-    return lambda problem: collected.problems.append(f"server side incomplete: {problem}")
+    return lambda problem: collected.incomplete.append(f"server side incomplete: {problem}")
 
 
 def _agents(place: Place, problems: list[str]) -> Iterator[tuple[str, Callable[[], RunSource]]]:
