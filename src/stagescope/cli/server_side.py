@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
-from typing import Any, Protocol
+from typing import Protocol
 
 from stagescope.errors import StagescopeError
 from stagescope.exporters.run_folder import ServerSide, write_records, write_rows
@@ -20,13 +20,25 @@ SETTLED_S = 3.0
 _POLL_S = 0.1
 
 
+class Counts(Protocol):
+    """How much an agent has of a run."""
+
+    @property
+    def finished(self) -> int:
+        """Requests that ended as requests do."""
+
+    @property
+    def died(self) -> int:
+        """Requests whose process ended first."""
+
+
 class RunSource(Protocol):
     """What we ask of an agent; `stagescope.agent.client.AgentClient` is one."""
 
     def counters(self) -> Mapping[str, float]:
         """Give the agent's own counters."""
 
-    def run_counts(self, run_id: str) -> Mapping[str, Any]:
+    def run_counts(self, run_id: str) -> Counts:
         """Count what the agent has of a run."""
 
     def run_records(self, run_id: str) -> Iterator[Record]:
@@ -64,9 +76,8 @@ def collect_server_side(folder: Path, run_id: str, log: ClientLog, place: Place)
     for name, open_source in _agents(place, collected.problems):
         try:
             source = open_source()
-            _wait_settled(source, run_id, log.responded)
-            side = write_records(folder, source.run_records(run_id), broken=_tell(collected))
-            if side.requests:
+            if _settled(source, run_id, log.responded):
+                side = write_records(folder, source.run_records(run_id), broken=_tell(collected))
                 collected.source = name
                 collected.instrument = _instrument(source, side)
                 return collected
@@ -112,23 +123,23 @@ def _spool(place: Place) -> Path:
     return default_spool()
 
 
-def _wait_settled(source: RunSource, run_id: str, expected: int) -> None:
-    """Wait until the agent has as many finished requests as were answered, or has no news."""
+def _settled(source: RunSource, run_id: str, expected: int) -> bool:
+    """Wait until the agent has all that was answered, or has no news; say if it has anything."""
     seen = -1
     news = time.monotonic()
     while True:
         counts = source.run_counts(run_id)
-        finished = int(counts["finished"])
-        if finished >= expected or time.monotonic() - news > SETTLED_S:
-            return
-        if finished != seen:
-            seen, news = finished, time.monotonic()
+        if counts.finished >= expected or time.monotonic() - news > SETTLED_S:
+            return counts.finished + counts.died > 0
+        if counts.finished != seen:
+            seen, news = counts.finished, time.monotonic()
         time.sleep(_POLL_S)
 
 
 def _instrument(source: RunSource, side: ServerSide) -> Mapping[str, float]:
     costs = side.costs.values()
     figures = {name: float(value) for name, value in source.counters().items()}
-    figures["request_us"] = median(cost.base_ns for cost in costs) / 1e3
-    figures["stage_us"] = median(cost.stage_ns for cost in costs) / 1e3
+    if costs:
+        figures["request_us"] = median(cost.base_ns for cost in costs) / 1e3
+        figures["stage_us"] = median(cost.stage_ns for cost in costs) / 1e3
     return figures
