@@ -88,15 +88,14 @@ def run(args: argparse.Namespace) -> int:
 
         settings = _settings(args)
         with progress(args.quiet) as watch:
-            folder, done, collected = execute(settings, watch)
+            folder, collected = execute(settings, watch)
     for problem in collected.problems:
         print(f"stagescope load: {problem}", file=sys.stderr)
-    _print_table(folder, args.format)
     if not args.quiet:
         print(f"run folder: {folder}", file=sys.stderr)
-    for reason in done.invalid_reasons:
-        print(f"stagescope load: INVALID run: {reason}", file=sys.stderr)
-    return EXIT_USAGE if done.invalid_reasons else EXIT_DONE
+    from stagescope.cli.report import print_report
+
+    return EXIT_DONE if print_report(folder, args.format).valid else EXIT_USAGE
 
 
 def _settings(args: argparse.Namespace) -> Settings:
@@ -131,9 +130,3 @@ def _token(file: Path | None) -> str:
         return file.read_text("utf-8").strip()
     except (OSError, UnicodeDecodeError) as problem:
         raise UsageError(f"token file {file} cannot be read: {problem}") from None
-
-
-def _print_table(folder: Path, form: str) -> None:
-    from stagescope.cli.report import print_report
-
-    print_report(folder, form)

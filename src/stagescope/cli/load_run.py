@@ -68,7 +68,7 @@ def load_run(
     return execute(settings)[0]
 
 
-def execute(settings: Settings, watch: Watch | None = None) -> tuple[Path, Run, Collected]:
+def execute(settings: Settings, watch: Watch | None = None) -> tuple[Path, Collected]:
     """Run *settings*; what was measured is on disk before the server's side is asked for."""
     plan = schedule(
         settings.arrivals,
@@ -96,7 +96,7 @@ def execute(settings: Settings, watch: Watch | None = None) -> tuple[Path, Run, 
         invalid_reasons=(*run.invalid_reasons, *collected.incomplete),
     )
     write_run(folder, run)
-    return folder, run, collected
+    return folder, collected
 
 
 def fresh_run_id() -> str:

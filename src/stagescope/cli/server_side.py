@@ -14,6 +14,7 @@ from stagescope.exporters.run_folder import ServerSide, write_records, write_row
 from stagescope.loadgen.client_log import ClientLog
 from stagescope.loadgen.server_timing import server_rows
 from stagescope.records import Record
+from stagescope.spool import SOCKET_NAME, default_spool
 
 SETTLED_S = 3.0
 """An agent drains several times a second: three seconds without news is the end of them."""
@@ -73,7 +74,7 @@ def collect_server_side(folder: Path, run_id: str, log: ClientLog, place: Place)
     cannot be written; a source that fails is a sentence in `problems`, and the next is tried.
     """
     collected = Collected()
-    for name, open_source in _agents(place, collected.problems):
+    for name, open_source in _agents(place):
         try:
             source = open_source()
             if _settled(source, run_id, log.responded):
@@ -90,6 +91,11 @@ def collect_server_side(folder: Path, run_id: str, log: ClientLog, place: Place)
     rows = (row for chunk in log.chunks() for row in server_rows(chunk))
     if write_rows(folder, rows).requests:
         collected.source = "server-timing"
+    elif not collected.problems:
+        collected.problems.append(
+            f"no server side: no agent listens in {_spool(place)} and no answer had Server-Timing; "
+            "wrap the app in StageMiddleware, and start `stagescope agent` beside it"
+        )
     return collected
 
 
@@ -97,16 +103,13 @@ def _tell(collected: Collected) -> Callable[[StagescopeError], None]:
     return lambda problem: collected.incomplete.append(f"server side incomplete: {problem}")
 
 
-def _agents(place: Place, problems: list[str]) -> Iterator[tuple[str, Callable[[], RunSource]]]:
+def _agents(place: Place) -> Iterator[tuple[str, Callable[[], RunSource]]]:
     """Give the agents to ask: a named one alone, else the one of this host, if there is one."""
+    socket = _spool(place) / SOCKET_NAME
     if place.agent_url:
         yield "remote agent", lambda: _client(place.agent_url, place.token)
-        return
-    socket = _spool(place) / "agent.sock"
-    if socket.exists():
+    elif socket.exists():
         yield "agent", lambda: _client(str(socket), "")
-    elif place.spool is not None:
-        problems.append(f"no agent is listening in {place.spool}: start `stagescope agent` there")
 
 
 def _client(where: str, token: str) -> RunSource:
@@ -116,11 +119,7 @@ def _client(where: str, token: str) -> RunSource:
 
 
 def _spool(place: Place) -> Path:
-    if place.spool is not None:
-        return place.spool
-    from stagescope.spool import default_spool
-
-    return default_spool()
+    return place.spool or default_spool()
 
 
 def _settled(source: RunSource, run_id: str, expected: int) -> bool:
