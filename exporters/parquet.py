@@ -12,8 +12,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-import pyarrow as pa  # type: ignore[import-untyped]  # ships no types
-import pyarrow.parquet as pq  # type: ignore[import-untyped]
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from stagescope.errors import StagescopeError
 from stagescope.tables import MEMBER_TYPE, SCHEMA_VERSION, SPAN_TYPE, Column, Table

@@ -13,7 +13,7 @@ import pytest
 from stagescope.errors import StagescopeError
 from stagescope.identity import parse_run, parse_traceparent
 from stagescope.loadgen.arrivals import Schedule, schedule
-from stagescope.loadgen.driver import Driver
+from stagescope.loadgen.driver import GRACE_S, Driver
 from stagescope.loadgen.session import Glimpse, Watch, drive
 from stagescope.loadgen.target import Target, target
 from stagescope.testing.http_server import OK, Exchange, ScriptedServer, ok
@@ -100,8 +100,9 @@ def test_every_request_carries_its_own_trace_and_the_run() -> None:
     for request in seen:
         parent = parse_traceparent(request.header("traceparent").encode())
         assert parent is not None
-        assert parent.sampled
-        came.add((parent.trace_id.hex(), parent.span_id.hex()))
+        trace_id, span_id, sampled = parent
+        assert sampled
+        came.add((trace_id.hex(), span_id.hex()))
         assert request.header("baggage") == "stagescope.run=run-1,team=a"
         assert parse_run(request.header("baggage").encode()) == b"run-1"
         assert request.header("x-own") == "1"
@@ -302,6 +303,24 @@ def test_stop_keeps_what_there_is() -> None:
     assert len(found) == driver.started
     assert {row["error"] for row in found} == {"", "interrupted"}
     assert 0 < driver.measured_s < 10
+
+
+def test_a_second_stop_does_not_wait() -> None:
+    """What is in flight when the run is ended twice is over then, not after the grace."""
+    aim_plan = schedule("constant", 50, 30, 0, 0)
+    with ScriptedServer(_hang) as server:
+        aim = target(server.url)
+        driver = Driver(aim, aim_plan, "run-1", timeout_s=30)
+
+        def look(now: Glimpse) -> None:
+            if now.sent > 10:
+                driver.stop()
+                driver.stop()
+
+        drive(driver, aim, 30, Watch(look, 0.05))
+    ends = [row["last_byte_ns"] for row in rows(driver)]
+    assert len(ends) == driver.started
+    assert max(ends) - driver.stopped_ns < GRACE_S * 1e9
 
 
 async def _ok_but_the_last(exchange: Exchange) -> None:

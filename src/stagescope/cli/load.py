@@ -88,7 +88,7 @@ def run(args: argparse.Namespace) -> int:
 
         settings = _settings(args)
         with progress(args.quiet) as watch:
-            folder, collected = execute(settings, watch)
+            folder, _, collected = execute(settings, watch)
     for problem in collected.problems:
         print(f"stagescope load: {problem}", file=sys.stderr)
     if not args.quiet:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from stagescope.cli.server_side import Collected, Place, collect_server_side
+from stagescope.cli.server_side import Collected, Place, collect_server_side, losses_so_far
 from stagescope.errors import StagescopeError, UsageError
 from stagescope.exporters.parquet import TableFile
 from stagescope.exporters.run_folder import write_rows
@@ -68,7 +69,7 @@ def load_run(
     return execute(settings)[0]
 
 
-def execute(settings: Settings, watch: Watch | None = None) -> tuple[Path, Collected]:
+def execute(settings: Settings, watch: Watch | None = None) -> tuple[Path, Run, Collected]:
     """Run *settings*; what was measured is on disk before the server's side is asked for."""
     plan = schedule(
         settings.arrivals,
@@ -84,11 +85,12 @@ def execute(settings: Settings, watch: Watch | None = None) -> tuple[Path, Colle
     run_id = fresh_run_id()
     folder = _free_folder(settings.out or RUNS / run_id)
     driver = Driver(settings.target, plan, run_id, timeout_s=settings.timeout_s)
+    before = losses_so_far(settings.place)
     loop = drive(driver, settings.target, plan.end_ns / 1e9, watch)
     run = _run(settings, run_id, driver, loop)
     _make(folder)
     _keep(folder, run, driver.log)
-    collected = _collect(folder, run_id, driver.log, settings.place)
+    collected = _collect(folder, run_id, driver.log, settings.place, before)
     run = replace(
         run,
         server_source=collected.source,
@@ -96,7 +98,7 @@ def execute(settings: Settings, watch: Watch | None = None) -> tuple[Path, Colle
         invalid_reasons=(*run.invalid_reasons, *collected.incomplete),
     )
     write_run(folder, run)
-    return folder, collected
+    return folder, run, collected
 
 
 def fresh_run_id() -> str:
@@ -127,9 +129,11 @@ def _keep(folder: Path, run: Run, log: ClientLog) -> None:
     write_run(folder, run)
 
 
-def _collect(folder: Path, run_id: str, log: ClientLog, place: Place) -> Collected:
+def _collect(
+    folder: Path, run_id: str, log: ClientLog, place: Place, before: Mapping[str, float]
+) -> Collected:
     try:
-        return collect_server_side(folder, run_id, log, place)
+        return collect_server_side(folder, run_id, log, place, before)
     except KeyboardInterrupt:
         write_rows(folder, ())
         return Collected(incomplete=["server side incomplete: ended while it was collected"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
@@ -19,6 +20,8 @@ from stagescope.spool import SOCKET_NAME, default_spool
 SETTLED_S = 3.0
 """An agent drains several times a second: three seconds without news is the end of them."""
 _POLL_S = 0.1
+_LOSSES = ("dropped", "overwritten", "lost", "refused", "faults")
+"""Parts of the names of counters that tell what went missing; they grow as long as an agent runs."""
 
 
 class Counts(Protocol):
@@ -67,11 +70,23 @@ class Collected:
     """Why a part of the server's side is missing: the run is invalid."""
 
 
-def collect_server_side(folder: Path, run_id: str, log: ClientLog, place: Place) -> Collected:
+def losses_so_far(place: Place) -> Mapping[str, float]:
+    """Give the agent's counters of losses before a run, which are not that run's; never raises."""
+    for _, open_source in _agents(place):
+        with suppress(StagescopeError):
+            counters = open_source().counters()
+            return {name: value for name, value in counters.items() if _is_loss(name)}
+    return {}
+
+
+def collect_server_side(
+    folder: Path, run_id: str, log: ClientLog, place: Place, before: Mapping[str, float]
+) -> Collected:
     """Write `server.parquet` and `batches.parquet` of *folder*, from the best source there is.
 
     Both files are there afterwards, perhaps without rows. Raises StagescopeError where they
     cannot be written; a source that fails is a sentence in `problems`, and the next is tried.
+    *before* is what `losses_so_far` gave.
     """
     collected = Collected()
     for name, open_source in _agents(place):
@@ -80,7 +95,7 @@ def collect_server_side(folder: Path, run_id: str, log: ClientLog, place: Place)
             if _settled(source, run_id, log.responded):
                 side = write_records(folder, source.run_records(run_id), broken=_tell(collected))
                 collected.source = name
-                collected.instrument = _instrument(source, side)
+                collected.instrument = _instrument(source, side, before)
                 return collected
             collected.problems.append(
                 f"the {name} has no record of this run: "
@@ -135,10 +150,19 @@ def _settled(source: RunSource, run_id: str, expected: int) -> bool:
         time.sleep(_POLL_S)
 
 
-def _instrument(source: RunSource, side: ServerSide) -> Mapping[str, float]:
+def _instrument(
+    source: RunSource, side: ServerSide, before: Mapping[str, float]
+) -> Mapping[str, float]:
     costs = side.costs.values()
-    figures = {name: float(value) for name, value in source.counters().items()}
+    figures = {
+        name: float(value) - (before.get(name, 0.0) if _is_loss(name) else 0.0)
+        for name, value in source.counters().items()
+    }
     if costs:
         figures["request_us"] = median(cost.base_ns for cost in costs) / 1e3
         figures["stage_us"] = median(cost.stage_ns for cost in costs) / 1e3
     return figures
+
+
+def _is_loss(name: str) -> bool:
+    return any(part in name for part in _LOSSES)
