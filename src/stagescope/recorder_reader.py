@@ -103,9 +103,7 @@ class RecorderReader:
 
     def counters(self) -> dict[str, int]:
         """Give the writer's counters and ours: what was refused, dropped, overwritten or lost."""
-        counts = {
-            name: self._words[fmt.COUNTER_WORDS + i] for i, name in enumerate(fmt.COUNTERS)
-        }
+        counts = {name: self._words[fmt.COUNTER_WORDS + i] for i, name in enumerate(fmt.COUNTERS)}
         return counts | {"overwritten": self.overwritten, "lost": self.lost}
 
     def writer_alive(self) -> bool:

@@ -119,9 +119,7 @@ class SlotDecoder:
         self, entries: Entries, duration: int
     ) -> tuple[tuple[StageSpan, ...], tuple[str, ...]]:
         batches = tuple(f"{w2:016x}" for w1, w2 in entries if w1 & fmt.CODE_MASK == fmt.CODE_BATCH)
-        intervals = [
-            (w1, w2) for w1, w2 in entries if 0 < w1 & fmt.CODE_MASK < fmt.CODE_MEMBER
-        ]
+        intervals = [(w1, w2) for w1, w2 in entries if 0 < w1 & fmt.CODE_MASK < fmt.CODE_MEMBER]
         return self._stages(intervals, duration), batches
 
     def _stages(self, intervals: Entries, duration: int) -> tuple[StageSpan, ...]:
