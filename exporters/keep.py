@@ -234,12 +234,12 @@ class Batches:
         found = self._recent.get(batch_id)
         return found[0] if found else None
 
-    def waiting(self, batch_id: str) -> BatchRecord | None:
-        """Give a batch that is remembered and whose spans are not on their way."""
+    def is_held(self, batch_id: str) -> bool:
+        """Tell whether a batch still waits for a member that is kept."""
         found = self._recent.get(batch_id)
-        return found[0] if found and not found[1] else None
+        return found is not None and not found[1]
 
-    def sent(self, batch_id: str) -> None:
+    def release(self, batch_id: str) -> None:
         """Note that the batch's spans are on their way."""
         if found := self._recent.get(batch_id):
             self._recent[batch_id] = found[0], True

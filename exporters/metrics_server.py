@@ -23,9 +23,8 @@ class MetricsServer:
         try:
             family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
             server = type("_Server", (_JoiningServer,), {"address_family": family})
-            self._server: Any = make_server(
-                host, port, make_wsgi_app(registry), server, handler_class=_QuietHandler
-            )
+            app: Any = make_wsgi_app(registry)  # pyright: ignore[reportUnknownVariableType]
+            self._server: Any = make_server(host, port, app, server, handler_class=_QuietHandler)
         except OSError as problem:
             raise StagescopeError(
                 f"metrics cannot be served at {host}:{port}: {problem.strerror or problem}"
@@ -59,7 +58,7 @@ class _JoiningServer(ThreadingWSGIServer):
 class _QuietHandler(WSGIRequestHandler):
     """Logs nothing, and waits a few seconds for a scraper that does not ask."""
 
-    timeout: ClassVar[float] = 2.0
+    timeout: ClassVar[float | None] = 2.0
 
     def log_message(self, format: str, *args: Any) -> None:
         """Say nothing."""

@@ -22,52 +22,23 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector, CollectorRegistry
 
 from stagescope.exporters import attributes as names
-from stagescope.exporters.histograms import SIZE_BOUNDS, Histogram, Seen, Snapshot
-from stagescope.exporters.spans import known_method
-from stagescope.records import BatchRecord, Record, RequestRecord
-from stagescope.stages import OTHER, stage_of
+from stagescope.exporters.histograms import (
+    DURATION_BOUNDS_S,
+    SIZE_BOUNDS,
+    Seen,
+    Snapshot,
+)
+from stagescope.exporters.service_stats import Labels, ServiceStats
+from stagescope.records import Record, RequestRecord
+from stagescope.stages import OTHER
 
-MAX_STAGES: Final = 48
-"""Stage names of one service, its own among them; time in further ones counts as `other`."""
-MAX_ROUTES: Final = 200
-"""Routes of one service; requests to further ones count under the route `other`."""
-MAX_MODELS: Final = 64
-"""Models of one service; batches of further ones count under the model `other`."""
 MAX_SERVICES: Final = 64
 """Services; records of further ones count under the service `other`."""
 
-_STATUS_CLASSES: Final = ("none", "1xx", "2xx", "3xx", "4xx", "5xx")
 _METRIC: Final = {metric.name: metric for metric in names.METRICS}
 _NOT_IN_A_NAME = re.compile(r"[^a-zA-Z0-9_]+")
-
-Labels = tuple[str, ...]
-
-
-class ServiceStats:
-    """The histograms of one service."""
-
-    __slots__ = ("batch_seconds", "batch_sizes", "models", "requests", "routes", "stages", "tops")
-
-    def __init__(self) -> None:
-        self.tops: dict[str, str] = {OTHER: OTHER}
-        """Full stage name to the name it is counted under."""
-        self.stages: dict[str, Histogram] = {OTHER: Histogram()}
-        self.routes: dict[str, str] = {"": ""}
-        self.requests: dict[tuple[str, str, int], Histogram] = {}
-        self.models: dict[str, str] = {}
-        self.batch_sizes: dict[str, Histogram] = {}
-        self.batch_seconds: dict[str, Histogram] = {}
-
-    def top(self, stage: str) -> str:
-        """Give the name under which *stage* is counted, for a name not met before."""
-        top = stage_of(stage)
-        if top not in self.stages:
-            if len(self.stages) >= MAX_STAGES:
-                return OTHER  # not remembered: names without end would fill the memory
-            self.stages[top] = Histogram()
-        if len(self.tops) < 4 * MAX_STAGES:
-            self.tops[stage] = top
-        return top
+_DURATION_EDGES: Final = (*map(repr, DURATION_BOUNDS_S), "+Inf")
+_SIZE_EDGES: Final = (*(f"{bound}.0" for bound in SIZE_BOUNDS), "+Inf")
 
 
 class StageMetrics:
@@ -100,13 +71,14 @@ class StageMetrics:
 
     def accept(self, records: Sequence[Record]) -> None:
         """Count *records*."""
+        has_trace = self._has_trace
         with self._lock:
             for record in records:
                 stats = self._services.get(record.process.service) or self._new_service(record)
                 if isinstance(record, RequestRecord):
-                    self._count_request(record, stats)
+                    stats.add_request(record, has_trace=has_trace is None or has_trace(record))
                 else:
-                    _count_batch(record, stats)
+                    stats.add_batch(record)
             self.accepted += len(records)
 
     def counters(self) -> dict[str, int]:
@@ -138,86 +110,12 @@ class StageMetrics:
             return {
                 (service, *labels): histogram.snapshot()
                 for service, stats in self._services.items()
-                for labels, histogram in _series(stats, metric)
+                for labels, histogram in stats.series(metric)
             }
 
     def _new_service(self, record: Record) -> ServiceStats:
         full = len(self._services) >= MAX_SERVICES
         return self._services.setdefault(OTHER if full else record.process.service, ServiceStats())
-
-    def _count_request(self, record: RequestRecord, stats: ServiceStats) -> None:
-        rest = duration = record.duration_ns
-        tops, sums = stats.tops, dict[str, int]()
-        for stage, _, _, self_ns, _, _ in record.stages:
-            top = tops.get(stage) or stats.top(stage)
-            sums[top] = sums.get(top, 0) + self_ns
-            rest -= self_ns
-        sums[OTHER] = sums.get(OTHER, 0) + rest
-        request = _request_histogram(record, stats)
-        if self._has_trace is None or self._has_trace(record):
-            _add_with_exemplars(record, request, stats.stages, sums)
-            return
-        request.add(duration)
-        histograms = stats.stages
-        for top, spent in sums.items():
-            histograms[top].add(spent)
-
-
-def _add_with_exemplars(
-    record: RequestRecord, request: Histogram, stages: dict[str, Histogram], sums: dict[str, int]
-) -> None:
-    trace, span, duration = record.trace_id, record.span_id, record.duration_ns
-    wall = record.process.anchor.wall(record.start_ns + duration)
-    request.exemplars[request.add(duration)] = Seen(trace, span, duration, wall)
-    for top, spent in sums.items():
-        histogram = stages[top]
-        histogram.exemplars[histogram.add(spent)] = Seen(trace, span, spent, wall)
-
-
-def _request_histogram(record: RequestRecord, stats: ServiceStats) -> Histogram:
-    key = record.method, record.route, record.status // 100
-    histogram = stats.requests.get(key)
-    if histogram is None:
-        route = _bounded(stats.routes, record.route, MAX_ROUTES)
-        status = key[2] if key[2] < len(_STATUS_CLASSES) else 5
-        key = known_method(record.method), route, status
-        histogram = stats.requests.setdefault(key, Histogram())
-    return histogram
-
-
-def _bounded(known: dict[str, str], name: str, most: int) -> str:
-    if name in known:
-        return name
-    if len(known) >= most:
-        return OTHER
-    known[name] = name
-    return name
-
-
-def _count_batch(record: BatchRecord, stats: ServiceStats) -> None:
-    model = _bounded(stats.models, record.model, MAX_MODELS)
-    sizes = stats.batch_sizes.get(model)
-    if sizes is None:
-        sizes = stats.batch_sizes[model] = Histogram(SIZE_BOUNDS)
-        stats.batch_seconds[model] = Histogram()
-    sizes.add(record.size)
-    stats.batch_seconds[model].add(record.duration_ns)
-
-
-def _series(stats: ServiceStats, metric: str) -> Iterator[tuple[Labels, Histogram]]:
-    match metric:
-        case names.METRIC_REQUEST_DURATION:
-            for (method, route, status), histogram in stats.requests.items():
-                yield (method, route, _STATUS_CLASSES[status]), histogram
-        case names.METRIC_STAGE_DURATION:
-            for stage, histogram in stats.stages.items():
-                yield (stage,), histogram
-        case names.METRIC_BATCH_SIZE:
-            for model, histogram in stats.batch_sizes.items():
-                yield (model,), histogram
-        case names.METRIC_BATCH_DURATION:
-            for model, histogram in stats.batch_seconds.items():
-                yield (model,), histogram
 
 
 class StageCollector(Collector):
@@ -290,11 +188,3 @@ def _own_name(name: str) -> str:
 
 def _own_doc(name: str) -> str:
     return f"stagescope's own count: {name}."
-
-
-def _edges(bounds: Sequence[int], scale: float) -> tuple[str, ...]:
-    return (*(repr(bound / scale) for bound in bounds), "+Inf")
-
-
-_DURATION_EDGES = _edges(Histogram().bounds, 1e9)
-_SIZE_EDGES = _edges(SIZE_BOUNDS, 1.0)

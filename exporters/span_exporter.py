@@ -29,9 +29,11 @@ class Outlet(Protocol):
     @property
     def name(self) -> str:
         """What a person is told of when it fails."""
+        ...
 
     def send(self, spans: list[ReadableSpan]) -> bool:
         """Send; False where the back end did not take them, however often it was asked."""
+        ...
 
     def abort(self) -> None:
         """End it for good. Called once."""
@@ -199,6 +201,7 @@ class _KnownConnection:
     def _new_conn(self) -> socket.socket:
         if self.owner.is_shut:
             raise ConnectionAbortedError("the exporter is being closed")
-        opened: socket.socket = super()._new_conn()  # type: ignore[misc]
+        inherited: Any = super()
+        opened: socket.socket = inherited._new_conn()
         self.owner.add(opened)
         return opened

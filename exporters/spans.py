@@ -17,23 +17,27 @@ from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import Link, SpanContext, SpanKind, TraceFlags
 from opentelemetry.trace.status import Status, StatusCode
 
-from stagescope.exporters import attributes as names
-from stagescope.records import BatchRecord, Process, Record, RequestRecord, State
-from stagescope.stages import OTHER, StageSpan
-
-HTTP_METHODS: Final = frozenset(
-    ("CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "TRACE")
+from stagescope.exporters.span_attributes import (
+    CLIENT_LEFT,
+    OTHER_METHOD,
+    PROCESS_DIED,
+    Value,
+    batch_attributes,
+    error_type,
+    known_method,
+    last_stage,
+    process_attributes,
+    request_attributes,
+    stage_attributes,
 )
-OTHER_METHOD: Final = "_OTHER"
-PROCESS_DIED: Final = "process_died"
-CLIENT_LEFT: Final = "disconnect"
+from stagescope.records import BatchRecord, Process, Record, RequestRecord, State
+from stagescope.stages import StageSpan
+
 MAX_RESOURCES: Final = 256
 
 _UNSET = Status(StatusCode.UNSET)
 _FAILED = Status(StatusCode.ERROR)
 _SAMPLED = TraceFlags(TraceFlags.SAMPLED)
-
-Value = str | int | bool | Sequence[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,40 +94,10 @@ class SpanBuilder:
         return known
 
 
-def process_attributes(process: Process) -> dict[str, str | int]:
-    """Give the resource attributes of a served process."""
-    told: dict[str, str | int] = {
-        names.SERVICE_INSTANCE_ID: process.ring_id,
-        names.HOST_NAME: process.host,
-        names.PROCESS_PID: process.pid,
-        names.PROCESS_RUNTIME_VERSION: process.python,
-        names.TELEMETRY_SDK_NAME: "stagescope",
-        names.TELEMETRY_SDK_LANGUAGE: "python",
-        names.TELEMETRY_SDK_VERSION: process.version,
-    }
-    if process.service:
-        told[names.SERVICE_NAME] = process.service
-    return told
-
-
 def stage_span_id(span_id: str, index: int) -> int:
     """Derive the id of the *index*-th stage span under the span with hex id *span_id*."""
     digest = blake2b(f"{span_id}/{index}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") or 1
-
-
-def error_type(record: Record) -> str:
-    """Give `error.type`, empty where nothing went wrong (a 4xx is the client's)."""
-    if record.state is State.DIED:
-        return PROCESS_DIED
-    if record.error or isinstance(record, BatchRecord):
-        return record.error
-    return str(record.status) if record.status >= 500 else ""
-
-
-def known_method(method: str) -> str:
-    """Give *method* where HTTP knows it, else `_OTHER`: what a client invents is unbounded."""
-    return method if method in HTTP_METHODS else OTHER_METHOD
 
 
 def _request_span(
@@ -143,7 +117,7 @@ def _request_span(
         _context(record.trace_id, int(record.span_id, 16)),
         parent,
         SpanKind.INTERNAL if record.internal else SpanKind.SERVER,
-        dict(_request_attributes(record, method)),
+        dict(request_attributes(record)),
         [Link(_context(batch.trace_id, int(batch.span_id, 16), True)) for batch in batches],
         resource,
         scope,
@@ -159,7 +133,7 @@ def _batch_span(
         _context(record.trace_id, int(record.batch_id, 16)),
         None,
         SpanKind.INTERNAL,
-        dict(_batch_attributes(record)),
+        dict(batch_attributes(record)),
         [Link(_context(m.trace_id, int(m.span_id, 16), True)) for m in record.members],
         resource,
         scope,
@@ -203,57 +177,6 @@ def _status(record: Record) -> Status:
     return _FAILED
 
 
-def last_stage(record: Record) -> str:
-    """Give the stage charged at the record's end: for a death, the stage that it died in."""
-    still_open = [span for span in record.stages if span.open]
-    return max(still_open, key=lambda span: span.start_ns).stage if still_open else OTHER
-
-
-def _request_attributes(record: RequestRecord, method: str) -> Iterator[tuple[str, Value]]:
-    yield names.HTTP_REQUEST_METHOD, method
-    if method == OTHER_METHOD:
-        yield names.HTTP_REQUEST_METHOD_ORIGINAL, record.method
-    if record.status:
-        yield names.HTTP_RESPONSE_STATUS_CODE, record.status
-        yield names.HTTP_RESPONSE_BODY_SIZE, record.response_bytes
-        yield names.CHUNKS, record.chunks
-    if record.route:
-        yield names.HTTP_ROUTE, record.route
-    yield names.URL_PATH, record.path
-    yield names.HTTP_REQUEST_BODY_SIZE, record.request_bytes
-    if record.first_byte_ns:
-        yield names.FIRST_BYTE_NS, record.first_byte_ns
-    if record.send_wait_ns:
-        yield names.SEND_WAIT_NS, record.send_wait_ns
-    if record.batch_ids:
-        yield names.BATCH_IDS, record.batch_ids
-    if record.stages_dropped:
-        yield names.STAGES_DROPPED, record.stages_dropped
-    yield from _common_attributes(record)
-
-
-def _batch_attributes(record: BatchRecord) -> Iterator[tuple[str, Value]]:
-    yield names.BATCH_ID, record.batch_id
-    yield names.BATCH_SIZE, record.size
-    if record.model:
-        yield names.MODEL, record.model
-    if record.device_ns:
-        yield names.BATCH_DEVICE_NS, record.device_ns
-    if record.members_dropped:
-        yield names.BATCH_MEMBERS_DROPPED, record.members_dropped
-    yield from _common_attributes(record)
-
-
-def _common_attributes(record: Record) -> Iterator[tuple[str, Value]]:
-    yield names.OTHER_NS, record.duration_ns - sum([span.self_ns for span in record.stages])
-    if record.run_id:
-        yield names.LOAD_RUN_ID, record.run_id
-    if error := error_type(record):
-        yield names.ERROR_TYPE, error
-    if record.state is State.DIED:
-        yield names.DIED_IN_STAGE, last_stage(record)
-
-
 def _stage_spans(record: Record, own: ReadableSpan) -> Iterator[ReadableSpan]:
     own_context = own.context
     owner = record.span_id if isinstance(record, RequestRecord) else record.batch_id
@@ -271,20 +194,13 @@ def _stage_spans(record: Record, own: ReadableSpan) -> Iterator[ReadableSpan]:
             context,
             own_context if parent is None else contexts[parent],
             own.resource,
-            _stage_attributes(stage),
+            stage_attributes(stage),
             kind=SpanKind.INTERNAL,
             status=_FAILED if stage.failed or (died and stage.open) else _UNSET,
             start_time=begin + start,
             end_time=begin + end,
             instrumentation_scope=own.instrumentation_scope,
         )
-
-
-def _stage_attributes(stage: StageSpan) -> dict[str, Value]:
-    told: dict[str, Value] = {names.STAGE: stage.stage, names.STAGE_SELF_NS: stage.self_ns}
-    if stage.open:
-        told[names.STAGE_OPEN] = True
-    return told
 
 
 def clamped(stage: StageSpan, duration_ns: int) -> tuple[int, int]:
