@@ -185,3 +185,31 @@ METRICS: Final = (
     ),
 )  # fmt: skip
 """Beside these stands one `stagescope_*` counter or gauge for each of the agent's own counts."""
+
+
+def page_tables() -> str:
+    """Give the tables of docs/attributes.md; its test prints them where the page is behind."""
+    parts = [
+        f"### On the {place}\n\n{_attribute_table(place)}"
+        for place in (RESOURCE, REQUEST_SPAN, STAGE_SPAN, BATCH_SPAN)
+    ]
+    return "\n\n".join((*parts, f"### Metrics\n\n{_metric_table()}"))
+
+
+def _attribute_table(place: str) -> str:
+    rows = [
+        f"| `{a.name}` | {a.type} | {a.unit} | {a.doc} | {a.stability} |"
+        for a in ATTRIBUTES
+        if place in a.on
+    ]
+    return "\n".join(("| name | type | unit | holds | stability |", "| --- " * 5 + "|", *rows))
+
+
+def _metric_table() -> str:
+    rows = [
+        f"| `{m.name}` | `{m.prometheus}` | {m.type} | {m.unit} | "
+        f"{', '.join(f'`{label}`' for label in m.labels)} | {m.doc} | {m.stability} |"
+        for m in METRICS
+    ]
+    head = "| name | in Prometheus | type | unit | labels | holds | stability |"
+    return "\n".join((head, "| --- " * 7 + "|", *rows))

@@ -9,7 +9,7 @@ The policy, in this order (docs/exporters.md):
 5. of the rest a share, by trace id, so that all services of one trace decide alike.
 
 A caller that sent the sampled flag as 0 takes its request out of 4 and 5.
-A batch is kept where one of its members is, or where it failed itself (`Batches`).
+A batch is kept where one of its members is, or where it failed itself (held_batches.py).
 """
 
 from __future__ import annotations
@@ -22,19 +22,12 @@ from enum import StrEnum
 from typing import Final
 
 from stagescope.errors import UsageError
-from stagescope.records import BatchRecord, RequestRecord, State
+from stagescope.exporters.slow_tail import SlowTail
+from stagescope.records import RequestRecord, State
 
 DEFAULT_SHARE: Final = 0.05
 FLOOR_INTERVAL_NS: Final = 1_000_000_000
 MAX_ROUTES: Final = 1024
-SLOW_QUANTILE: Final = 0.99
-SLOW_AFTER: Final = 200
-"""Requests of a route that must have been seen before any of them is called slow."""
-FORGET_AFTER: Final = 8192
-"""Requests of a route after which the older ones count half."""
-
-_SUB_BUCKETS = 16
-_RECOMPUTE_EVERY = 128
 
 
 class Reason(StrEnum):
@@ -94,55 +87,6 @@ def _ratio(text: str) -> float:
     if not 0 <= ratio <= 1:
         raise UsageError(f"OTEL_TRACES_SAMPLER_ARG={text!r} is not a number from 0 to 1")
     return ratio
-
-
-class SlowTail:
-    """A running p99 of durations, in buckets 6 % wide; the older half weighs half."""
-
-    __slots__ = ("_counts", "_seen", "_until", "limit_ns")
-
-    def __init__(self) -> None:
-        self._counts: dict[int, int] = {}
-        self._seen = 0
-        self._until = SLOW_AFTER
-        self.limit_ns: float = math.inf
-        """What is longer than this is slow; infinite until enough were seen."""
-
-    def add(self, duration_ns: int) -> bool:
-        """Count one request; True where it is slow by what was seen before it."""
-        bucket = _bucket(duration_ns)
-        self._counts[bucket] = self._counts.get(bucket, 0) + 1
-        self._seen += 1
-        slow = duration_ns > self.limit_ns
-        if self._seen >= self._until:
-            self._recompute()
-        return slow
-
-    def _recompute(self) -> None:
-        above = self._seen * (1 - SLOW_QUANTILE)
-        for bucket in sorted(self._counts, reverse=True):
-            above -= self._counts[bucket]
-            if above < 0:
-                self.limit_ns = _upper_edge(bucket)
-                break
-        if self._seen >= FORGET_AFTER:
-            halved = ((bucket, count // 2) for bucket, count in self._counts.items())
-            self._counts = {bucket: count for bucket, count in halved if count}
-            self._seen = sum(self._counts.values())
-        self._until = self._seen + _RECOMPUTE_EVERY
-
-
-def _bucket(duration_ns: int) -> int:
-    """Give the bucket of a duration: 16 of equal width between two powers of two."""
-    exponent = duration_ns.bit_length() - 5
-    return exponent * _SUB_BUCKETS + (duration_ns >> exponent) if exponent > 0 else duration_ns
-
-
-def _upper_edge(bucket: int) -> int:
-    if bucket < 2 * _SUB_BUCKETS:
-        return bucket
-    exponent, mantissa = divmod(bucket - _SUB_BUCKETS, _SUB_BUCKETS)
-    return ((mantissa + _SUB_BUCKETS + 1) << exponent) - 1
 
 
 class _Route:
@@ -208,47 +152,3 @@ class KeepPolicy:
                 return self._overflow
             route = self._routes[key] = _Route()
         return route
-
-
-class Batches:
-    """Recent batches, held until a member is kept: a batch is recorded before its members.
-
-    Bounded by the members that the held batches name; the oldest goes first.
-    """
-
-    def __init__(self, max_members: int = 32_768) -> None:
-        self._max_members = max_members
-        self._members = 0
-        self._recent: dict[str, tuple[BatchRecord, bool]] = {}
-
-    def add(self, batch: BatchRecord, *, kept: bool) -> None:
-        """Remember *batch*; *kept* where its spans are on their way already."""
-        self._recent[batch.batch_id] = batch, kept
-        self._members += _weight(batch)
-        while self._members > self._max_members and len(self._recent) > 1:
-            oldest, _ = self._recent.pop(next(iter(self._recent)))
-            self._members -= _weight(oldest)
-
-    def get(self, batch_id: str) -> BatchRecord | None:
-        """Give a batch that is still remembered."""
-        found = self._recent.get(batch_id)
-        return found[0] if found else None
-
-    def is_held(self, batch_id: str) -> bool:
-        """Tell whether a batch still waits for a member that is kept."""
-        found = self._recent.get(batch_id)
-        return found is not None and not found[1]
-
-    def release(self, batch_id: str) -> None:
-        """Note that the batch's spans are on their way."""
-        if found := self._recent.get(batch_id):
-            self._recent[batch_id] = found[0], True
-
-
-def keeps_batch(batch: BatchRecord) -> bool:
-    """Tell whether *batch* keeps its spans whatever becomes of its members."""
-    return bool(batch.run_id or batch.error) or batch.state is State.DIED
-
-
-def _weight(batch: BatchRecord) -> int:
-    return 4 + len(batch.members)

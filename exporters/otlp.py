@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from stagescope.exporters.keep import Batches, KeepPolicy, keeps_batch
+from stagescope.exporters.held_batches import HeldBatches, keeps_batch
+from stagescope.exporters.keep import KeepPolicy
 from stagescope.exporters.span_exporter import Outlet, outlet_from_environment
 from stagescope.exporters.span_queue import (
     QueueLimits,
@@ -38,7 +39,7 @@ class OtlpSpans:
         self.accepted = 0
         self._outlet = outlet
         self._keep = keep
-        self._batches = Batches()
+        self._batches = HeldBatches()
         self._not_kept = 0
         self._unknown_batches = 0
         self._queue = SpanQueue(limits or QueueLimits())
