@@ -89,7 +89,7 @@ def _ratio(text: str) -> float:
     return ratio
 
 
-class _Route:
+class RouteMemory:
     """What the policy remembers of one route."""
 
     __slots__ = ("kept_until_ns", "tail")
@@ -107,8 +107,8 @@ class KeepPolicy:
         self._root = _bound(self.share.root)
         self._parent_sampled = _bound(self.share.parent_sampled)
         self._parent_not_sampled = _bound(self.share.parent_not_sampled)
-        self._routes: dict[tuple[str, str, str], _Route] = {}
-        self._overflow = _Route()
+        self.routes: dict[tuple[str, str, str], RouteMemory] = {}
+        self._overflow = RouteMemory()
 
     def reason(self, record: RequestRecord) -> Reason | None:
         """Say why *record* keeps its spans; None where it does not. Counts it, so ask once."""
@@ -137,18 +137,18 @@ class KeepPolicy:
             bound = self._parent_sampled if record.parent_span_id else self._root
         return Reason.SHARE if record.trace_id[16:] < bound else None
 
-    def _floor(self, record: RequestRecord, route: _Route) -> Reason | None:
+    def _floor(self, record: RequestRecord, route: RouteMemory) -> Reason | None:
         ended = record.start_ns + record.duration_ns
         if not record.sampled or ended < route.kept_until_ns:
             return None
         route.kept_until_ns = ended + FLOOR_INTERVAL_NS
         return Reason.FLOOR
 
-    def _route(self, record: RequestRecord) -> _Route:
+    def _route(self, record: RequestRecord) -> RouteMemory:
         key = record.process.service, record.method, record.route
-        route = self._routes.get(key)
+        route = self.routes.get(key)
         if route is None:
-            if len(self._routes) >= MAX_ROUTES:
+            if len(self.routes) >= MAX_ROUTES:
                 return self._overflow
-            route = self._routes[key] = _Route()
+            route = self.routes[key] = RouteMemory()
         return route

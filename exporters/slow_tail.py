@@ -29,7 +29,7 @@ class SlowTail:
 
     def add(self, duration_ns: int) -> bool:
         """Count one request; True where it is slow by what was seen before it."""
-        bucket = _bucket(duration_ns)
+        bucket = bucket_of(duration_ns)
         self._counts[bucket] = self._counts.get(bucket, 0) + 1
         self._seen += 1
         slow = duration_ns > self.limit_ns
@@ -42,7 +42,7 @@ class SlowTail:
         for bucket in sorted(self._counts, reverse=True):
             above -= self._counts[bucket]
             if above < 0:
-                self.limit_ns = _upper_edge(bucket)
+                self.limit_ns = upper_edge(bucket)
                 break
         if self._seen >= FORGET_AFTER:
             halved = ((bucket, count // 2) for bucket, count in self._counts.items())
@@ -51,13 +51,14 @@ class SlowTail:
         self._until = self._seen + _RECOMPUTE_EVERY
 
 
-def _bucket(duration_ns: int) -> int:
+def bucket_of(duration_ns: int) -> int:
     """Give the bucket of a duration: 16 of equal width between two powers of two."""
     exponent = duration_ns.bit_length() - 5
     return exponent * _SUB_BUCKETS + (duration_ns >> exponent) if exponent > 0 else duration_ns
 
 
-def _upper_edge(bucket: int) -> int:
+def upper_edge(bucket: int) -> int:
+    """Give the longest duration that falls into *bucket*."""
     if bucket < 2 * _SUB_BUCKETS:
         return bucket
     exponent, mantissa = divmod(bucket - _SUB_BUCKETS, _SUB_BUCKETS)

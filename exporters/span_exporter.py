@@ -6,6 +6,7 @@ here it is only decided which of them runs, and each is made to give up when tol
 
 from __future__ import annotations
 
+import math
 import os
 import socket
 from collections.abc import Mapping
@@ -56,6 +57,7 @@ def outlet_from_environment(environ: Mapping[str, str] = os.environ) -> Outlet |
         raise UsageError(
             f"OTEL_TRACES_EXPORTER={exporter!r} is not supported; give otlp, console or none"
         )
+    _check(environ)
     return _otlp(_protocol(environ), _named_endpoint(environ) or DEFAULT_ENDPOINT)
 
 
@@ -85,8 +87,26 @@ def _port(endpoint: str) -> int | None:
         raise UsageError(f"the OTLP endpoint {endpoint!r} is not a URL") from None
 
 
+def _check(environ: Mapping[str, str]) -> None:
+    """Refuse what the exporters would pass over with a line in the log, or not at all."""
+    _port(_named_endpoint(environ))
+    for kind in ("OTEL_EXPORTER_OTLP_TRACES", "OTEL_EXPORTER_OTLP"):
+        compression = environ.get(f"{kind}_COMPRESSION", "none").strip().lower()
+        if compression not in ("", "none", "gzip", "deflate"):
+            raise UsageError(f"{kind}_COMPRESSION={compression!r} is not none, gzip or deflate")
+        timeout = environ.get(f"{kind}_TIMEOUT", "").strip()
+        if timeout and not _is_seconds(timeout):
+            raise UsageError(f"{kind}_TIMEOUT={timeout!r} is not a number of seconds above 0")
+
+
+def _is_seconds(text: str) -> bool:
+    try:
+        return 0 < float(text) < math.inf
+    except ValueError:
+        return False
+
+
 def _otlp(protocol: str, endpoint: str) -> Outlet:
-    _port(endpoint)
     try:
         return _grpc(endpoint) if protocol == "grpc" else _http(endpoint)
     except (ValueError, KeyError, OSError, RuntimeError) as problem:
