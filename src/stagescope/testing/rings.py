@@ -9,10 +9,13 @@ import time
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from struct import Struct
+from typing import NamedTuple, Self
 
 from stagescope import recorder_format as fmt
 from stagescope.stages import KNOWN
+
+_ENTRIES = Struct(f"<{fmt.ENTRIES_PER_SLOT}H{2 * fmt.ENTRIES_PER_SLOT}Q")
 
 
 class Opening(NamedTuple):
@@ -76,7 +79,7 @@ class RingWriter:
             os.close(self._fd)
         self._fd = -1
 
-    def __enter__(self) -> RingWriter:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -102,67 +105,73 @@ class RingWriter:
         span_id: str = "",
     ) -> int:
         """Commit one finished request; gives its sequence number."""
-        entries = self._entries(stages)
+        start_ns = time.monotonic_ns()
+        entries = self._entries(stages, start_ns)
         span = bytes.fromhex(span_id) if span_id else secrets.token_bytes(8)
         chained = entries[fmt.ENTRIES_PER_SLOT :]
         for index in range(0, len(chained), fmt.ENTRIES_PER_SLOT):
             piece = chained[index : index + fmt.ENTRIES_PER_SLOT]
-            self._commit(self._slot(fmt.KIND_CHAIN, fmt.STATE_FINISHED, span, piece,
-                                    index=1 + index // fmt.ENTRIES_PER_SLOT))  # fmt: skip
+            number = 1 + index // fmt.ENTRIES_PER_SLOT
+            self._commit(
+                self._slot(fmt.KIND_CHAIN, fmt.STATE_FINISHED, span, piece, start_ns, index=number)
+            )
         finished = fmt.FINISHED.pack(
             duration_ns, 10, 20, 500, 0, 1, 0, 200, 0, 0, error.encode(), b"/predict"
         )
+        head = entries[: fmt.ENTRIES_PER_SLOT]
         return self._commit(
-            self._slot(fmt.KIND_REQUEST, fmt.STATE_FINISHED, span,
-                       entries[: fmt.ENTRIES_PER_SLOT], run_id, path, finished)
-        )  # fmt: skip
+            self._slot(
+                fmt.KIND_REQUEST, fmt.STATE_FINISHED, span, head, start_ns, run_id, path, finished
+            )
+        )
 
     def batch(self, run_id: str = "", *, members: int = 2, model: str = "resnet") -> int:
         """Commit one finished batch; gives its sequence number."""
-        entries = self._entries([Opening("inference", 0, 1_000_000)])
+        start_ns = time.monotonic_ns()
+        entries = self._entries([Opening("inference", 0, 1_000_000)], start_ns)
         for number in range(1, members + 1):
-            entries += [(fmt.CODE_MEMBER, number), (0, number)]
+            entries += [(fmt.CODE_MEMBER, number, number), (fmt.CODE_MEMBER_TRACE, number, 0)]
         finished = fmt.FINISHED.pack(1_000_000, 0, 0, 0, 0, members, 0, 0, 0, 0, b"", b"")
         slot = self._slot(
-            fmt.KIND_BATCH, fmt.STATE_FINISHED, secrets.token_bytes(8), entries, run_id, model,
-            finished,
+            fmt.KIND_BATCH, fmt.STATE_FINISHED, secrets.token_bytes(8), entries, start_ns, run_id,
+            model, finished,
         )  # fmt: skip
         return self._commit(slot)
 
     def begin(self, place: int, run_id: str = "", stage: str = "inference") -> str:
         """Leave a request in flight at *place*, open in *stage*; gives its span id."""
         span = secrets.token_bytes(8)
-        entries = self._entries([Opening(stage, 1000, None)])
-        slot = self._slot(fmt.KIND_REQUEST, fmt.STATE_OPEN, span, entries, run_id)
+        start_ns = time.monotonic_ns()
+        entries = self._entries([Opening(stage, 1000, None)], start_ns)
+        slot = self._slot(fmt.KIND_REQUEST, fmt.STATE_OPEN, span, entries, start_ns, run_id)
         os.pwrite(self._fd, slot, fmt.DATA_AT + place * fmt.SLOT_BYTES)
         return span.hex()
 
     def commit_chain_only(self, span_id: str, stages: Sequence[Opening]) -> None:
         """Commit the continuation of a timeline whose head is still to come."""
-        entries = self._entries(stages)
-        self._commit(
-            self._slot(fmt.KIND_CHAIN, fmt.STATE_FINISHED, bytes.fromhex(span_id), entries, index=1)
-        )
+        entries = self._entries(stages, time.monotonic_ns())
+        span = bytes.fromhex(span_id)
+        self._commit(self._slot(fmt.KIND_CHAIN, fmt.STATE_FINISHED, span, entries, 0, index=1))
 
     def _slot(
         self,
         kind: int,
         state: int,
         span: bytes,
-        entries: Sequence[tuple[int, int]],
+        entries: Sequence[tuple[int, int, int]],
+        start_ns: int,
         run_id: str = "",
         path: str = "/predict",
         finished: bytes = bytes(fmt.FINISHED.size),
         index: int = 0,
     ) -> bytes:
         opened = fmt.OPENED.pack(
-            kind, state, fmt.FLAG_SAMPLED, 0, index, time.monotonic_ns(), secrets.token_bytes(16),
+            kind, state, fmt.FLAG_SAMPLED, 0, index, start_ns, secrets.token_bytes(16),
             span, bytes(8), run_id.encode(), b"POST", path.encode(),
         )  # fmt: skip
-        words = b"".join(
-            w1.to_bytes(8, "little") + w2.to_bytes(8, "little") for w1, w2 in entries
-        )
-        return (bytes(fmt.OPENED_AT) + opened + finished + words).ljust(fmt.SLOT_BYTES, b"\0")
+        rows = list(entries) + [(0, 0, 0)] * (fmt.ENTRIES_PER_SLOT - len(entries))
+        codes, starts, ends = zip(*rows, strict=True)
+        return bytes(fmt.OPENED_AT) + opened + finished + _ENTRIES.pack(*codes, *starts, *ends)
 
     def _commit(self, slot: bytes) -> int:
         seq = self.next_seq
@@ -173,10 +182,9 @@ class RingWriter:
         os.pwrite(self._fd, (seq + 1).to_bytes(8, "little"), at)
         return seq
 
-    def _entries(self, stages: Sequence[Opening]) -> list[tuple[int, int]]:
-        bits = fmt.CODE_BITS
+    def _entries(self, stages: Sequence[Opening], timeline_ns: int) -> list[tuple[int, int, int]]:
         return [
-            (start << bits | self._code(name), 0 if end is None else end << bits | fmt.CLOSED)
+            (self._code(name), timeline_ns + start, 0 if end is None else timeline_ns + end)
             for name, start, end in stages
         ]
 
