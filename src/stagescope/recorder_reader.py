@@ -82,7 +82,8 @@ class RecorderReader:
     @property
     def chains_from(self) -> int:
         """The earliest slot that a reader which goes on at `next_seq` must know; save it too."""
-        return max(self._chains.first_seq(self.next_seq), self.next_seq - self._ring)
+        oldest: int = self.next_seq - self._ring
+        return max(self._chains.first_seq(self.next_seq), oldest)
 
     def close(self) -> None:
         """Let go of the file; nothing is deleted."""
@@ -221,7 +222,7 @@ class RecorderReader:
         commit = self._words[(at >> 3) + fmt.COMMIT_WORD]
         if not commit:
             return False
-        ring_slot = self._ring_at + (commit - 1) % self._ring * self._slot_bytes
+        ring_slot: int = self._ring_at + (commit - 1) % self._ring * self._slot_bytes
         return self._words[ring_slot >> 3] >= commit
 
 
