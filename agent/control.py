@@ -7,8 +7,11 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from http import HTTPStatus
+from importlib.metadata import PackageNotFoundError
+from importlib.metadata import version as installed_version
 from pathlib import Path
 
+from stagescope.agent.compose import Render
 from stagescope.agent.http_server import (
     HttpServer,
     Reply,
@@ -22,9 +25,6 @@ from stagescope.errors import StagescopeError, UsageError
 from stagescope.run_folder import boot_id
 from stagescope.spool import SOCKET_NAME
 
-Render = Callable[[str], tuple[bytes, str]]
-"""Takes an `Accept` header, gives metrics as text and its content type."""
-
 NDJSON = "application/x-ndjson"
 
 
@@ -34,7 +34,6 @@ class Control:
 
     agent: Agent
     kind: str
-    version: str
     spool: Path
     render: Render | None = None
     """None: there are no metrics here."""
@@ -51,7 +50,7 @@ class Control:
                     return self._health()
                 case "GET", ["counters"]:
                     self.agent.catch_up()
-                    return json_reply(self.agent.counters())
+                    return json_reply({**self.agent.counters(), **self.agent.gauges()})
                 case "GET", ["metrics"]:
                     return metrics_reply(self.render, request)
                 case "GET", ["runs", run_id]:
@@ -74,7 +73,7 @@ class Control:
                 "status": "ok",
                 "kind": self.kind,
                 "pid": os.getpid(),
-                "version": self.version,
+                "version": version(),
                 "uptime_s": (time.monotonic_ns() - self.started_ns) / 1e9,
                 "boot_id": boot_id(),
                 "spool": str(self.spool),
@@ -101,6 +100,14 @@ class Control:
             )
         self.yield_now()
         return json_reply({"yields": True})
+
+
+def version() -> str:
+    """Give the installed version; `source` where stagescope runs from a source tree."""
+    try:
+        return installed_version("stagescope")
+    except PackageNotFoundError:
+        return "source"
 
 
 def metrics_reply(render: Render | None, request: Request) -> Reply:

@@ -63,6 +63,7 @@ class Drain:
         self._broken: dict[Path, str] = {}
         self._lock = threading.Lock()
         """Held where readers come and go, and where their counters are read."""
+        self._serving: dict[str, int] = {}
         self._gone = dict.fromkeys((*fmt.COUNTERS, "overwritten", "lost"), 0)
         self._counts = dict.fromkeys(("records", "died", "rings_ended", "rings_broken"), 0)
 
@@ -185,7 +186,22 @@ class Drain:
             for ring in self._rings.values():
                 for name, count in ring.reader.counters().items():
                     sums[name] += count
-            return self._counts | {"rings": len(self._rings)} | sums
+            return self._counts | sums
+
+    def rings(self) -> int:
+        """Count the files at hand."""
+        return len(self._rings)
+
+    def in_flight(self) -> dict[str, int]:
+        """Count the requests in flight now by service; a service keeps its zero."""
+        with self._lock:
+            for service in self._serving:
+                self._serving[service] = 0
+            for ring in self._rings.values():
+                service = ring.process.service
+                now = 0 if ring.dead else ring.reader.requests_in_flight()
+                self._serving[service] = self._serving.get(service, 0) + now
+            return dict(self._serving)
 
     def cost(self) -> InstrumentCost:
         """Give the mean of what the middleware measured of itself in the processes at hand."""

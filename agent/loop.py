@@ -103,7 +103,8 @@ class Agent:
         self._wake = threading.Event()
         self._passed = threading.Condition()
         self._begun = self._finished = 0
-        self._numbers = {"faults": 0, "passes": 0, "late_ns": 0, "late_max_ns": 0}
+        self._counts = {"faults": 0, "sleeps": 0, "late_ns": 0}
+        self._late_max_ns = 0
         self._cpu = 0.0
         self._said: set[str] = set()
 
@@ -165,8 +166,7 @@ class Agent:
             return self._passed.wait_for(lambda: self._finished >= wanted, timeout_s)
 
     def counters(self) -> dict[str, float]:
-        """Give every number that the agent has, its own, the writers' and the sinks'."""
-        cost = self._drain.cost()
+        """Give what only grows: the agent's own counts, the writers' and the sinks'."""
         drained = self._drain.counters()
         faults = drained.pop("faults")
         of_sinks = {
@@ -177,13 +177,25 @@ class Agent:
         return {
             **drained,
             "writer_faults": faults,
-            **self._numbers,
+            **self._counts,
             "cursor_failures": self._checkpoint.failures,
             "cpu_s": self._cpu,
-            "request_base_ns": cost.base_ns,
-            "request_stage_ns": cost.stage_ns,
             **of_sinks,
         }
+
+    def gauges(self) -> dict[str, float]:
+        """Give what comes and goes: files at hand, what the middleware costs, worst lateness."""
+        cost = self._drain.cost()
+        return {
+            "rings": self._drain.rings(),
+            "late_max_ns": self._late_max_ns,
+            "request_base_ns": cost.base_ns,
+            "request_stage_ns": cost.stage_ns,
+        } | self.runs.gauges()
+
+    def in_flight(self) -> dict[str, int]:
+        """Give the requests that each service is serving now."""
+        return self._drain.in_flight()
 
     def _deliver(self, records: Sequence[Record]) -> None:
         for name, sink in self.sinks.items():
@@ -197,18 +209,18 @@ class Agent:
             self._wake.clear()
             return
         late = max(0, self._clock() - meant)
-        self._numbers["late_ns"] += late
-        self._numbers["late_max_ns"] = max(late, self._numbers["late_max_ns"])
-        self._numbers["passes"] += 1
+        self._counts["late_ns"] += late
+        self._late_max_ns = max(late, self._late_max_ns)
+        self._counts["sleeps"] += 1
 
     def _guarded(self, doing: str, call: Callable[[], T]) -> T | None:
         """The one guard: a fault in one part is counted, said once, and ends no other part."""
         try:
             return call()
-        except Exception:  # noqa: BLE001 - the guard: samplers and sinks must not end the drain
+        except Exception:
             if os.environ.get(RAISE_VARIABLE):
                 raise
-            self._numbers["faults"] += 1
+            self._counts["faults"] += 1
             if doing not in self._said:
                 self._said.add(doing)
                 _log.exception(

@@ -131,9 +131,14 @@ class RunStore:
         return self._runs.get(run_id)
 
     def counters(self) -> dict[str, int]:
-        """Give records stored, left out as duplicates, refused; runs evicted; files and bytes."""
+        """Give records stored, left out as duplicates, refused; runs evicted."""
         with self._lock:
-            return self._counts | {"files": len(self._runs), "bytes": self._total_bytes()}
+            return dict(self._counts)
+
+    def gauges(self) -> dict[str, float]:
+        """Give how many runs are kept, and their bytes."""
+        with self._lock:
+            return {"runs_files": len(self._runs), "runs_bytes": self._total_bytes()}
 
     def close(self, timeout_s: float) -> None:
         """Nothing to do: no file is kept open."""

@@ -143,4 +143,7 @@ def _batch(fields: dict[str, Any], process: Process) -> BatchRecord:
     return BatchRecord(process=process, **fields)
 
 
-_PARSERS: dict[str, Callable[[dict[str, Any], Process], Record]] = {"request": _request, "batch": _batch}
+_PARSERS: dict[str, Callable[[dict[str, Any], Process], Record]] = {
+    "request": _request,
+    "batch": _batch,
+}

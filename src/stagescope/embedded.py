@@ -20,7 +20,6 @@ from stagescope.agent.http_server import HttpServer
 from stagescope.agent.loop import Agent
 from stagescope.errors import StagescopeError
 from stagescope.spool import ensure_spool
-from stagescope.version import version
 
 AGENT_VARIABLE = "STAGESCOPE_AGENT"
 """`off`: no embedded agent."""
@@ -85,7 +84,8 @@ class EmbeddedAgent:
         try:
             composed = sinks_from_environment()
             agent = Agent(self._spool, composed.sinks, shared=True, cpu_s=time.thread_time)
-            control = Control(agent, EMBEDDED, version(), self._spool, composed.render, agent.stop)
+            composed.watch(agent)
+            control = Control(agent, EMBEDDED, self._spool, composed.render, agent.stop)
             self._server = serve_socket(control)
             try:
                 self._agent = agent

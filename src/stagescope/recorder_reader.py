@@ -197,6 +197,14 @@ class RecorderReader:
         many = self._ring if count is None else min(count, self._ring)
         return [words[start + (self.next_seq + i) % self._ring * step] for i in range(many)]
 
+    def requests_in_flight(self) -> int:
+        """Count the requests that are being served now."""
+        first, last = self._data_at, self._ring_at
+        kinds = bytes(self._bytes[first + fmt.OPENED_AT : last : self._slot_bytes])
+        states = bytes(self._bytes[first + fmt.STATE_AT : last : self._slot_bytes])
+        open_request = (fmt.KIND_REQUEST, fmt.STATE_OPEN)
+        return sum(pair == open_request for pair in zip(kinds, states, strict=True))
+
     def in_flight(self, now_ns: int) -> list[Record]:
         """Give what was begun and not finished, as records in the state `died`.
 
