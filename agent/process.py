@@ -19,7 +19,7 @@ from stagescope.agent.compose import ENDPOINT_VARIABLE, Composed, sinks_from_env
 from stagescope.agent.control import Control, listen, metrics_only, serve_socket, serve_tcp
 from stagescope.agent.hold import AGENT, EMBEDDED, Hold, held_error, holder, try_hold
 from stagescope.agent.loop import Agent
-from stagescope.agent.token import make_token, read_token
+from stagescope.agent.bearer_token import make_token, read_token
 from stagescope.errors import EXIT_DONE, StagescopeError, UsageError
 from stagescope.spool import SOCKET_NAME, default_spool, ensure_spool
 
