@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
 from pathlib import Path
@@ -70,7 +70,7 @@ class AgentClient:
     @contextmanager
     def _exchange(
         self, method: str, path: str, *, missing_ok: bool = False
-    ) -> Iterator[HTTPResponse]:
+    ) -> Generator[HTTPResponse]:
         connection = self._connection()
         try:
             connection.request(method, path, headers=self._headers())

@@ -59,13 +59,10 @@ class Control:
                     return self._records(run_id)
                 case "POST", ["yield"]:
                     return self._yield()
+                case _:
+                    return _nothing_there(request)
         except UsageError as wrong:
             return problem(HTTPStatus.BAD_REQUEST, str(wrong))
-        return problem(
-            HTTPStatus.NOT_FOUND,
-            f"{request.method} {request.path[:80]} is nothing the agent knows; it answers /health, "
-            "/counters, /metrics, /runs/ID and /runs/ID/records",
-        )
 
     def _health(self) -> Reply:
         return json_reply(
@@ -100,6 +97,14 @@ class Control:
             )
         self.yield_now()
         return json_reply({"yields": True})
+
+
+def _nothing_there(request: Request) -> Reply:
+    return problem(
+        HTTPStatus.NOT_FOUND,
+        f"{request.method} {request.path[:80]} is nothing the agent knows; it answers /health, "
+        "/counters, /metrics, /runs/ID and /runs/ID/records",
+    )
 
 
 def version() -> str:

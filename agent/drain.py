@@ -18,9 +18,9 @@ from stagescope.spool import ring_files
 
 Deliver = Callable[[Sequence[Record]], None]
 
-WHOLE_BITE = 2048
+WHOLE_BITE = 256
 """Records read at once by an agent that has a process of its own."""
-TURN = 4 * WHOLE_BITE
+TURN = 16 * WHOLE_BITE
 """Records read of one file before the next file has its turn."""
 
 _log = logging.getLogger("stagescope")
@@ -64,8 +64,10 @@ class Drain:
         self._lock = threading.Lock()
         """Held where readers come and go, and where their counters are read."""
         self._serving: dict[str, int] = {}
-        self._gone = dict.fromkeys((*fmt.COUNTERS, "overwritten", "lost"), 0)
-        self._counts = dict.fromkeys(("records", "died", "rings_ended", "rings_broken"), 0)
+        summed = (*fmt.COUNTERS, "overwritten", "lost")
+        self._gone: dict[str, int] = dict.fromkeys(summed, 0)
+        own = ("records", "died", "rings_ended", "rings_broken")
+        self._counts: dict[str, int] = dict.fromkeys(own, 0)
 
     @property
     def records(self) -> int:

@@ -44,6 +44,7 @@ class Collector(Protocol):
     @property
     def period_s(self) -> float:
         """Seconds from one call to the next."""
+        ...
 
     def collect(self) -> None:
         """Do it, in the loop's thread."""

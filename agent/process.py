@@ -8,18 +8,18 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from stagescope.agent.addresses import default_metrics_address, parse_address, url
+from stagescope.agent.bearer_token import make_token, read_token
 from stagescope.agent.client import AgentClient
 from stagescope.agent.compose import ENDPOINT_VARIABLE, Composed, sinks_from_environment
 from stagescope.agent.control import Control, listen, metrics_only, serve_socket, serve_tcp
 from stagescope.agent.hold import AGENT, EMBEDDED, Hold, held_error, holder, try_hold
 from stagescope.agent.loop import Agent
-from stagescope.agent.bearer_token import make_token, read_token
 from stagescope.errors import EXIT_DONE, StagescopeError, UsageError
 from stagescope.spool import SOCKET_NAME, default_spool, ensure_spool
 
@@ -139,9 +139,13 @@ def _serve_metrics(settings: Settings, composed: Composed, cleanup: ExitStack) -
 
 
 @contextmanager
-def _stopped_by_signals(agent: Agent) -> Iterator[None]:
+def _stopped_by_signals(agent: Agent) -> Generator[None]:
     numbers = (signal.SIGTERM, signal.SIGINT)
-    before = [signal.signal(number, lambda *_: agent.stop()) for number in numbers]
+
+    def stop(number: int, frame: object) -> None:
+        agent.stop()
+
+    before = [signal.signal(number, stop) for number in numbers]
     try:
         yield
     finally:
@@ -150,7 +154,7 @@ def _stopped_by_signals(agent: Agent) -> Iterator[None]:
 
 
 @contextmanager
-def _printed_log(*, quiet: bool) -> Iterator[None]:
+def _printed_log(*, quiet: bool) -> Generator[None]:
     """Print the log's lines: a process in the foreground has nowhere else to say them."""
     printed = logging.StreamHandler(sys.stdout)
     printed.setFormatter(logging.Formatter("stagescope agent: %(message)s"))

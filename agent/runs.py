@@ -46,7 +46,8 @@ class RunStore:
             path.name.removesuffix(SUFFIX): RunFile(path) for path in folder.glob(f"*{SUFFIX}")
         }
         self.accepted = 0
-        self._counts = dict.fromkeys(("stored", "duplicates", "refused", "evicted_runs"), 0)
+        names = ("stored", "duplicates", "refused", "evicted_runs")
+        self._counts: dict[str, int] = dict.fromkeys(names, 0)
         self._said_full = False
         self.forget_old()
 

@@ -17,7 +17,7 @@ from stagescope.agent.compose import sinks_from_environment
 from stagescope.agent.control import Control, serve_socket
 from stagescope.agent.hold import EMBEDDED, Hold, try_hold
 from stagescope.agent.http_server import HttpServer
-from stagescope.agent.loop import Agent
+from stagescope.agent.loop import RAISE_VARIABLE, Agent
 from stagescope.errors import StagescopeError
 from stagescope.spool import ensure_spool
 
@@ -78,6 +78,10 @@ class EmbeddedAgent:
                 self._stopped.wait(self._standby_s)
         except (StagescopeError, OSError, ImportError) as problem:
             _log.warning("stagescope's embedded agent is off: %s", problem)
+        except Exception:
+            if os.environ.get(RAISE_VARIABLE):
+                raise
+            _log.exception("stagescope's embedded agent is off, by a fault of its own")
 
     def _drain(self, hold: Hold) -> None:
         self._hold = hold

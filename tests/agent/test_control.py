@@ -4,8 +4,7 @@ import http.client
 import os
 import socket
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,13 +12,21 @@ import pytest
 from stagescope.agent.client import AgentClient
 from stagescope.agent.control import Control, listen, metrics_only, serve_socket, serve_tcp
 from stagescope.agent.http_server import HttpServer, Reply
-from stagescope.agent.loop import Agent
 from stagescope.errors import StagescopeError, UsageError
 from stagescope.records import BatchRecord, RequestRecord, State
 from stagescope.testing import wait_until
+from stagescope.testing.agents import running_agent, short_spool
 from stagescope.testing.rings import RingWriter, write_ring
 
-Running = Callable[..., AbstractContextManager[Agent]]
+
+@pytest.fixture
+def spool(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A spool; and faults of our own are raised."""
+    monkeypatch.setenv("STAGESCOPE_RAISE", "1")
+    with short_spool() as folder:
+        yield folder
+
+
 TOKEN = "a-token"
 
 
@@ -29,7 +36,7 @@ def text_of(accept: str) -> tuple[bytes, str]:
 
 
 @pytest.fixture
-def control(spool: Path, running_agent: Running) -> Iterator[Control]:
+def control(spool: Path) -> Iterator[Control]:
     """A working agent's control API."""
     with running_agent(spool) as agent:
         yield Control(agent, "agent", spool, text_of)
@@ -176,7 +183,7 @@ def test_a_socket_that_a_dead_agent_left_is_replaced(control: Control) -> None:
     server.stop()
 
 
-def test_a_socket_path_that_is_too_long_is_said(tmp_path: Path, running_agent: Running) -> None:
+def test_a_socket_path_that_is_too_long_is_said(tmp_path: Path) -> None:
     """The sentence names the length, the limit and the way out."""
     spool = tmp_path / ("x" * 100)
     spool.mkdir()

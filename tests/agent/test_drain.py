@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -10,7 +10,16 @@ import pytest
 from stagescope import recorder_format as fmt
 from stagescope.agent.drain import Drain
 from stagescope.records import Record, RequestRecord, State
+from stagescope.testing.agents import short_spool
 from stagescope.testing.rings import Opening, RingWriter, write_ring
+
+
+@pytest.fixture
+def spool(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A spool; and faults of our own are raised."""
+    monkeypatch.setenv("STAGESCOPE_RAISE", "1")
+    with short_spool() as folder:
+        yield folder
 
 
 def drained(drain: Drain, *, again: bool = True) -> list[Record]:

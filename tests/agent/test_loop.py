@@ -2,8 +2,7 @@
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -11,15 +10,20 @@ import pytest
 from stagescope.agent.loop import LONGEST_PAUSE_S, SHORTEST_PAUSE_S, Agent, Chore, next_pause_s
 from stagescope.records import Record
 from stagescope.testing import wait_until
+from stagescope.testing.agents import running_agent, short_spool
 from stagescope.testing.rings import write_ring
 from stagescope.testing.sinks import KeepingSink
 
-Running = Callable[..., AbstractContextManager[Agent]]
+
+@pytest.fixture
+def spool(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A spool; and faults of our own are raised."""
+    monkeypatch.setenv("STAGESCOPE_RAISE", "1")
+    with short_spool() as folder:
+        yield folder
 
 
-def test_clean_restarts_neither_lose_nor_double_a_record(
-    spool: Path, running_agent: Running
-) -> None:
+def test_clean_restarts_neither_lose_nor_double_a_record(spool: Path) -> None:
     """Ten agents, one after the other, on two workers that go on writing: each record once."""
     kept = [KeepingSink() for _ in range(10)]
     with write_ring(spool / "a.ring", 0) as one, write_ring(spool / "b.ring", 0) as two:
@@ -63,9 +67,7 @@ def test_what_a_sink_has_not_settled_is_read_again(spool: Path) -> None:
         after.close()
 
 
-def test_a_dead_workers_file_goes_only_when_all_is_settled(
-    spool: Path, running_agent: Running
-) -> None:
+def test_a_dead_workers_file_goes_only_when_all_is_settled(spool: Path) -> None:
     """The file of a dead process stays until the slowest sink has settled its records."""
     writer = write_ring(spool / "a.ring", 5)
     writer.begin(0)
@@ -80,9 +82,7 @@ def test_a_dead_workers_file_goes_only_when_all_is_settled(
         assert agent.counters()["rings_ended"] == 1
 
 
-def test_counters_are_flat_numbers_with_the_sinks_by_name(
-    spool: Path, running_agent: Running
-) -> None:
+def test_counters_are_flat_numbers_with_the_sinks_by_name(spool: Path) -> None:
     """Every counter and gauge is a number; a sink's stand under its name."""
     with write_ring(spool / "a.ring", 3) as writer:
         writer.set_counter("faults", 2)
@@ -110,7 +110,6 @@ class BrokenSink(KeepingSink):
 
 def test_a_faulty_sink_ends_no_other(
     spool: Path,
-    running_agent: Running,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -152,7 +151,7 @@ def test_pauses_grow_while_nothing_comes() -> None:
 
 
 def test_an_unreadable_cursor_file_is_put_aside(
-    spool: Path, running_agent: Running, caplog: pytest.LogCaptureFixture
+    spool: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A damaged cursor file is said, kept, and costs at most records read twice."""
     (spool / "agent.cursors").write_text('{"torn": ')
