@@ -18,7 +18,7 @@ from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from socketserver import TCPServer
-from typing import Any
+from typing import Any, cast
 
 from stagescope.errors import StagescopeError
 
@@ -171,7 +171,6 @@ class _Exchange(BaseHTTPRequestHandler):
     server_version = "stagescope"
     sys_version = ""
     timeout = IDLE_S
-    server: HttpServer
 
     def do_GET(self) -> None:
         self._answer()
@@ -181,11 +180,12 @@ class _Exchange(BaseHTTPRequestHandler):
 
     def _answer(self) -> None:
         self.close_connection = True
-        if self.server.token is not None and not self._authorised(self.server.token):
+        server = cast(HttpServer, self.server)
+        if server.token is not None and not self._authorised(server.token):
             self._send(problem(HTTPStatus.UNAUTHORIZED, "this needs the agent's bearer token"))
             return
         path = self.path.partition("?")[0]
-        self._send(self.server.answer(Request(self.command, path, dict(self.headers.items()))))
+        self._send(server.answer(Request(self.command, path, dict(self.headers.items()))))
 
     def _authorised(self, token: str) -> bool:
         given = self.headers.get("Authorization", "")

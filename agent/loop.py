@@ -189,6 +189,7 @@ class Agent:
         cost = self._drain.cost()
         return {
             "rings": self._drain.rings(),
+            "in_flight": sum(self._drain.in_flight().values()),
             "late_max_ns": self._late_max_ns,
             "request_base_ns": cost.base_ns,
             "request_stage_ns": cost.stage_ns,

@@ -17,16 +17,19 @@ class Sink(Protocol):
     @property
     def accepted(self) -> int:
         """Records taken so far; only grows."""
+        ...
 
     @property
     def settled(self) -> int:
         """How many of the accepted are sent or given up; a sink without a queue settles at once."""
+        ...
 
     def accept(self, records: Sequence[Record]) -> None:
         """Take records, in the order in which one process committed them."""
 
     def counters(self) -> dict[str, int]:
         """Give what was dropped, refused or failed, by name."""
+        ...
 
     def close(self, timeout_s: float) -> None:
         """Flush within the time and let go of everything."""

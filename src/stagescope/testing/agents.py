@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Self
@@ -23,14 +23,14 @@ _SOURCE = Path(__file__).parents[2]
 
 
 @contextmanager
-def short_spool() -> Iterator[Path]:
+def short_spool() -> Generator[Path]:
     """A spool folder whose path is short enough for a socket; deleted at the end."""
     with tempfile.TemporaryDirectory(prefix="spool-") as folder:
         yield Path(folder)
 
 
 @contextmanager
-def running_agent(spool: Path, **sinks: Sink) -> Iterator[Agent]:
+def running_agent(spool: Path, **sinks: Sink) -> Generator[Agent]:
     """An agent that works on a thread, and is stopped cleanly."""
     agent = Agent(spool, sinks)
     thread = threading.Thread(target=agent.run)
