@@ -10,7 +10,6 @@ import aiohttp
 import pytest
 
 from stagescope.loadgen.failures import REQUEST_FAILURES, failure_word
-from stagescope.testing.http_server import ScriptedServer
 
 
 async def raised_by(url: str) -> BaseException:
@@ -26,11 +25,21 @@ def test_a_name_without_address_is_dns() -> None:
     assert failure_word(asyncio.run(raised_by("http://nobody.invalid/"))) == "dns"
 
 
-def test_no_trust_is_tls() -> None:
-    """A plain server cannot shake hands."""
-    with ScriptedServer() as server:
-        url = server.url.replace("http:", "https:")
-        assert failure_word(asyncio.run(raised_by(url))) == "tls"
+async def raised_by_no_tls() -> BaseException:
+    """Give what an https request to a server that speaks something else raises."""
+
+    async def greet(_: asyncio.StreamReader, out: asyncio.StreamWriter) -> None:
+        out.write(b"220 no TLS here\r\n")
+        await out.drain()
+        out.close()
+
+    async with await asyncio.start_server(greet, "127.0.0.1", 0) as server:
+        return await raised_by(f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}/")
+
+
+def test_no_handshake_is_tls() -> None:
+    """Who does not speak TLS fails there, not in HTTP."""
+    assert failure_word(asyncio.run(raised_by_no_tls())) == "tls"
 
 
 @pytest.mark.parametrize(
