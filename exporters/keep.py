@@ -5,10 +5,11 @@ The policy, in this order (docs/exporters.md):
 1. every request of a load run;
 2. every error: a 5xx, an exception, a client that left, a process that died;
 3. the slow tail: slower than the running p99 of its route;
-4. one a second of each route, so that a quiet server is seen at all;
-5. of the rest a share, by trace id, so that all services of one trace decide alike.
+4. a share, by trace id, so that all services of one trace decide alike;
+5. one a second of each route, so that a quiet server is seen at all.
 
-A caller that sent the sampled flag as 0 takes its request out of 4 and 5.
+A caller that sent the sampled flag as 0 takes its request out of 5, and, unless the sampler that
+was asked for ignores callers, out of 4.
 A batch is kept where one of its members is, or where it failed itself (held_batches.py).
 """
 

@@ -7,7 +7,7 @@ import threading
 from typing import Any, ClassVar, Self
 from wsgiref.simple_server import WSGIRequestHandler, make_server
 
-from prometheus_client import CollectorRegistry, make_wsgi_app
+import prometheus_client
 from prometheus_client.exposition import ThreadingWSGIServer
 
 from stagescope.errors import StagescopeError
@@ -19,11 +19,13 @@ class MetricsServer:
     Raises StagescopeError where the address cannot be had.
     """
 
-    def __init__(self, registry: CollectorRegistry, host: str = "127.0.0.1", port: int = 0) -> None:
+    def __init__(
+        self, registry: prometheus_client.CollectorRegistry, host: str = "127.0.0.1", port: int = 0
+    ) -> None:
         try:
             family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
             server = type("_Server", (_JoiningServer,), {"address_family": family})
-            app: Any = make_wsgi_app(registry)  # pyright: ignore[reportUnknownVariableType]
+            app = _wsgi_app(registry)
             self._server: Any = make_server(host, port, app, server, handler_class=_QuietHandler)
         except OSError as problem:
             raise StagescopeError(
@@ -47,6 +49,11 @@ class MetricsServer:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _wsgi_app(registry: prometheus_client.CollectorRegistry) -> Any:
+    exposition: Any = prometheus_client  # its types say nothing of the app
+    return exposition.make_wsgi_app(registry)
 
 
 class _JoiningServer(ThreadingWSGIServer):

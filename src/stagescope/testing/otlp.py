@@ -102,7 +102,8 @@ class OtlpReceiver:
         self._http = _HttpServer(self)
         self._http_thread = threading.Thread(target=self._http.serve_forever, args=(0.02,))
         self._http_thread.start()
-        self._grpc = grpc.server(ThreadPoolExecutor(4), options=(("grpc.so_reuseport", 0),))
+        self._grpc_threads = ThreadPoolExecutor(4)
+        self._grpc = grpc.server(self._grpc_threads, options=(("grpc.so_reuseport", 0),))
         add_TraceServiceServicer_to_server(_Service(self), self._grpc)  # type: ignore[no-untyped-call]
         self._grpc_port = self._grpc.add_insecure_port("127.0.0.1:0")
         self._grpc.start()
@@ -144,6 +145,7 @@ class OtlpReceiver:
         self._http_thread.join()
         self._http.server_close()
         self._grpc.stop(0.2).wait()
+        self._grpc_threads.shutdown()
 
     def __enter__(self) -> Self:
         return self
