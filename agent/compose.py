@@ -10,6 +10,7 @@ from stagescope.agent.sinks import Sink
 
 if TYPE_CHECKING:
     from stagescope.agent.loop import Agent
+    from stagescope.exporters.otlp import OtlpSpans
     from stagescope.exporters.prometheus import StageMetrics
 
 ENDPOINT_VARIABLE = "OTEL_EXPORTER_OTLP_ENDPOINT"
@@ -54,11 +55,21 @@ def sinks_from_environment(environment: Mapping[str, str] = os.environ) -> Compo
     """
     from stagescope.exporters.prometheus import StageMetrics
 
-    metrics = StageMetrics(counters=lambda: composed.counters(), gauges=lambda: composed.gauges())
+    spans = _spans(environment)
+    metrics = StageMetrics(
+        has_trace=spans.certain if spans else None,
+        counters=lambda: composed.counters(),
+        gauges=lambda: composed.gauges(),
+    )
     composed = Composed(metrics, {"metrics": metrics})
-    if any(environment.get(name) for name in _ASKING):
-        from stagescope.exporters.otlp import otlp_from_environment
-
-        if spans := otlp_from_environment():
-            composed.sinks["otlp"] = spans
+    if spans:
+        composed.sinks["otlp"] = spans
     return composed
+
+
+def _spans(environment: Mapping[str, str]) -> OtlpSpans | None:
+    if not any(environment.get(name) for name in _ASKING):
+        return None
+    from stagescope.exporters.otlp import otlp_from_environment
+
+    return otlp_from_environment()

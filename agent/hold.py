@@ -41,13 +41,17 @@ def try_hold(spool: Path, kind: str) -> Hold | None:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as problem:
         raise StagescopeError(f"lock file {path} cannot be opened: {problem.strerror}") from None
-    if not try_lock(fd):
+    try:
+        if try_lock(fd):
+            text = json.dumps({"pid": os.getpid(), "kind": kind, "since_s": time.time()})
+            os.ftruncate(fd, 0)
+            os.pwrite(fd, text.encode(), 0)
+            return Hold(fd)
+    except OSError as problem:
         os.close(fd)
-        return None
-    text = json.dumps({"pid": os.getpid(), "kind": kind, "since_s": time.time()})
-    os.ftruncate(fd, 0)
-    os.pwrite(fd, text.encode(), 0)
-    return Hold(fd)
+        raise StagescopeError(f"lock file {path} cannot be written: {problem.strerror}") from None
+    os.close(fd)
+    return None
 
 
 def holder(spool: Path) -> dict[str, Any]:

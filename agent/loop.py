@@ -123,9 +123,13 @@ class Agent:
             pass
 
     def stop(self) -> None:
-        """Make `run` come to its end; safe in a signal's handler and from any thread."""
+        """Make `run` come to its end now; from any thread, but not from a signal's handler."""
         self._stopping = True
         self._wake.set()
+
+    def stop_soon(self) -> None:
+        """Make `run` come to its end after its pause; takes no lock, so signals may call it."""
+        self._stopping = True
 
     def close(self, timeout_s: float = 5.0) -> None:
         """Flush every sink, save how far the spool is read, let go of the files."""

@@ -143,7 +143,7 @@ def _stopped_by_signals(agent: Agent) -> Generator[None]:
     numbers = (signal.SIGTERM, signal.SIGINT)
 
     def stop(number: int, frame: object) -> None:
-        agent.stop()
+        agent.stop_soon()
 
     before = [signal.signal(number, stop) for number in numbers]
     try:

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from stagescope.agent.wire import process_line, record_line
 from stagescope.records import BatchRecord, Process, Record, RequestRecord, State
@@ -30,10 +31,10 @@ class RunCounts:
 
 @dataclass(frozen=True, slots=True)
 class Addition:
-    """Lines to append, and how many of them are records."""
+    """Lines to append, and the records that they hold."""
 
     data: bytes
-    records: int
+    records: list[Record]
 
 
 class RunFile:
@@ -70,8 +71,9 @@ class RunFile:
         """Turn those of *records* that are not there yet into lines."""
         self._load()
         lines: list[str] = []
-        count = 0
+        fresh: list[Record] = []
         last_seen = dict(self._last_seq)
+        processes = dict(self._processes)
         for record in records:
             ring_id = record.process.ring_id
             if record.seq >= 0:
@@ -80,13 +82,13 @@ class RunFile:
                 last_seen[ring_id] = record.seq
             elif _span(record) in self._dead_spans:
                 continue
-            if self._processes.get(ring_id) is not record.process:
-                if self._processes.get(ring_id) != record.process:
+            if processes.get(ring_id) is not record.process:
+                if processes.get(ring_id) != record.process:
                     lines.append(process_line(record.process))
-                self._processes[ring_id] = record.process
+                processes[ring_id] = record.process
             lines.append(record_line(record))
-            count += 1
-        return Addition("".join(lines).encode("ascii"), count)
+            fresh.append(record)
+        return Addition("".join(lines).encode("ascii"), fresh)
 
     def append(self, addition: Addition) -> None:
         """Write the lines; raises OSError, with the file as it was, where they find no room."""
@@ -97,19 +99,22 @@ class RunFile:
         try:
             _write_whole(fd, addition.data, self.size)
         except OSError:
-            os.ftruncate(fd, self.size)
-            self._processes.clear()  # their lines may be among those that were not written
+            os.ftruncate(fd, min(self.size, os.fstat(fd).st_size))
             raise
         finally:
             os.close(fd)
         self.size += len(addition.data)
-        for line in addition.data.splitlines():
-            self._note(line)
+        for record in addition.records:
+            ring_id, is_request = record.process.ring_id, isinstance(record, RequestRecord)
+            self._processes[ring_id] = record.process
+            died = record.state is State.DIED
+            self._note(ring_id, record.seq, _span(record), is_request=is_request, died=died)
 
     def blocks(self, block_bytes: int = _BLOCK_BYTES) -> Iterator[bytes]:
         """Give the whole lines that are there now, in blocks of about *block_bytes*."""
         self._load()
-        return _read_blocks(self.path, self.size, block_bytes)
+        # Opened now: the run may be evicted before its reader takes the first block.
+        return _read_blocks(self.path.open("rb"), self.size, block_bytes)
 
     def delete(self) -> None:
         """Remove the file; who is reading it reads on."""
@@ -125,23 +130,23 @@ class RunFile:
                 if not line.endswith(b"\n"):
                     break
                 self.size += len(line)
-                self._note(line)
+                self._note_line(line)
         self._loaded = True
 
-    def _note(self, line: bytes) -> None:
-        head = _HEAD.match(line)
-        if not head:
-            return
-        kind, state, ring_id, seq = head[1], head[2], head[3].decode(), int(head[4])
+    def _note_line(self, line: bytes) -> None:
+        if head := _HEAD.match(line):
+            kind, state, ring_id, seq, span = (field.decode() for field in head.groups())
+            died = state == State.DIED.value
+            self._note(ring_id, int(seq), span, is_request=kind == "request", died=died)
+
+    def _note(self, ring_id: str, seq: int, span: str, *, is_request: bool, died: bool) -> None:
         if seq >= 0:
-            self._last_seq[ring_id] = max(seq, self._last_seq.get(ring_id, -1))
+            self._last_seq[ring_id] = seq
         else:
-            self._dead_spans.add(head[5].decode())
-        if kind == b"request":
-            self._requests += 1
-            self._died += state == State.DIED.value.encode()
-        else:
-            self._batches += 1
+            self._dead_spans.add(span)
+        self._requests += is_request
+        self._batches += not is_request
+        self._died += is_request and died
 
 
 def _span(record: RequestRecord | BatchRecord) -> str:
@@ -149,6 +154,8 @@ def _span(record: RequestRecord | BatchRecord) -> str:
 
 
 def _write_whole(fd: int, data: bytes, at: int) -> None:
+    if (size := os.fstat(fd).st_size) < at:
+        raise OSError(f"somebody else cut its file to {size} bytes")
     os.ftruncate(fd, at)  # a tail that a killed agent left
     view = memoryview(data)
     while view:
@@ -157,8 +164,8 @@ def _write_whole(fd: int, data: bytes, at: int) -> None:
         view = view[written:]
 
 
-def _read_blocks(path: Path, size: int, block_bytes: int) -> Iterator[bytes]:
-    with path.open("rb") as file:
+def _read_blocks(file: BinaryIO, size: int, block_bytes: int) -> Iterator[bytes]:
+    with file:
         while size and (block := file.read(min(size, block_bytes))):
             size -= len(block)
             yield block

@@ -37,7 +37,10 @@ class RunStore:
     def __init__(
         self, folder: Path, *, max_bytes: int | None = None, wall: Callable[[], float] = time.time
     ) -> None:
-        folder.mkdir(mode=0o700, exist_ok=True)
+        try:
+            folder.mkdir(mode=0o700, exist_ok=True)
+        except OSError as wrong:
+            raise StagescopeError(f"run store {folder} cannot be made: {wrong.strerror}") from None
         self._folder = folder
         self._max_bytes = room_for_runs(folder) if max_bytes is None else max_bytes
         self._wall = wall
@@ -81,14 +84,14 @@ class RunStore:
         except OSError as problem:
             self._refuse(run, len(records), problem)
             return
-        self._counts["stored"] += addition.records
-        self._counts["duplicates"] += len(records) - addition.records
+        self._counts["stored"] += len(addition.records)
+        self._counts["duplicates"] += len(records) - len(addition.records)
 
     def _make_room(self, keep: RunFile, needed: int) -> None:
         while (total := self._total_bytes()) + needed > self._max_bytes:
             others = [(run.written_s(), name) for name, run in self._runs.items() if run != keep]
             if not others:
-                raise OSError(f"{total} of {self._max_bytes} bytes are used, all by this run")
+                raise OSError(f"it alone has {total} of the {self._max_bytes} bytes for runs")
             self._evict(min(others)[1])
 
     def _evict(self, run_id: str) -> None:
@@ -129,7 +132,8 @@ class RunStore:
             raise UsageError(
                 f"{run_id[:60]!r} is no run id: 1 to 40 of letters, digits, '.', '_', '-'"
             )
-        return self._runs.get(run_id)
+        run = self._runs.get(run_id)
+        return run if run and run.size else None
 
     def counters(self) -> dict[str, int]:
         """Give records stored, left out as duplicates, refused; runs evicted."""

@@ -9,11 +9,6 @@ MIN_ANSWERED = 100
 """With fewer, not one request lies beyond the 99th percentile."""
 
 MAX_UNMATCHED = 0.01
-MAX_LATE = 0.2
-"""The driver's own lateness (p99), as a fraction of the latency (p99) that it measured."""
-
-LATE_MS = 1.0
-"""Lateness (p99) that is never held against a driver."""
 
 
 def invalid_reasons(
@@ -22,7 +17,6 @@ def invalid_reasons(
     """Give what the load driver found against the run, then what the records show."""
     found = (
         _too_few(client),
-        _late(run, client),
         _unmatched(run, client, unmatched),
         _lost("overwrote", instrument.overwritten),
         _lost("dropped", instrument.dropped),
@@ -36,17 +30,6 @@ def _too_few(client: Client) -> str:
     return (
         f"only {client.answered:,} requests were answered: "
         f"a 99th percentile needs {MIN_ANSWERED} at least"
-    )
-
-
-def _late(run: Run, client: Client) -> str:
-    late_ms = run.driver.get("late_p99_ms", 0.0)
-    said = any("late" in reason for reason in run.invalid_reasons)
-    if said or client.latency is None or late_ms <= max(LATE_MS, MAX_LATE * client.latency.p99_ms):
-        return ""
-    return (
-        f"the load driver itself was late: {late_ms:.1f} ms at p99, "
-        f"of a latency of {client.latency.p99_ms:.1f} ms"
     )
 
 

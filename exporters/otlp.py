@@ -56,6 +56,10 @@ class OtlpSpans:
         """Spans that wait now."""
         return self._queue.queued_spans
 
+    def certain(self, record: RequestRecord) -> bool:
+        """Tell whether the trace of *record* is sure to be sent, as far as room allows."""
+        return self._keep.certain(record)
+
     def accept(self, records: Sequence[Record]) -> None:
         """Take *records*; never waits for the back end."""
         for record in records:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Protocol
 
 from stagescope.middleware.calibration import calibrate
 from stagescope.middleware.exchange import Exchange, begin
@@ -20,13 +21,21 @@ DISABLE_VARIABLE = "STAGESCOPE_DISABLE"
 SCOPE_KEY = "stagescope.timeline"
 
 
+class Companion(Protocol):
+    """What runs beside the app in its process: the embedded agent."""
+
+    def stop(self) -> None:
+        """Finish what is there, within seconds, and end; a second call does nothing."""
+
+
 class StageMiddleware:
     """Record where each request's time goes.
 
     *service* names the service in every record (default `OTEL_SERVICE_NAME`, else
     `model-server`); *spool* is the folder of the recorder files (default: see
     `stagescope.spool.default_spool`); *beside* is called once in each process, with the spool,
-    when its recorder opens: the face passes the embedded agent.
+    when its recorder opens, and what it gives is stopped when the app's lifespan ends: the face
+    passes the embedded agent.
     With `STAGESCOPE_DISABLE=1` in the environment every request goes straight to *app*.
 
     Raises nothing of its own; exceptions of the app pass through as they are.
@@ -37,7 +46,7 @@ class StageMiddleware:
         app: ASGIApp,
         service: str | None = None,
         spool: str | Path | None = None,
-        beside: Callable[[Path], object] | None = None,
+        beside: Callable[[Path], Companion | None] | None = None,
     ) -> None:
         self.app = app
         self.service = service or os.environ.get(SERVICE_VARIABLE) or "model-server"
@@ -45,13 +54,15 @@ class StageMiddleware:
         self._beside = beside
         self._off = os.environ.get(DISABLE_VARIABLE, "") not in ("", "0")
         self._recorder: Recorder | None = None
+        self._companion: Companion | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection scope, as ASGI says."""
         if scope["type"] != "http" or self._off or SCOPE_KEY in scope:
-            if scope["type"] == "lifespan" and not self._off and self._recorder is None:
-                self.open()  # Before the first request, so that none waits for it.
-            await self.app(scope, receive, send)
+            if scope["type"] == "lifespan" and not self._off:
+                await self._live(scope, receive, send)
+            else:
+                await self.app(scope, receive, send)
             return
         recorder = self._recorder
         if recorder is None or recorder.closed:
@@ -82,6 +93,20 @@ class StageMiddleware:
             except ValueError:
                 pass  # Closed by the garbage collector, in another context.
 
+    async def _live(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Open the recorder before the first request, so that none waits for it; end with the app.
+
+        What runs beside is stopped here and not at the interpreter's exit, which a server that
+        was ended by a signal may never come to.
+        """
+        if self._recorder is None:
+            self.open()
+        try:
+            await self.app(scope, receive, send)
+        finally:
+            if self._companion is not None:
+                self._companion.stop()
+
     def open(self) -> Recorder | None:
         """Open this process's recorder; None, and from then on pass through, where it cannot."""
         try:
@@ -91,7 +116,7 @@ class StageMiddleware:
             elif recorder is not self._recorder:
                 calibrate(recorder, StageMiddleware.around)
                 if self._beside is not None:
-                    self._beside(self.spool)
+                    self._companion = self._beside(self.spool)
         except Exception as error:
             self._off = True
             if fault(error, None):

@@ -160,6 +160,28 @@ def test_a_full_disk_leaves_whole_lines(tmp_path: Path, monkeypatch: pytest.Monk
     assert stored(store) == records[:3] + records[6:]
 
 
+def test_a_run_refused_at_first_is_readable_later(tmp_path: Path) -> None:
+    """Records that were refused leave no trace: what is stored later introduces its process."""
+    records = some_records(tmp_path)
+    store = RunStore(tmp_path / "runs", max_bytes=100)
+    store.accept(records[:5])
+    assert store.counts("run") is None
+    store._max_bytes = 1 << 20
+    store.accept(records[5:])
+    assert stored(store) == records[5:]
+
+
+def test_a_file_that_somebody_cut_is_left_alone(tmp_path: Path) -> None:
+    """Where the file shrank under the agent, records are refused rather than holes written."""
+    records = some_records(tmp_path)
+    store = RunStore(tmp_path / "runs")
+    store.accept(records[:5])
+    os.truncate(tmp_path / "runs" / "run.ndjson", 10)
+    store.accept(records[5:])
+    assert store.counters()["refused"] == 5
+    assert (tmp_path / "runs" / "run.ndjson").stat().st_size == 10
+
+
 def test_old_runs_are_forgotten(tmp_path: Path) -> None:
     """A run that nothing was added to for a day is deleted."""
     RunStore(tmp_path / "runs").accept(some_records(tmp_path))
