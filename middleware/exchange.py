@@ -179,7 +179,10 @@ class Exchange:
         try:
             self._finish(error)
         except Exception as problem:
-            if fault(problem, self._timeline.recorder):
+            recorder = self._timeline.recorder
+            if recorder.closed and isinstance(problem, ValueError):
+                return  # A forked child ends its parent's request: see Recorder.abandon.
+            if fault(problem, recorder):
                 raise
 
     def _finish(self, error: str) -> None:
