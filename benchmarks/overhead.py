@@ -66,14 +66,14 @@ def main() -> None:
     """Measure, print, write."""
     options = parser().parse_args()
     if options.quick:
-        options.rounds, options.turns, options.seconds = 3, 2, 0.3
+        options.rounds, options.turns, options.seconds = 3, 2, 0.2
     if min(options.rounds, options.turns) < 2 or options.rate <= 0 or options.seconds <= 0:
         parser().error("--rounds and --turns need 2 at least, --rate and --seconds more than 0")
     figures = measure(options)
     if options.json:
         options.json.write_text(json.dumps(as_json(figures, options), indent=1) + "\n")
     for table in (table_in_process(figures[0]), table_under_load(figures[1])):
-        print_markdown(table) if options.markdown else Console().print(table)
+        print_markdown(table) if options.markdown else screen().print(table)
 
 
 Figures = tuple[list[InProcess], list[UnderLoad]]
@@ -81,10 +81,10 @@ Figures = tuple[list[InProcess], list[UnderLoad]]
 
 def measure(options: argparse.Namespace) -> Figures:
     """Run both parts on recorder files where the default spool would be."""
-    screen = Console(stderr=True)
+    progress = Console(stderr=True)
     spools = Path(tempfile.mkdtemp(prefix="stagescope-overhead-", dir=spool_parent()))
     try:
-        with screen.status("in the process") as status:
+        with progress.status("in the process") as status:
             first = in_process.measure(
                 spools / "in-process", options.rounds, BLOCK,
                 lambda done: status.update(f"in the process: round {done} of {options.rounds}"),
@@ -127,24 +127,24 @@ def as_json(figures: Figures, options: argparse.Namespace) -> dict[str, Any]:
 def spread(value: Spread | None) -> str:
     """Show a median with its quartiles."""
     if value is None:
-        return "–"
+        return "-"
     return f"{value.median_us:.1f} ({value.q1_us:.1f}…{value.q3_us:.1f})"
 
 
 def table_in_process(lines: list[InProcess]) -> Table:
     """Lay out the first table."""
     table = Table(title="In the process: µs CPU a request, median (quartiles)")
-    for column in ("variant", "a request", "over bare", "× stagescope", "spans"):
+    for column in ("variant", "a request", "over bare", "times stagescope", "spans"):
         table.add_column(column, justify="left" if column == "variant" else "right")
     ours = {line.bare: line.over_bare for line in lines if line.variant.endswith("stagescope-6")}
     for line in lines:
         own = ours[line.bare]
-        times = "–"
+        times = "-"
         if own and line.over_bare and "stagescope" not in line.variant:
             times = f"{line.over_bare.median_us / own.median_us:.0f}"
         family = "FastAPI: " if line.variant.startswith("fastapi-") else "ASGI: "
         table.add_row(family + line.what, spread(line.cost), spread(line.over_bare), times,
-                      f"{line.spans_per_request:.0f}" if line.spans_per_request else "–")  # fmt: skip
+                      f"{line.spans_per_request:.0f}" if line.spans_per_request else "-")  # fmt: skip
     return table
 
 
@@ -157,6 +157,11 @@ def table_under_load(lines: list[UnderLoad]) -> Table:
         cost = line.absent or spread(line.cost)
         table.add_row(line.what, cost, spread(line.over_bare), spread(line.beside))
     return table
+
+
+def screen() -> Console:
+    """Give the screen; a pipe is taken as wide enough for one line a variant."""
+    return Console() if sys.stdout.isatty() else Console(width=120)
 
 
 def print_markdown(table: Table) -> None:

@@ -48,11 +48,17 @@ class UnderLoad:
 @dataclass(slots=True)
 class _Lane:
     variant: str
-    url: str
+    server: subprocess.Popen[str]
     agent: psutil.Process | None
     requests: int = 0
     us: list[float] = field(default_factory=list)
     beside_us: list[float] = field(default_factory=list)
+    url: str = ""
+
+    def wait_for_port(self) -> None:
+        """Read the port that the server prints once it listens."""
+        assert self.server.stdout is not None
+        self.url = f"http://127.0.0.1:{int(self.server.stdout.readline())}"
 
 
 class _Sink(BaseHTTPRequestHandler):
@@ -112,15 +118,12 @@ def _start(stack: ExitStack, variant: str, spools: Path, sink: str) -> _Lane:
     if variant == "agent-process":
         command = ("-m", "stagescope", "agent", "--spool", str(spool), "--quiet")
         environment.pop("OTEL_EXPORTER_OTLP_ENDPOINT")
-        agent = psutil.Process(
-            stack.enter_context(_process(*command, environment=environment)).pid
-        )
+        agent = psutil.Process(stack.enter_context(_process(*command, environment=environment)).pid)
     elif variant == "agent-thread":
         environment.pop("OTEL_EXPORTER_OTLP_ENDPOINT")
     server = str(Path(__file__).with_name("overhead_server.py"))
     child = stack.enter_context(_process(server, variant, environment=environment))
-    assert child.stdout is not None
-    return _Lane(variant, f"http://127.0.0.1:{int(child.stdout.readline())}", agent)
+    return _Lane(variant, child, agent)
 
 
 async def _post(client: aiohttp.ClientSession, url: str) -> None:
@@ -199,6 +202,8 @@ def measure(
     with ExitStack() as stack:
         sink = stack.enter_context(_sink())
         lanes = [_start(stack, variant, spools, sink) for variant in WHAT if not absent(variant)]
+        for lane in lanes:  # All start at the same time, and then one waits.
+            lane.wait_for_port()
         asyncio.run(_turns(lanes, rounds, rate, seconds, settle_s, tell))
     by_name = {lane.variant: lane for lane in lanes}
     return [_sum_up(variant, by_name) for variant in WHAT]
