@@ -78,10 +78,11 @@ class StageMiddleware:
             return
         scope[SCOPE_KEY] = timeline
         exchange = Exchange(timeline, scope, receive, send)
+        app = self.app  # In a local: `self.app(...)` would look for a method first.
         token = current.set(timeline)
         failure = ""
         try:
-            await self.app(scope, exchange.receive, exchange.send)
+            await app(scope, exchange.receive, exchange.send)
         except BaseException as error:
             failure = type(error).__name__
             raise

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from binascii import Error as HexError
 from binascii import unhexlify
+from struct import Struct
 
 RUN_KEY = "stagescope.run"
 MAX_BAGGAGE_BYTES = 8192
@@ -18,6 +19,8 @@ RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,39}")
 
 _RUN_FIELD = RUN_KEY.encode() + b"="
 _DASH = ord("-")
+_ONLY_LOWER_HEX = bytes(byte if chr(byte) in "0123456789abcdef" else 0 for byte in range(256))
+_FIELDS = Struct(">B16s8sB")
 _NO_TRACE = bytes(16)
 _NO_SPAN = bytes(8)
 
@@ -33,20 +36,17 @@ def parse_traceparent(value: bytes) -> TraceParent | None:
         if len(value) < 57 or value[55] != _DASH or value[:2] == b"00":
             return None
         value = value[:55]
-    digits = value.replace(b"-", b"")
-    if value[2] != _DASH or value[35] != _DASH or value[52] != _DASH or len(digits) != 52:
+    # One pass takes the dashes out and makes what is no lower-case hex digit unreadable.
+    digits = value.translate(_ONLY_LOWER_HEX, b"-")
+    if not value[2] == value[35] == value[52] == _DASH or len(digits) != 52:
         return None
     try:
-        raw = unhexlify(digits)
+        version, trace_id, span_id, flags = _FIELDS.unpack(unhexlify(digits))
     except HexError:
         return None
-    # Upper case is invalid; text without any letter is not "lower" to Python.
-    if not value.islower() and value != value.lower():
+    if version == 255 or trace_id == _NO_TRACE or span_id == _NO_SPAN:
         return None
-    trace_id, span_id = raw[1:17], raw[17:25]
-    if raw[0] == 255 or trace_id == _NO_TRACE or span_id == _NO_SPAN:
-        return None
-    return trace_id, span_id, raw[25] & 1 == 1
+    return trace_id, span_id, flags & 1 == 1
 
 
 def format_traceparent(trace_id: str, span_id: str, *, sampled: bool = True) -> str:
