@@ -129,6 +129,8 @@ class Timeline:
                 slot.codes[at] = code
                 slot.times[at] = start
             elif not self.done:
+                if not self.dropped:
+                    self.recorder.count("chains_refused")
                 self.dropped += 1
         except ValueError:
             return  # As in recode.
@@ -202,15 +204,17 @@ class Timeline:
         self.codes = NO_CODES
         self.times = NO_TIMES
         recorder, slot = self.recorder, self.slot
+        continuations = 0
         if self.chain is not None or self.lent is not None:
             # `done` is set, so no thread adds to these once it waits for the lock that we take.
             with _chain_lock:
+                continuations = len(self.chain or ())
                 for further in (self.chain or []) + (self.lent or []):
                     recorder.commit(further)
         raw = slot.raw
         _pack_finished(
             raw, 240, end_ns - self.start_ns, request_bytes, response_bytes, first_byte_ns,
-            send_wait_ns, chunks, self.dropped, status, 0, 0, error, route,
+            send_wait_ns, chunks, self.dropped, status, continuations, 0, error, route,
         )  # fmt: skip
         raw[17] = 2
         recorder.commit(slot)
