@@ -1,0 +1,103 @@
+"""Runs the server of `stagescope run`, from its start until nothing of it is left."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from stagescope.cli.run_agent import AgentBeside, AgentOptions
+from stagescope.cli.run_command import CannotRunError, served_environment
+from stagescope.cli.run_linux import adopt_orphans, before_exec
+from stagescope.cli.run_processes import end_descendants, reap
+from stagescope.cli.run_signals import FORWARDED, hold_back, next_signal, reached_the_group
+from stagescope.cli.run_summary import unrecorded
+from stagescope.spool import default_spool, ensure_spool
+
+LOOK_S = 2.0
+"""How often the agent is looked after."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What the command line says; None where it says nothing."""
+
+    words: tuple[str, ...]
+    service: str | None = None
+    spool: Path | None = None
+    otlp: str | None = None
+    metrics: str | None = None
+    agent: bool = True
+    grace_s: float = 5.0
+
+
+def supervise(program: str, settings: Settings) -> int:
+    """Run the server and the agent; gives the server's exit code.
+
+    Raises StagescopeError for what keeps the server from being started.
+    """
+    spool = ensure_spool((settings.spool or default_spool()).absolute())
+    adopt_orphans()
+    prepare = before_exec(hold_back())
+    agent = AgentBeside(AgentOptions(spool, settings.otlp, settings.metrics), prepare, say)
+    with tempfile.NamedTemporaryFile(prefix="stagescope-run-") as notes:
+        environment = served_environment(
+            os.environ, spool=spool, notes=Path(notes.name), service=settings.service
+        )
+        if settings.agent:
+            agent.start()
+        try:
+            server = _start(program, settings.words, environment, prepare)
+            _wait(server, agent if settings.agent else None)
+            _end_leftovers(settings, agent, in_order=server.returncode == 0)
+        finally:
+            agent.stop()
+        if why := unrecorded(notes.read().decode(), settings.words[0]):
+            say(why)
+    return server.returncode if server.returncode >= 0 else 128 - server.returncode
+
+
+def _start(
+    program: str, words: Sequence[str], environment: dict[str, str], prepare: Callable[[], None]
+) -> subprocess.Popen[bytes]:
+    try:
+        return subprocess.Popen(
+            words,
+            executable=program,
+            env=environment,
+            close_fds=False,  # a socket that it was to inherit from our parent is inherited
+            preexec_fn=prepare,
+        )
+    except OSError as problem:
+        raise CannotRunError(f"{program} cannot be run: {problem.strerror}") from None
+
+
+def _wait(server: subprocess.Popen[bytes], agent: AgentBeside | None) -> None:
+    """Wait for the server's end; what we are signalled meanwhile is for the server."""
+    while server.poll() is None:
+        found = next_signal(LOOK_S)
+        if found is not None and found.si_signo in FORWARDED and not reached_the_group(found):
+            server.send_signal(found.si_signo)
+        reap([server, *(agent.processes if agent else [])])
+        if agent:
+            agent.look_after()
+
+
+def _end_leftovers(settings: Settings, agent: AgentBeside, *, in_order: bool) -> None:
+    ended = end_descendants(agent.processes, settings.grace_s)
+    if not ended:
+        return
+    hint = "; a server has to stay in the foreground here" if in_order else ""
+    say(f"{settings.words[0]} has ended; ended what it left behind: {', '.join(ended)}{hint}")
+
+
+def say(what: str) -> None:
+    """Say it on standard error: standard output is the server's."""
+    try:
+        print(f"stagescope run: {what}", file=sys.stderr, flush=True)
+    except OSError:
+        return  # Nobody listens any more; the server's end is still ours to wait for.
