@@ -1,6 +1,6 @@
 """Runs at the start of every Python process under `stagescope run`; then the user's own runs.
 
-Whatever Python the command starts finds this file, so its syntax is that of the oldest in use.
+Whatever Python the command starts finds this file, so its syntax is that of Python 3.6.
 """
 
 import os
@@ -11,25 +11,25 @@ PACKAGE = os.path.dirname(os.path.dirname(HERE))
 """The stagescope that runs: lent where the served environment has none of its own."""
 
 
-def begin():  # type: ignore[no-untyped-def]
+def begin() -> None:
     """Watch for the frameworks that there are hooks for."""
     if not os.environ.get("STAGESCOPE_RUN"):
         return
     if os.environ.get("STAGESCOPE_DISABLE", "") not in ("", "0"):
         return
-    if sys.version_info < (3, 11):  # noqa: UP036 - the served Python is not the one that we run on
-        say("Python %d.%d is too old, 3.11 is needed" % sys.version_info[:2])
+    if sys.version_info < (3, 11):  # noqa: UP036 - not the Python that we are run by
+        say(f"Python {sys.version_info[0]}.{sys.version_info[1]} is too old, 3.11 is needed")
         return
     try:
         find_stagescope()
         from stagescope.middleware.hooks.autoload import begin as watch
 
         watch()
-    except Exception as error:  # the guard: the server starts, whatever is wrong with us
-        say("%s: %s" % (type(error).__name__, error))  # noqa: UP031 - see the top
+    except Exception as error:  # noqa: BLE001 - the guard: the server starts, whatever we do
+        say(f"{type(error).__name__}: {error}")
 
 
-def find_stagescope():  # type: ignore[no-untyped-def]
+def find_stagescope() -> None:
     """Import stagescope: the served environment's, else the one that this file belongs to."""
     try:
         import stagescope  # noqa: F401 - what is wanted is that it is there
@@ -48,18 +48,17 @@ def find_stagescope():  # type: ignore[no-untyped-def]
         spec.loader.exec_module(module)
 
 
-def say(why):  # type: ignore[no-untyped-def]
+def say(why: str) -> None:
     """Say on standard error why this process records nothing."""
-    text = "stagescope run: nothing is recorded in process %d: %s\n"
-    sys.stderr.write(text % (os.getpid(), why))
+    sys.stderr.write(f"stagescope run: nothing is recorded in process {os.getpid()}: {why}\n")
 
 
-def chain():  # type: ignore[no-untyped-def]
+def chain() -> None:
     """Step aside, and let the sitecustomize run that would have run without us."""
     sys.path[:] = [entry for entry in sys.path if entry != HERE]
     ours = sys.modules.pop("sitecustomize", None)
     try:
-        import sitecustomize  # noqa: F401
+        import sitecustomize  # type: ignore[import-not-found] # noqa: F401
     except ModuleNotFoundError as missing:
         if missing.name != "sitecustomize":
             raise

@@ -10,7 +10,7 @@ from stagescope.middleware.hooks.outermost import outermost
 
 
 def _install() -> None:
-    from gunicorn.workers.gasgi import ASGIWorker
+    from gunicorn.workers.gasgi import ASGIWorker  # type: ignore[import-untyped]
 
     wrap(ASGIWorker, "load_wsgi", _loading)
 

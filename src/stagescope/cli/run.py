@@ -49,6 +49,7 @@ def prepare_parser(parser: argparse.ArgumentParser) -> None:
         help="what processes left behind by CMD get between SIGTERM and SIGKILL "
         f"(default: {GRACE_S:g})",
     )  # fmt: skip
+    parser.add_argument("--quiet", action="store_true", help="the agent prints only what is wrong")
     parser.add_argument("server", nargs=argparse.REMAINDER, metavar="CMD ...")
 
 
@@ -71,6 +72,7 @@ def run(args: argparse.Namespace) -> int:
             otlp=args.otlp,
             metrics=args.metrics_port,
             agent=not args.no_agent,
+            quiet=args.quiet,
             grace_s=args.grace,
-        )
+        ),
     )

@@ -7,6 +7,7 @@ wrote last. Where another agent holds the spool, that one reads, and ours takes 
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from stagescope.agent.addresses import parse_address
 from stagescope.agent.hold import AGENT, holder
 from stagescope.cli.run_processes import wait_for
 from stagescope.errors import EXIT_DONE, EXIT_HELD
-from stagescope.spool import LOCK_NAME, try_lock
+from stagescope.spool import LOCK_NAME, ring_files, try_lock
 
 STOP_S = 15.0
 """What it gets to read the rest and to flush; its own limits are shorter."""
@@ -30,11 +31,13 @@ class AgentOptions:
     spool: Path
     otlp: str | None
     metrics: str | None
+    quiet: bool
 
     def words(self) -> list[str]:
         """Give the command line."""
         # -P: not what lies in the server's folder, whatever its name.
-        words = [sys.executable, "-P", "-m", "stagescope", "agent", "--quiet"]
+        words = [sys.executable, "-P", "-m", "stagescope", "agent"]
+        words += ["--quiet"] if self.quiet else []
         words += ["--spool", str(self.spool)]
         words += ["--otlp", self.otlp] if self.otlp else []
         words += ["--metrics-port", self.metrics] if self.metrics else []
@@ -102,7 +105,9 @@ class AgentBeside:
             return
         process.terminate()
         if wait_for(lambda: process.poll() is not None, [process], STOP_S):
-            if process.returncode != EXIT_DONE:
+            if process.returncode == -signal.SIGTERM and ring_files(self._options.spool):
+                self._read_once()  # The server was so quick that the agent had not come up yet.
+            elif process.returncode not in (EXIT_DONE, -signal.SIGTERM):
                 self._say(f"the agent has ended with exit code {process.returncode}")
             return
         process.kill()
@@ -110,13 +115,19 @@ class AgentBeside:
         self._say(f"the agent was killed before it had read everything; the rest is in "
                   f"{self._options.spool}")  # fmt: skip
 
-    def _started(self) -> subprocess.Popen[bytes]:
+    def _read_once(self) -> None:
+        process = self._started("--once")
+        if not wait_for(lambda: process.poll() is not None, [process], STOP_S):
+            process.kill()
+            process.wait()
+
+    def _started(self, *more: str) -> subprocess.Popen[bytes]:
         return subprocess.Popen(
-            self._options.words(),
+            [*self._options.words(), *more],
             stdin=subprocess.DEVNULL,
             stdout=2,  # standard output is the server's
             start_new_session=True,
-            preexec_fn=self._before_exec,
+            preexec_fn=self._before_exec,  # noqa: PLW1509 - there are no threads here
         )
 
 

@@ -12,7 +12,9 @@ def unrecorded(notes: str, command: str) -> str | None:
         return None
     hooks = sorted(what.removeprefix(HOOK) for what in said if what.startswith(HOOK))
     if hooks:
-        return f"nothing was recorded: hooked {', '.join(hooks)}, but it served no app or no request"
+        return (
+            f"nothing was recorded: hooked {', '.join(hooks)}, but it served no app or no request"
+        )
     if PYTHON in said:
         return (
             f"nothing was recorded: {command} ran Python, but imported no server that there is "

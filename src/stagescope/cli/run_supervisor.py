@@ -14,7 +14,13 @@ from stagescope.cli.run_agent import AgentBeside, AgentOptions
 from stagescope.cli.run_command import CannotRunError, served_environment
 from stagescope.cli.run_linux import adopt_orphans, before_exec
 from stagescope.cli.run_processes import end_descendants, reap
-from stagescope.cli.run_signals import FORWARDED, hold_back, next_signal, reached_the_group
+from stagescope.cli.run_signals import (
+    FORWARDED,
+    TO_END,
+    hold_back,
+    next_signal,
+    reached_the_group,
+)
 from stagescope.cli.run_summary import unrecorded
 from stagescope.spool import default_spool, ensure_spool
 
@@ -32,6 +38,7 @@ class Settings:
     otlp: str | None = None
     metrics: str | None = None
     agent: bool = True
+    quiet: bool = False
     grace_s: float = 5.0
 
 
@@ -43,7 +50,7 @@ def supervise(program: str, settings: Settings) -> int:
     spool = ensure_spool((settings.spool or default_spool()).absolute())
     adopt_orphans()
     prepare = before_exec(hold_back())
-    agent = AgentBeside(AgentOptions(spool, settings.otlp, settings.metrics), prepare, say)
+    agent = AgentBeside(_options(settings, spool), prepare, say)
     with tempfile.NamedTemporaryFile(prefix="stagescope-run-") as notes:
         environment = served_environment(
             os.environ, spool=spool, notes=Path(notes.name), service=settings.service
@@ -52,13 +59,17 @@ def supervise(program: str, settings: Settings) -> int:
             agent.start()
         try:
             server = _start(program, settings.words, environment, prepare)
-            _wait(server, agent if settings.agent else None)
-            _end_leftovers(settings, agent, in_order=server.returncode == 0)
+            asked = _wait(server, agent if settings.agent else None)
+            _end_leftovers(settings, agent, asked=asked)
         finally:
             agent.stop()
         if why := unrecorded(notes.read().decode(), settings.words[0]):
             say(why)
     return server.returncode if server.returncode >= 0 else 128 - server.returncode
+
+
+def _options(settings: Settings, spool: Path) -> AgentOptions:
+    return AgentOptions(spool, settings.otlp, settings.metrics, settings.quiet)
 
 
 def _start(
@@ -70,29 +81,35 @@ def _start(
             executable=program,
             env=environment,
             close_fds=False,  # a socket that it was to inherit from our parent is inherited
-            preexec_fn=prepare,
+            preexec_fn=prepare,  # noqa: PLW1509 - there are no threads here
         )
     except OSError as problem:
         raise CannotRunError(f"{program} cannot be run: {problem.strerror}") from None
 
 
-def _wait(server: subprocess.Popen[bytes], agent: AgentBeside | None) -> None:
-    """Wait for the server's end; what we are signalled meanwhile is for the server."""
+def _wait(server: subprocess.Popen[bytes], agent: AgentBeside | None) -> bool:
+    """Wait for the server's end; True where it was asked to end.
+
+    What we are signalled meanwhile is for the server.
+    """
+    asked = False
     while server.poll() is None:
         found = next_signal(LOOK_S)
-        if found is not None and found.si_signo in FORWARDED and not reached_the_group(found):
-            server.send_signal(found.si_signo)
+        if found is not None and found.si_signo in FORWARDED:
+            asked = asked or found.si_signo in TO_END
+            if not reached_the_group(found):
+                server.send_signal(found.si_signo)
         reap([server, *(agent.processes if agent else [])])
         if agent:
             agent.look_after()
+    return asked
 
 
-def _end_leftovers(settings: Settings, agent: AgentBeside, *, in_order: bool) -> None:
+def _end_leftovers(settings: Settings, agent: AgentBeside, *, asked: bool) -> None:
     ended = end_descendants(agent.processes, settings.grace_s)
-    if not ended:
-        return
-    hint = "; a server has to stay in the foreground here" if in_order else ""
-    say(f"{settings.words[0]} has ended; ended what it left behind: {', '.join(ended)}{hint}")
+    if ended:
+        hint = "" if asked else "; a server has to stay in the foreground here"
+        say(f"{settings.words[0]} has ended; ended what it left behind: {', '.join(ended)}{hint}")
 
 
 def say(what: str) -> None:
