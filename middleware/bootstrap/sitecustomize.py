@@ -21,31 +21,36 @@ def begin() -> None:
         say(f"Python {sys.version_info[0]}.{sys.version_info[1]} is too old, 3.11 is needed")
         return
     try:
-        find_stagescope()
-        from stagescope.middleware.hooks.autoload import begin as watch
-
         watch()
     except Exception as error:  # noqa: BLE001 - the guard: the server starts, whatever we do
         say(f"{type(error).__name__}: {error}")
 
 
-def find_stagescope() -> None:
-    """Import stagescope: the served environment's, else the one that this file belongs to."""
+def watch() -> None:
+    """Use the served environment's stagescope, else lend it the one that this file belongs to."""
     try:
-        import stagescope  # noqa: F401 - what is wanted is that it is there
-    except ModuleNotFoundError:
-        # Only the package is lent; its folder on sys.path would lend its neighbours too.
-        from importlib.util import module_from_spec, spec_from_file_location
+        from stagescope.middleware.hooks import autoload
+    except ModuleNotFoundError as missing:
+        if missing.name != "stagescope":
+            raise
+        lend()
+        from stagescope.middleware.hooks import autoload
+    autoload.begin()
 
-        spec = spec_from_file_location(
-            "stagescope",
-            os.path.join(PACKAGE, "__init__.py"),
-            submodule_search_locations=[PACKAGE],
-        )
-        assert spec is not None
-        assert spec.loader is not None
-        sys.modules["stagescope"] = module = module_from_spec(spec)
-        spec.loader.exec_module(module)
+
+def lend() -> None:
+    """Load the package alone: its folder on sys.path would lend its neighbours too."""
+    from importlib.util import module_from_spec, spec_from_file_location
+
+    spec = spec_from_file_location(
+        "stagescope",
+        os.path.join(PACKAGE, "__init__.py"),
+        submodule_search_locations=[PACKAGE],
+    )
+    assert spec is not None
+    assert spec.loader is not None
+    sys.modules["stagescope"] = module = module_from_spec(spec)
+    spec.loader.exec_module(module)
 
 
 def say(why: str) -> None:
