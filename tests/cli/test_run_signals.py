@@ -38,7 +38,8 @@ import signal, sys
 seen = []
 signal.signal(signal.SIGINT, lambda number, frame: seen.append(number))
 print("ready", flush=True)
-print(f"{len(seen)} after {input()}", flush=True)
+word = input()
+print(f"{len(seen)} after {word}", flush=True)
 """
 """Counts Ctrl-C until it is told something."""
 

@@ -58,7 +58,8 @@ def test_an_app_that_wraps_itself_ends_the_search() -> None:
 def test_the_hook_of_uvicorn_is_what_wraps() -> None:
     """`stagescope.install("uvicorn")`, twice: one middleware, around all of uvicorn's own."""
     import stagescope
-    from stagescope.middleware.hooks import hook, outermost as module
+    from stagescope.middleware.hooks import hook
+    from stagescope.middleware.hooks import outermost as module
 
     load, beside = Config.load, module.beside
     try:
