@@ -33,24 +33,14 @@ def watch() -> None:
     except ModuleNotFoundError as missing:
         if missing.name != "stagescope":
             raise
-        lend()
-        from stagescope.middleware.hooks import autoload
+        # For this import only: what lies beside the package is not for the server.
+        beside = os.path.dirname(PACKAGE)
+        sys.path.append(beside)
+        try:
+            from stagescope.middleware.hooks import autoload
+        finally:
+            sys.path.remove(beside)
     autoload.begin()
-
-
-def lend() -> None:
-    """Load the package alone: its folder on sys.path would lend its neighbours too."""
-    from importlib.util import module_from_spec, spec_from_file_location
-
-    spec = spec_from_file_location(
-        "stagescope",
-        os.path.join(PACKAGE, "__init__.py"),
-        submodule_search_locations=[PACKAGE],
-    )
-    assert spec is not None
-    assert spec.loader is not None
-    sys.modules["stagescope"] = module = module_from_spec(spec)
-    spec.loader.exec_module(module)
 
 
 def say(why: str) -> None:

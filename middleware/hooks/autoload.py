@@ -7,12 +7,15 @@ needs is loaded with its framework.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Sequence
-from importlib.machinery import ModuleSpec
-from types import ModuleType
 
 from stagescope.middleware.hooks import HOOKS
 from stagescope.middleware.run_notes import HOOK, PYTHON, note
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+    from importlib.machinery import ModuleSpec
+    from types import ModuleType
 
 
 class ImportWatch:

@@ -7,7 +7,8 @@ standard library alone; `load_run` loads the load driver and what it needs.
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING
+
+TYPE_CHECKING = False  # type checkers know it; `typing` itself would be most of what this costs
 
 if TYPE_CHECKING:
     from stagescope.face import StageMiddleware, install

@@ -18,7 +18,10 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from math import inf
 from pathlib import Path
+
+from stagescope.errors import UsageError
 
 HELP = "start any server command with hooks and an agent, no code change"
 
@@ -58,6 +61,8 @@ def run(args: argparse.Namespace) -> int:
     from stagescope.cli.run_command import find_command
     from stagescope.cli.run_supervisor import Settings, supervise
 
+    if not 0 <= args.grace < inf:
+        raise UsageError(f"--grace {args.grace}: give seconds, 0 or more")
     words: list[str] = args.server[1:] if args.server[:1] == ["--"] else args.server
     program = find_command(words)
     if os.environ.get("STAGESCOPE_DISABLE", "") not in ("", "0"):

@@ -59,9 +59,9 @@ class AgentBeside:
         self._given_up = False
 
     @property
-    def processes(self) -> list[subprocess.Popen[bytes]]:
-        """The agent that we started, if we did."""
-        return [self._process] if self._process else []
+    def pids(self) -> set[int]:
+        """The agent's pid, if we have started one."""
+        return {self._process.pid} if self._process else set()
 
     def start(self) -> None:
         """Start it, unless another one reads the spool already."""
@@ -99,12 +99,12 @@ class AgentBeside:
             )
 
     def stop(self) -> None:
-        """Let it read the rest, and end; asked to end meanwhile, end it at once."""
+        """Let it read the rest, and end; at Ctrl-C meanwhile, end it at once."""
         process = self._process
         if process is None or process.poll() is not None:
             return
         process.terminate()
-        if wait_for(lambda: process.poll() is not None, [process], STOP_S):
+        if wait_for(lambda: process.poll() is not None, STOP_S):
             if process.returncode == -signal.SIGTERM and ring_files(self._options.spool):
                 self._read_once()  # The server was so quick that the agent had not come up yet.
             elif process.returncode not in (EXIT_DONE, -signal.SIGTERM):
@@ -117,7 +117,7 @@ class AgentBeside:
 
     def _read_once(self) -> None:
         process = self._started("--once")
-        if not wait_for(lambda: process.poll() is not None, [process], STOP_S):
+        if not wait_for(lambda: process.poll() is not None, STOP_S):
             process.kill()
             process.wait()
 

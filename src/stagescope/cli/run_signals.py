@@ -37,6 +37,12 @@ def next_signal(timeout_s: float) -> signal.struct_siginfo | None:
     return signal.sigtimedwait(_ALL, max(0.0, timeout_s))
 
 
+def drop_pending() -> None:
+    """Forget what has come by now."""
+    while next_signal(0) is not None:
+        pass
+
+
 def reached_the_group(found: signal.struct_siginfo) -> bool:
     """Tell whether the terminal sent it: then the server, in the same group, has got it too."""
     return found.si_code == _SI_KERNEL

@@ -10,6 +10,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
+
 from stagescope.cli.run_agent import AgentBeside, AgentOptions
 from stagescope.cli.run_command import CannotRunError, served_environment
 from stagescope.cli.run_linux import adopt_orphans, before_exec
@@ -17,6 +19,7 @@ from stagescope.cli.run_processes import end_descendants, reap
 from stagescope.cli.run_signals import (
     FORWARDED,
     TO_END,
+    drop_pending,
     hold_back,
     next_signal,
     reached_the_group,
@@ -51,7 +54,9 @@ def supervise(program: str, settings: Settings) -> int:
     adopt_orphans()
     prepare = before_exec(hold_back())
     agent = AgentBeside(_options(settings, spool), prepare, say)
-    with tempfile.NamedTemporaryFile(prefix="stagescope-run-") as notes:
+    others = {child.pid for child in psutil.Process().children()}  # of a shell that was us before
+    # In the spool, since it is the one place that must be writable.
+    with tempfile.NamedTemporaryFile(dir=spool, prefix="run-", suffix=".notes") as notes:
         environment = served_environment(
             os.environ, spool=spool, notes=Path(notes.name), service=settings.service
         )
@@ -60,7 +65,7 @@ def supervise(program: str, settings: Settings) -> int:
         try:
             server = _start(program, settings.words, environment, prepare)
             asked = _wait(server, agent if settings.agent else None)
-            _end_leftovers(settings, agent, asked=asked)
+            _end_leftovers(settings, others | agent.pids, asked=asked)
         finally:
             agent.stop()
         if why := unrecorded(notes.read().decode(), settings.words[0]):
@@ -99,14 +104,15 @@ def _wait(server: subprocess.Popen[bytes], agent: AgentBeside | None) -> bool:
             asked = asked or found.si_signo in TO_END
             if not reached_the_group(found):
                 server.send_signal(found.si_signo)
-        reap([server, *(agent.processes if agent else [])])
         if agent:
             agent.look_after()
+        reap({server.pid} | (agent.pids if agent else set()))
+    drop_pending()
     return asked
 
 
-def _end_leftovers(settings: Settings, agent: AgentBeside, *, asked: bool) -> None:
-    ended = end_descendants(agent.processes, settings.grace_s)
+def _end_leftovers(settings: Settings, kept: set[int], *, asked: bool) -> None:
+    ended = end_descendants(kept, settings.grace_s)
     if ended:
         hint = "" if asked else "; a server has to stay in the foreground here"
         say(f"{settings.words[0]} has ended; ended what it left behind: {', '.join(ended)}{hint}")
