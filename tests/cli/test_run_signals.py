@@ -4,6 +4,7 @@ import fcntl
 import os
 import pty
 import signal
+import subprocess
 import sys
 import termios
 from collections.abc import Iterator
@@ -176,3 +177,25 @@ def test_killed_ourselves_we_leave_no_server(tmp_path: Path, spool: Path) -> Non
         running.process.kill()
         running.wait()
         wait_until(lambda: all(gone(process.pid) for process in below), 20)
+
+
+def test_children_of_the_shell_that_became_us_are_left_alone(tmp_path: Path, spool: Path) -> None:
+    """After `helper & exec stagescope run ...` the helper is our child, and not the server's."""
+    command = [sys.executable, "-m", "stagescope", "run", *options(spool), "true"]
+    output = tmp_path / "output.txt"
+    with output.open("wb") as file:
+        done = subprocess.run(
+            ["sh", "-c", 'sleep 600 & echo pid $!; exec "$@"', "sh", *command],
+            env=os.environ | {"PYTHONPATH": str(SOURCE)},
+            stdout=file,
+            stderr=file,
+            timeout=20,
+            check=False,
+        )
+    text = output.read_text()
+    assert done.returncode == 0, text
+    helper = psutil.Process(int(text.split()[1]))
+    assert helper.name() == "sleep"
+    helper.kill()
+    wait_until(lambda: gone(helper.pid), 20)
+    assert "left behind" not in text
