@@ -7,5 +7,10 @@ framework is. A user calls `stagescope.install("litserve")`, or starts the serve
 
 from __future__ import annotations
 
-HOOKS: dict[str, str] = {}
+HOOKS: dict[str, str] = {
+    "granian": "stagescope.middleware.hooks.granian",
+    "gunicorn.workers.gasgi": "stagescope.middleware.hooks.gunicorn",
+    "hypercorn": "stagescope.middleware.hooks.hypercorn",
+    "uvicorn": "stagescope.middleware.hooks.uvicorn",
+}
 """Framework's import name → our module, both by name alone."""
