@@ -83,7 +83,7 @@ def _new_processes(before: set[int], mark: str) -> list[psutil.Process]:
             process = psutil.Process(pid)
             if _is_ours(process, mark) and not _belongs_to_python(process):
                 found.append(process)
-        except psutil.Error:  # gone meanwhile, or another user's
+        except (psutil.Error, ProcessLookupError):  # gone meanwhile, or another user's
             continue
     return found
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from stagescope.middleware.asgi import StageMiddleware
+from stagescope.middleware.asgi import Companion, StageMiddleware
 from stagescope.middleware.guard import fault
 
 log = logging.getLogger("stagescope")
@@ -15,7 +15,7 @@ log = logging.getLogger("stagescope")
 DEEPEST = 32
 """How far an app is searched for a middleware that is there already."""
 
-beside: Callable[[Path], object] | None = None
+beside: Callable[[Path], Companion | None] | None = None
 """What the middleware starts beside itself; the face puts the embedded agent here."""
 
 

@@ -9,7 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,7 +74,7 @@ def run_command(
     environment: Mapping[str, str] | None = None,
     name: str = "output.txt",
     stdin: int = subprocess.DEVNULL,
-) -> Iterator[Running]:
+) -> Generator[Running]:
     """Start `stagescope run` with *words* in *folder*; it is ended with the block."""
     output = folder / name
     behind = (environment or {}).get("PYTHONPATH")
