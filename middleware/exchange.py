@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from stagescope import recorder_format as fmt
 from stagescope.identity import parse_run, parse_traceparent
+from stagescope.middleware.guard import fault
 from stagescope.middleware.names import CODES
 from stagescope.middleware.outer_span import outer_span
 from stagescope.middleware.recorder import Recorder
@@ -17,6 +18,15 @@ _FIRST_BYTE = CODES["respond.first_byte"]
 _STREAM = CODES["respond.stream"]
 
 _METHODS = {m: m.encode() for m in ("GET", "POST", "PUT", "HEAD", "DELETE", "OPTIONS", "PATCH")}
+
+_STATUSES = {status: status for status in range(1000)}
+"""What else an app gives as status is the server's to refuse; we write 0 then."""
+
+_NOWHERE = fmt.MAX_CHAIN * fmt.ENTRIES_PER_SLOT
+"""An entry that no timeline has: closing or renaming it does nothing."""
+
+_UNCHUNKED = ("http.response.pathsend", "http.response.zerocopysend")
+"""Extensions by which the server itself reads the body from a file."""
 
 SLOW_SEND_NS = 1_000_000
 """A client that keeps the server waiting longer than this for one chunk gets an entry of its own."""
@@ -51,10 +61,13 @@ def begin(recorder: Recorder, scope: Scope) -> Timeline:
         if not sampled:
             flags &= ~fmt.FLAG_SAMPLED
     method = scope["method"]
+    path = scope.get("raw_path") or scope["path"].encode("utf-8", "replace")
+    if b"?" in path:
+        path = path[: path.index(b"?")]  # Some servers leave the query in; we never keep it.
     return Timeline(
         recorder, fmt.KIND_REQUEST, start_ns, trace_id, (bits(64) or 1).to_bytes(8, "big"),
         parent_id, run, _METHODS.get(method) or method.encode("utf-8", "replace"),
-        scope.get("raw_path") or scope["path"].encode("utf-8", "replace"), flags,
+        path, flags,
     )  # fmt: skip
 
 
@@ -70,7 +83,7 @@ class Exchange:
     _response_bytes = 0
     _first_byte_ns = 0
     _send_wait_ns = 0
-    _respond_index = -1
+    _respond_index = _NOWHERE
     ended_ns = 0
     """When the last byte was handed over; 0 until then."""
 
@@ -124,17 +137,25 @@ class Exchange:
             else:
                 self.end(after)
         elif kind == "http.response.start":
-            self._status = message["status"]
+            self._status = message.get("status", 0)  # A missing one is the server's to refuse.
             now = timeline.clock()
             if timeline.run:
-                timing = (b"server-timing", header_value(timeline, now))
-                message = {**message, "headers": [*message.get("headers", ()), timing]}
+                message = self._with_server_timing(message, now)
             self._respond_index = timeline.open_at(_RESPOND, now)
             await self._send(message)
         else:
             await self._send(message)
-            if kind == "http.response.pathsend":
+            if kind in _UNCHUNKED and not message.get("more_body"):
                 self.end(timeline.clock())
+
+    def _with_server_timing(self, message: Message, now_ns: int) -> Message:
+        try:
+            timing = (b"server-timing", header_value(self._timeline, now_ns))
+        except Exception as error:
+            if fault(error, self._timeline.recorder):
+                raise
+            return message
+        return {**message, "headers": [*message.get("headers", ()), timing]}
 
     def _chunk_sent(self, before: int, after: int) -> None:
         timeline = self._timeline
@@ -155,16 +176,22 @@ class Exchange:
 
     def finish(self, error: str) -> None:
         """Write the record; *error* is the exception's class name, or empty."""
+        try:
+            self._finish(error)
+        except Exception as problem:
+            if fault(problem, self._timeline.recorder):
+                raise
+
+    def _finish(self, error: str) -> None:
         timeline = self._timeline
         end_ns = self.ended_ns
         if not end_ns:
             end_ns = timeline.clock()
             error = error or ("disconnect" if self._disconnected else "incomplete")
-        if self._respond_index >= 0:
-            timeline.close_at(self._respond_index, end_ns)
+        timeline.close_at(self._respond_index, end_ns)
         route = getattr(self._scope.get("route"), "path", None)
         timeline.finish(
             end_ns, self._request_bytes, self._response_bytes, self._first_byte_ns,
-            self._send_wait_ns, self._chunks, self._status, error.encode() if error else b"",
-            route.encode() if route else b"",
+            self._send_wait_ns, self._chunks, _STATUSES.get(self._status, 0), error.encode("utf-8", "replace"),
+            route.encode("utf-8", "replace") if isinstance(route, str) else b"",
         )  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from threading import Lock
 from typing import Protocol
 from weakref import WeakSet
@@ -15,7 +16,7 @@ log = logging.getLogger("stagescope")
 CODES: dict[str, int] = {name: index + 1 for index, name in enumerate(KNOWN)}
 """Code by name: read without a lock, grows under one, never shrinks."""
 
-_lock = Lock()
+lock = Lock()
 _said: set[str] = set()
 
 
@@ -32,6 +33,20 @@ class NameTable(Protocol):
 tables: WeakSet[NameTable] = WeakSet()
 
 
+def encode(name: str) -> bytes:
+    """Give *name* as the table holds it, whatever text it is."""
+    return name.encode("utf-8", "replace")
+
+
+def _fresh_lock_in_child() -> None:
+    """A thread that the fork did not take along may hold the parent's."""
+    global lock
+    lock = Lock()
+
+
+os.register_at_fork(after_in_child=_fresh_lock_in_child)
+
+
 def intern(name: object) -> int:
     """Give the code of *name*, new or known; that of `other` for what cannot be a stage name.
 
@@ -42,10 +57,10 @@ def intern(name: object) -> int:
         return known
     if not isinstance(name, str):
         return _refuse("type", f"a stage name must be text, not {type(name).__name__}")
-    encoded = name.encode("utf-8", "replace")
+    encoded = encode(name)
     if not 0 < len(encoded) < fmt.NAME_BYTES:
         return _refuse("length", f"a stage name must have 1 to 63 bytes, not {len(encoded)}")
-    with _lock:
+    with lock:
         if name in CODES:
             return CODES[name]
         if len(CODES) >= fmt.NAME_CAPACITY:

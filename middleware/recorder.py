@@ -121,9 +121,10 @@ class Recorder:
         self.count("names_refused")
 
     def _copy_names(self) -> None:
-        names.tables.add(self)
-        for name, code in list(names.CODES.items()):
-            self.write_name(code, name.encode())
+        with names.lock:  # A name made meanwhile would reach neither the copy nor the table.
+            names.tables.add(self)
+            for name, code in names.CODES.items():
+                self.write_name(code, names.encode(name))
 
     def close(self) -> None:
         """Take no new timelines; those in flight still end in the file.

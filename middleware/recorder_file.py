@@ -87,7 +87,7 @@ def _header(ring_id: bytes, service: str, in_flight_slots: int, ring_slots: int)
 
 def _cut(text: str, size: int) -> bytes:
     """Encode *text* to at most *size* bytes of whole characters."""
-    return text.encode()[:size].decode("utf-8", "ignore").encode()
+    return text.encode("utf-8", "replace")[:size].decode("utf-8", "ignore").encode()
 
 
 def _own_version() -> str:

@@ -7,6 +7,7 @@ is computed here.
 
 from __future__ import annotations
 
+import os
 from contextvars import ContextVar
 from itertools import count
 from threading import Lock
@@ -19,6 +20,16 @@ current: ContextVar[Timeline | None] = ContextVar("stagescope_timeline", default
 """The timeline of the request that this task or thread works for."""
 
 _chain_lock = Lock()
+
+
+def _fresh_lock_in_child() -> None:
+    """A thread that the fork did not take along may hold the parent's."""
+    global _chain_lock
+    _chain_lock = Lock()
+
+
+os.register_at_fork(after_in_child=_fresh_lock_in_child)
+
 _pack_opened = fmt.OPENED.pack_into
 _pack_finished = fmt.FINISHED.pack_into
 
@@ -142,6 +153,8 @@ class Timeline:
             return None
         with _chain_lock:
             chain = self.chain = self.chain or []
+            if self.done:
+                return None  # Ended by another thread meanwhile; see finish.
             while len(chain) < chained:
                 chain.append(self._chained_slot(len(chain) + 1))
         return chain[chained - 1], at
@@ -161,6 +174,8 @@ class Timeline:
         """
         with _chain_lock:
             lent = self.lent = self.lent or []
+            if self.done:
+                return None
             slot = self._chained_slot(fmt.MAX_CHAIN + len(lent))
             lent.append(slot)
         return slot.at if slot.listed else None
@@ -188,8 +203,10 @@ class Timeline:
         self.times = NO_TIMES
         recorder, slot = self.recorder, self.slot
         if self.chain is not None or self.lent is not None:
-            for further in (self.chain or []) + (self.lent or []):
-                recorder.commit(further)
+            # `done` is set, so no thread adds to these once it waits for the lock that we take.
+            with _chain_lock:
+                for further in (self.chain or []) + (self.lent or []):
+                    recorder.commit(further)
         raw = slot.raw
         _pack_finished(
             raw, 240, end_ns - self.start_ns, request_bytes, response_bytes, first_byte_ns,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import mmap
 import os
+import stat
 import time
 import zlib
 from collections.abc import Callable
@@ -43,7 +44,8 @@ class RecorderReader:
         """Slots that were reserved but never written whole."""
         self._clock = clock
         self._hole_since_ns = 0
-        self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        # Not blocking: a pipe of that name would never open.
+        self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         try:
             self._map(path)
         except BaseException:
@@ -51,7 +53,10 @@ class RecorderReader:
             raise
 
     def _map(self, path: Path) -> None:
-        size = os.fstat(self._fd).st_size
+        status = os.fstat(self._fd)
+        if not stat.S_ISREG(status.st_mode):
+            raise _bad(path, 0, "it is no regular file")
+        size = status.st_size
         header = os.pread(self._fd, fmt.NAMES_AT, 0)
         fields = check_header(path, header, size)
         (_, _, _, self._data_at, self._slot_bytes, self._in_flight, self._ring, self._names) = (
@@ -130,6 +135,7 @@ class RecorderReader:
 
     def _next_slot(self) -> bytes | None:
         """Copy the slot of `next_seq`; None where it is not written yet."""
+        margin = 0
         while True:
             at = self._ring_at + self.next_seq % self._ring * self._slot_bytes
             begin = self._words[at >> 3]
@@ -138,13 +144,19 @@ class RecorderReader:
                 if self._words[at >> 3] == begin:
                     self._hole_since_ns = 0
                     return slot
-            elif begin > self.next_seq + 1:
-                self._skip_overwritten()
+            elif begin > self.next_seq + 1 and (begin - 1 - self.next_seq) % self._ring == 0:
+                self._skip_overwritten(margin)
+                # The writer goes on while we look: keep further ahead of it each time.
+                margin = min(2 * margin + 16, self._ring // 2)
             elif not self._skip_hole():
                 return None
 
-    def _skip_overwritten(self) -> None:
-        oldest = min(begin for begin in self._begins() if begin > self.next_seq) - 1
+    def _skip_overwritten(self, margin: int) -> None:
+        """Go to the oldest record that is still there, or *margin* records beyond it."""
+        there = [begin for begin in self._begins() if begin > self.next_seq]
+        if not there:
+            return  # The only slot in question is just being written; look again.
+        oldest = min(max(min(there) - 1, max(there) - self._ring + margin), max(there) - 1)
         self.overwritten += oldest - self.next_seq
         self.next_seq = oldest
 
@@ -164,10 +176,17 @@ class RecorderReader:
         return True
 
     def _begins(self, count: int | None = None) -> list[int]:
-        """Give the begin words of the next *count* slots (of all slots where None)."""
+        """Give the begin words of the next *count* slots (of all slots where None).
+
+        A word that does not belong to the place where it stands is damage, and left out.
+        """
         words, step, start = self._words, self._slot_bytes >> 3, self._ring_at >> 3
-        many = self._ring if count is None else min(count, self._ring)
-        return [words[start + (self.next_seq + i) % self._ring * step] for i in range(many)]
+        first, ring = self.next_seq, self._ring
+        seen = [
+            (words[start + seq % ring * step], seq + 1)
+            for seq in range(first, first + (ring if count is None else min(count, ring)))
+        ]
+        return [begin for begin, place in seen if begin and (begin - place) % ring == 0]
 
     def in_flight(self, now_ns: int) -> list[Record]:
         """Give what was begun and not finished, as records in the state `died`.
@@ -208,11 +227,19 @@ def check_header(path: Path, header: bytes, size: int) -> tuple[Any, ...]:
     if version > fmt.VERSION:
         raise _bad(path, 8, f"its format is {version}, this stagescope reads up to "
                             f"{fmt.VERSION}: upgrade stagescope")  # fmt: skip
+    if version == 0:
+        raise _bad(path, 8, "its format is 0, which there never was")
     crc_at = fmt.HEADER_CRC_AT
     crc = int.from_bytes(header[crc_at : crc_at + 4], "little")
     if zlib.crc32(header[:crc_at]) != crc:
         raise _bad(path, crc_at, "its header is damaged (checksum differs)")
     fields = fmt.HEADER.unpack_from(header)
+    _, _, _, data_at, slot_bytes, in_flight, ring, names, whole = fields[:9]
+    layout = (data_at, slot_bytes, names, whole)
+    if ring == 0 or layout != (
+        fmt.DATA_AT, fmt.SLOT_BYTES, fmt.NAME_CAPACITY, fmt.file_bytes(in_flight, ring)
+    ):  # fmt: skip
+        raise _bad(path, 12, "its layout is not that of its format")
     if size < fields[8]:
         raise _bad(path, size, f"it is cut off: {size} bytes of {fields[8]}")
     return fields

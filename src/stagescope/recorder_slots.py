@@ -124,7 +124,8 @@ class SlotDecoder:
     def _request_entries(
         self, entries: Entries, start: int, duration: int
     ) -> tuple[tuple[StageSpan, ...], tuple[str, ...]]:
-        intervals = [entry for entry in entries if 0 < entry[0] < fmt.CODE_SPECIAL]
+        # A start of 0: the process was killed, or the timeline ended, while it was being written.
+        intervals = [entry for entry in entries if 0 < entry[0] < fmt.CODE_SPECIAL and entry[1]]
         batches: tuple[str, ...] = ()
         if len(intervals) < len(entries):
             batches = tuple(f"{at:016x}" for code, at, _ in entries if code == fmt.CODE_BATCH)
@@ -172,7 +173,7 @@ def _batch_entries(entries: Entries) -> tuple[Entries, tuple[Member, ...]]:
         elif code == fmt.CODE_MEMBER_TRACE and members:
             last = members.pop()
             members.append(Member(f"{first:016x}{last.trace_id[16:]}", last.span_id))
-        elif 0 < code < fmt.CODE_SPECIAL:
+        elif 0 < code < fmt.CODE_SPECIAL and first:
             intervals.append((code, first, second))
     return intervals, tuple(members)
 

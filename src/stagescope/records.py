@@ -121,6 +121,8 @@ class RequestRecord:
     def last_stage(self) -> str:
         """Give the stage charged at the record's end: for a death, the stage that it died in."""
         still_open = [span for span in self.stages if span.open]
+        # Of two opened at the same instant the later one in the list was opened last.
+        still_open.reverse()
         return max(still_open, key=lambda span: span.start_ns).stage if still_open else OTHER
 
 
