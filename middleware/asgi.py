@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 from stagescope.middleware.calibration import calibrate
 from stagescope.middleware.exchange import Exchange, begin
-from stagescope.middleware.guard import fault
+from stagescope.middleware.guard import fault, guarded, say_once
+from stagescope.middleware.hooks.hook import install_loaded
+from stagescope.middleware.nesting import Attached, Nesting
 from stagescope.middleware.process import process_recorder
 from stagescope.middleware.recorder import Recorder
 from stagescope.middleware.timeline import current
 from stagescope.middleware.types import ASGIApp, Receive, Scope, Send
+from stagescope.middleware.watch import watch
 from stagescope.spool import default_spool
 
 SERVICE_VARIABLE = "OTEL_SERVICE_NAME"
 DISABLE_VARIABLE = "STAGESCOPE_DISABLE"
+WEB_FRAMEWORKS = ("anyio", "starlette", "fastapi")
+"""Their hooks are installed where the framework is loaded by the time that the app is wrapped."""
+
 SCOPE_KEY = "stagescope.timeline"
 
 
@@ -25,7 +32,8 @@ class StageMiddleware:
 
     *service* names the service in every record (default `OTEL_SERVICE_NAME`, else
     `model-server`); *spool* is the folder of the recorder files (default: see
-    `stagescope.spool.default_spool`); *beside* is called once in each process, with the spool,
+    `stagescope.spool.default_spool`); *hooks* says whether Starlette, FastAPI and anyio are timed
+    by themselves where they are loaded (docs/hooks/fastapi.md); *beside* is called once in each process, with the spool,
     when its recorder opens: the face passes the embedded agent.
     With `STAGESCOPE_DISABLE=1` in the environment every request goes straight to *app*.
 
@@ -37,6 +45,8 @@ class StageMiddleware:
         app: ASGIApp,
         service: str | None = None,
         spool: str | Path | None = None,
+        *,
+        hooks: bool = True,
         beside: Callable[[Path], object] | None = None,
     ) -> None:
         self.app = app
@@ -44,18 +54,20 @@ class StageMiddleware:
         self.spool = Path(spool) if spool else default_spool()
         self._beside = beside
         self._off = os.environ.get(DISABLE_VARIABLE, "") not in ("", "0")
+        self._hooks = hooks and not self._off
         self._recorder: Recorder | None = None
+        if self._hooks:
+            install_loaded(WEB_FRAMEWORKS)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection scope, as ASGI says."""
         if scope["type"] != "http" or self._off or SCOPE_KEY in scope:
-            if scope["type"] == "lifespan" and not self._off and self._recorder is None:
-                self.open()  # Before the first request, so that none waits for it.
+            self._pass_by(scope)
             await self.app(scope, receive, send)
             return
         recorder = self._recorder
         if recorder is None or recorder.closed:
-            recorder = self.open()
+            recorder = self.open(scope)
         try:
             timeline = begin(recorder, scope) if recorder else None
         except Exception as error:
@@ -65,6 +77,9 @@ class StageMiddleware:
         if timeline is None:
             await self.app(scope, receive, send)
             return
+        nesting, attached = timeline.nesting, None
+        if nesting is not None:
+            scope, attached = _nested(nesting, scope, recorder)
         scope[SCOPE_KEY] = timeline
         exchange = Exchange(timeline, scope, receive, send)
         token = current.set(timeline)
@@ -75,6 +90,8 @@ class StageMiddleware:
             failure = type(error).__name__
             raise
         finally:
+            if nesting is not None and attached is not None:
+                nesting.leave(attached)
             if not timeline.done:
                 exchange.finish(failure)
             try:  # noqa: SIM105 - `suppress` costs a request 0.3 µs
@@ -82,14 +99,31 @@ class StageMiddleware:
             except ValueError:
                 pass  # Closed by the garbage collector, in another context.
 
-    def open(self) -> Recorder | None:
-        """Open this process's recorder; None, and from then on pass through, where it cannot."""
+    def _pass_by(self, scope: Scope) -> None:
+        if self._off:
+            return
+        if SCOPE_KEY in scope:
+            say_once(
+                "StageMiddleware is around this app twice; the outer one times the request, "
+                "the inner one does nothing: remove one of the two"
+            )
+        elif scope["type"] == "lifespan" and self._recorder is None:
+            self.open(scope)  # Before the first request, so that none waits for it.
+
+    def open(self, scope: Scope | None = None) -> Recorder | None:
+        """Open this process's recorder; None, and from then on pass through, where it cannot.
+
+        *scope* is the connection that found it closed.
+        """
         try:
             recorder = process_recorder(self.spool, self.service)
             if recorder is None:
                 self._off = True
             elif recorder is not self._recorder:
                 calibrate(recorder, StageMiddleware.around)
+                watch(recorder)
+                if self._hooks and "starlette" in sys.modules:
+                    self._look_around(scope or {})
                 if self._beside is not None:
                     self._beside(self.spool)
         except Exception as error:
@@ -100,9 +134,23 @@ class StageMiddleware:
         self._recorder = recorder
         return recorder
 
+    def _look_around(self, scope: Scope) -> None:
+        from stagescope.middleware.hooks.starlette import advise
+
+        advise(self.app, scope, StageMiddleware)
+
     @classmethod
     def around(cls, app: ASGIApp, recorder: Recorder) -> StageMiddleware:
         """Wrap *app* with a given recorder, for tests and for measuring ourselves."""
-        middleware = cls(app, spool=os.devnull)
+        middleware = cls(app, spool=os.devnull, hooks=False)
         middleware._recorder = recorder
         return middleware
+
+
+def _nested(
+    nesting: Nesting, scope: Scope, recorder: Recorder | None
+) -> tuple[Scope, Attached | None]:
+    """Put the app's own spans under the request's; the scope to go on with, and what to undo."""
+    with guarded(recorder):
+        return nesting.told(scope), nesting.enter_request()
+    return scope, None

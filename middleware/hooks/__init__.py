@@ -7,5 +7,9 @@ framework is. A user calls `stagescope.install("litserve")`, or starts the serve
 
 from __future__ import annotations
 
-HOOKS: dict[str, str] = {}
+HOOKS: dict[str, str] = {
+    "anyio": "stagescope.middleware.hooks.anyio",
+    "fastapi": "stagescope.middleware.hooks.fastapi",
+    "starlette": "stagescope.middleware.hooks.starlette",
+}
 """Framework's import name → our module, both by name alone."""

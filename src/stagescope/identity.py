@@ -11,6 +11,9 @@ import re
 from binascii import Error as HexError
 from binascii import unhexlify
 
+_GOLDEN = 0x9E3779B97F4A7C15
+"""2**64 divided by the golden ratio, odd: multiplying by it maps 64 bits onto 64 bits."""
+
 RUN_KEY = "stagescope.run"
 MAX_BAGGAGE_BYTES = 8192
 RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,39}")
@@ -52,6 +55,17 @@ def parse_traceparent(value: bytes) -> TraceParent | None:
 def format_traceparent(trace_id: str, span_id: str, *, sampled: bool = True) -> str:
     """Give the `traceparent` value of hex *trace_id* (32 digits) and *span_id* (16 digits)."""
     return f"00-{trace_id}-{span_id}-0{int(sampled)}"
+
+
+def stage_span_id(owner: int, start_ns: int) -> int:
+    """Derive the id of the span of a stage that opened *start_ns* after its timeline began.
+
+    *owner* is the span id of the timeline's own span. The served process derives it when the
+    stage opens, so that the app's own spans nest under it, and an exporter when it makes the
+    span; neither has to tell the other. Two stages of one timeline that open in the same
+    nanosecond get the same id: an exporter counts further ones on from *start_ns*.
+    """
+    return (owner + (start_ns + 1) * _GOLDEN) % 2**64 or 1
 
 
 def parse_run(baggage: bytes) -> bytes:

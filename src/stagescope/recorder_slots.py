@@ -110,7 +110,7 @@ class SlotDecoder:
                 parent.hex() if any(parent) else "", bool(flags & fmt.FLAG_INTERNAL),
                 bool(flags & fmt.FLAG_SAMPLED), _text(run), start, duration, _text(method),
                 _text(path), _text(route), status, _text(error), n1, n2, first_byte, send_wait,
-                chunks, stages, batches, dropped,
+                chunks, stages, batches, dropped, bool(flags & fmt.FLAG_NESTED),
             )  # fmt: skip
         if kind == fmt.KIND_BATCH:
             intervals, members = _batch_entries(entries)
