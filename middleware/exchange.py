@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from stagescope import recorder_format as fmt
 from stagescope.identity import parse_run, parse_traceparent
-from stagescope.middleware import ingress
 from stagescope.middleware.guard import fault
+from stagescope.middleware.ingress import HEADERS as _STAMPS
+from stagescope.middleware.ingress import waited_ns
 from stagescope.middleware.names import CODES
 from stagescope.middleware.nesting import Nesting, app_tracing, server_span_below
 from stagescope.middleware.outer_span import outer_span
@@ -54,8 +55,8 @@ def begin(recorder: Recorder, scope: Scope) -> Timeline:
             parent = parse_traceparent(value)
         elif name == b"baggage" and not run:
             run = parse_run(value)
-        elif name in ingress.HEADERS and start_ns == now_ns:
-            start_ns -= ingress.waited_ns(value, recorder.wall())
+        elif name in _STAMPS and start_ns == now_ns:
+            start_ns -= waited_ns(value, recorder.wall())
     if traceparents > 1:
         parent = None  # As the specification asks: several are as good as none.
     flags = fmt.FLAG_SAMPLED

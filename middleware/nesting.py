@@ -30,24 +30,24 @@ _found: AppTracing | None = None
 class AppTracing:
     """OpenTelemetry's functions, as the app has loaded them."""
 
-    __slots__ = ("attach", "context_of", "detach", "make", "present", "provider")
+    __slots__ = ("_trace", "attach", "context_of", "detach", "present", "provider")
 
     def __init__(self) -> None:
         trace: Any = sys.modules["opentelemetry.trace"]
         context: Any = sys.modules["opentelemetry.context"]
-        flags = trace.TraceFlags
         self.attach = context.attach
         self.detach = context.detach
         self.present = context.get_current
         self.context_of = trace.set_span_in_context
         self.provider = trace.get_tracer_provider
-        self.make = lambda trace_id, span_id, sampled: trace.NonRecordingSpan(
-            trace.SpanContext(trace_id, span_id, False, flags(flags.SAMPLED if sampled else 0))
-        )
+        self._trace = trace
 
     def enter(self, trace_id: int, span_id: int, sampled: bool) -> Attached:
         """Make a span with these ids the current one."""
-        context = self.context_of(self.make(trace_id, span_id, sampled))
+        trace = self._trace
+        flags = trace.TraceFlags(int(sampled))
+        span = trace.NonRecordingSpan(trace.SpanContext(trace_id, span_id, False, flags))
+        context = self.context_of(span)
         return context, self.attach(context)
 
     def leave(self, attached: Attached) -> None:
@@ -79,10 +79,14 @@ def app_tracing(span_seen: bool) -> AppTracing | None:
 
 def _configured() -> bool:
     trace: Any = sys.modules.get("opentelemetry.trace")
+    # FastAPI loads OpenTelemetry whether the app uses it or not; asking for the provider costs
+    # each request five times as much as a look at where it is kept, where it is kept there.
+    if trace is None or getattr(trace, "_TRACER_PROVIDER", trace) is None:
+        return False
     try:
         kind = type(trace.get_tracer_provider())
     except AttributeError:
-        return False  # Not loaded, or just being loaded by another thread.
+        return False  # It is just being loaded by another thread.
     return kind.__name__ not in ("ProxyTracerProvider", "NoOpTracerProvider")
 
 

@@ -14,6 +14,7 @@ from stagescope.middleware.hooks.hook import Hook, wrap
 from stagescope.middleware.names import CODES
 from stagescope.middleware.route import MOUNT_KEY
 from stagescope.middleware.stage import stage
+from stagescope.middleware.timeline import current
 from stagescope.middleware.types import ASGIApp, Receive, Scope, Send
 
 PARSE = CODES["preprocess.parse"]
@@ -25,8 +26,18 @@ def staged(code: int) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
 
     def make(inner: Callable[..., Any]) -> Callable[..., Any]:
         async def timed(*args: Any, **kwargs: Any) -> Any:
-            with stage.of_code(code):
-                return await inner(*args, **kwargs)
+            timeline = current.get()
+            if timeline is None or timeline.nesting is not None:
+                with stage.of_code(code):
+                    return await inner(*args, **kwargs)
+            index = timeline.open(code)  # As `stage` does, in half of its time.
+            try:
+                result = await inner(*args, **kwargs)
+            except BaseException as error:
+                timeline.close_at(index, timeline.clock(), failed=isinstance(error, Exception))
+                raise
+            timeline.close(index)
+            return result
 
         return timed
 
