@@ -78,4 +78,4 @@ def _install() -> None:
     wrap(anyio.to_thread, "run_sync", _timed)
 
 
-HOOK = Hook("anyio", "anyio", ("3.0", "5"), _install)
+HOOK = Hook("anyio", "anyio", ("4", "5"), _install)

@@ -21,4 +21,4 @@ def _install() -> None:
     wrap(fastapi.routing, "serialize_response", staged(SERIALIZE))
 
 
-HOOK = Hook("fastapi", "fastapi", ("0.100", "1"), _install)
+HOOK = Hook("fastapi", "fastapi", ("0.110", "1"), _install)

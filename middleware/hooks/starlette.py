@@ -80,7 +80,7 @@ def _install() -> None:
     wrap(starlette.routing.Route, "handle", _routed)
 
 
-HOOK = Hook("starlette", "starlette", ("0.27", "2"), _install)
+HOOK = Hook("starlette", "starlette", ("0.36", "2"), _install)
 
 
 def advise(inner: ASGIApp, scope: Scope, ours: type[Any]) -> None:

@@ -77,6 +77,11 @@ def one_record(app: Any, recording: Recording, *request: Any, **options: Any) ->
     return record
 
 
+def order(record: RequestRecord) -> list[str]:
+    """Give the stages in order, each once where several of one name follow each other."""
+    return [name for name, _ in itertools.groupby(span.stage for span in record.stages)]
+
+
 class Question(BaseModel):
     """A body."""
 
@@ -131,7 +136,7 @@ def test_concurrent_requests_have_their_own_stages(recording: Recording) -> None
         ):  # fmt: skip
             # asyncio's timer may fire one tick of its clock early.
             assert -1 * MS <= spent[name] - asked_s * 1e9 < SLACK_NS, (name, asked_s, spent)
-        assert [s.stage for s in record.stages] == [
+        assert order(record) == [
             "preprocess.parse", "endpoint", "inference", "postprocess.serialize", "respond",
         ]  # fmt: skip
 
@@ -187,9 +192,8 @@ def test_a_body_is_parsed_and_a_model_serialized(recording: Recording) -> None:
 
     spent = record.self_ns()
     assert spent["postprocess.serialize"] >= 30 * MS
-    names = [s.stage for s in record.stages]
-    assert names == [
-        "preprocess.read", "preprocess.parse", "preprocess.parse", "endpoint",
+    assert order(record) == [
+        "preprocess.read", "preprocess.parse", "endpoint",
         "postprocess.serialize", "respond",
     ]  # fmt: skip
     assert record.route == "/ask/{number}"
