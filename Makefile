@@ -20,16 +20,19 @@ export PIP_NO_INPUT := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test check format lock clean
+.PHONY: help demo test test-system check format lock clean
 
 help: ## list the commands
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(INSTALLED) ## the main job: a real model server under load, and where its time went
 	@$(BIN)/python -m stagescope demo $(ARGS)
 
 test: $(INSTALLED) ## the whole test suite
 	$(BIN)/python -m pytest $(ARGS)
+
+test-system: $(INSTALLED) ## tests with programs that pip does not install (a real Prometheus)
+	$(BIN)/python -m pytest -m system $(ARGS)
 
 check: $(INSTALLED) ## format, lint, types, layers, and the built wheel in an empty environment
 	$(BIN)/python -m ruff format --check .

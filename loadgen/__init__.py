@@ -1,0 +1,1 @@
+"""The load driver: arrivals, the open-loop driver, and what it keeps of each request."""

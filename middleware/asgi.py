@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Protocol
 
 from stagescope.middleware.calibration import calibrate
 from stagescope.middleware.exchange import Exchange, begin
@@ -26,6 +27,18 @@ WEB_FRAMEWORKS = ("anyio", "starlette", "fastapi")
 
 SCOPE_KEY = "stagescope.timeline"
 
+TWICE = (
+    "StageMiddleware is around this app twice; the outer one times the request, "
+    "the inner one does nothing: remove one of the two"
+)
+
+
+class Companion(Protocol):
+    """What runs beside the app in its process: the embedded agent."""
+
+    def stop(self) -> None:
+        """Finish what is there, within seconds, and end; a second call does nothing."""
+
 
 class StageMiddleware:
     """Record where each request's time goes.
@@ -33,8 +46,9 @@ class StageMiddleware:
     *service* names the service in every record (default `OTEL_SERVICE_NAME`, else
     `model-server`); *spool* is the folder of the recorder files (default: see
     `stagescope.spool.default_spool`); *hooks* says whether Starlette, FastAPI and anyio are timed
-    by themselves where they are loaded (docs/hooks/fastapi.md); *beside* is called once in each process, with the spool,
-    when its recorder opens: the face passes the embedded agent.
+    by themselves where they are loaded (docs/hooks/fastapi.md); *beside* is called once in each
+    process, with the spool, when its recorder opens, and what it gives is stopped when the app's
+    lifespan ends: the face passes the embedded agent.
     With `STAGESCOPE_DISABLE=1` in the environment every request goes straight to *app*.
 
     Raises nothing of its own; exceptions of the app pass through as they are.
@@ -47,7 +61,7 @@ class StageMiddleware:
         spool: str | Path | None = None,
         *,
         hooks: bool = True,
-        beside: Callable[[Path], object] | None = None,
+        beside: Callable[[Path], Companion | None] | None = None,
     ) -> None:
         self.app = app
         self.service = service or os.environ.get(SERVICE_VARIABLE) or "model-server"
@@ -56,14 +70,21 @@ class StageMiddleware:
         self._off = os.environ.get(DISABLE_VARIABLE, "") not in ("", "0")
         self._hooks = hooks and not self._off
         self._recorder: Recorder | None = None
+        self._companion: Companion | None = None
         if self._hooks:
             install_loaded(WEB_FRAMEWORKS)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection scope, as ASGI says."""
         if scope["type"] != "http" or self._off or SCOPE_KEY in scope:
-            self._pass_by(scope)
-            await self.app(scope, receive, send)
+            if self._off:
+                await self.app(scope, receive, send)
+            elif scope["type"] == "lifespan":
+                await self._live(scope, receive, send)
+            else:
+                if SCOPE_KEY in scope:
+                    say_once(TWICE)
+                await self.app(scope, receive, send)
             return
         recorder = self._recorder
         if recorder is None or recorder.closed:
@@ -82,10 +103,11 @@ class StageMiddleware:
             scope, attached = _nested(nesting, scope, recorder)
         scope[SCOPE_KEY] = timeline
         exchange = Exchange(timeline, scope, receive, send)
+        app = self.app  # In a local: `self.app(...)` would look for a method first.
         token = current.set(timeline)
         failure = ""
         try:
-            await self.app(scope, exchange.receive, exchange.send)
+            await app(scope, exchange.receive, exchange.send)
         except BaseException as error:
             failure = type(error).__name__
             raise
@@ -99,16 +121,19 @@ class StageMiddleware:
             except ValueError:
                 pass  # Closed by the garbage collector, in another context.
 
-    def _pass_by(self, scope: Scope) -> None:
-        if self._off:
-            return
-        if SCOPE_KEY in scope:
-            say_once(
-                "StageMiddleware is around this app twice; the outer one times the request, "
-                "the inner one does nothing: remove one of the two"
-            )
-        elif scope["type"] == "lifespan" and self._recorder is None:
-            self.open(scope)  # Before the first request, so that none waits for it.
+    async def _live(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Open the recorder before the first request, so that none waits for it; end with the app.
+
+        What runs beside is stopped here and not at the interpreter's exit, which a server that
+        was ended by a signal may never come to.
+        """
+        if self._recorder is None:
+            self.open(scope)
+        try:
+            await self.app(scope, receive, send)
+        finally:
+            if self._companion is not None:
+                self._companion.stop()
 
     def open(self, scope: Scope | None = None) -> Recorder | None:
         """Open this process's recorder; None, and from then on pass through, where it cannot.
@@ -125,7 +150,7 @@ class StageMiddleware:
                 if self._hooks and "starlette" in sys.modules:
                     self._look_around(scope or {})
                 if self._beside is not None:
-                    self._beside(self.spool)
+                    self._companion = self._beside(self.spool)
         except Exception as error:
             self._off = True
             if fault(error, None):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable
+
 from stagescope import recorder_format as fmt
 from stagescope.identity import parse_run, parse_traceparent
 from stagescope.middleware.guard import fault
@@ -43,7 +45,8 @@ def begin(recorder: Recorder, scope: Scope) -> Timeline:
     It starts now, or when a proxy in front of us says that the request reached it; the time
     between is `queue.ingress` (see ingress.py).
     """
-    now_ns = start_ns = recorder.clock()
+    clock = recorder.clock
+    now_ns = start_ns = clock()
     if now_ns >= recorder.anchor_due_ns:
         recorder.anchor(now_ns)
     parent = None
@@ -99,38 +102,41 @@ def begin(recorder: Recorder, scope: Scope) -> Timeline:
 class Exchange:
     """Stands between server and app for one request; passes every message on unchanged."""
 
-    # Attributes of the class are the defaults: a request sets only those that it changes.
-    _body_read = False
-    _disconnected = False
-    _status = 0
-    _chunks = 0
-    _request_bytes = 0
-    _response_bytes = 0
-    _first_byte_ns = 0
-    _send_wait_ns = 0
-    _respond_index = _NOWHERE
-    ended_ns = 0
-    """When the last byte was handed over; 0 until then."""
+    __slots__ = (
+        "_body_read", "_chunks", "_disconnected", "_first_byte_ns", "_receive", "_request_bytes",
+        "_respond_index", "_response_bytes", "_scope", "_send", "_send_wait_ns", "_status",
+        "_timeline", "ended_ns",
+    )  # fmt: skip
 
     def __init__(self, timeline: Timeline, scope: Scope, receive: Receive, send: Send) -> None:
         self._timeline = timeline
         self._scope = scope
         self._receive = receive
         self._send = send
+        self._body_read = self._disconnected = False
+        self._status = self._chunks = self._request_bytes = self._response_bytes = 0
+        self._first_byte_ns = self._send_wait_ns = 0
+        self._respond_index = _NOWHERE
+        self.ended_ns = 0
+        """When the last byte was handed over; 0 until then."""
+
+    # What is called often stands in a local first: `timeline.clock()` would look for a method.
 
     async def receive(self) -> Message:
         """Time the reading of the body; waiting for a disconnect after it is not timed."""
+        receive = self._receive
         if self._body_read:
-            message = await self._receive()
+            message = await receive()
             if message["type"] == "http.disconnect":
                 self._disconnected = True
             return message
         timeline = self._timeline
-        index = timeline.open_at(_READ, timeline.clock())
+        clock = timeline.clock
+        index = timeline.open_at(_READ, clock())
         try:
-            message = await self._receive()
+            message = await receive()
         finally:
-            timeline.close_at(index, timeline.clock())
+            timeline.close_at(index, clock())
         if message["type"] == "http.disconnect":
             self._disconnected = True
         else:
@@ -140,40 +146,58 @@ class Exchange:
                 self._body_read = True
         return message
 
-    async def send(self, message: Message) -> None:
-        """Time the response from its start to its last byte."""
+    def send(self, message: Message) -> Awaitable[None]:
+        """Time the response from its start to its last byte.
+
+        No coroutine of its own where nothing is to be done after the sending: each one that
+        stands between app and server costs as much as half a stage.
+        """
         kind = message["type"]
-        timeline = self._timeline
         if kind == "http.response.body":
-            more = message.get("more_body")
-            if more and not self._chunks:
-                timeline.recode(self._respond_index, _FIRST_BYTE)
-            before = timeline.clock()
-            await self._send(message)
-            after = timeline.clock()
-            self._chunks += 1
-            self._send_wait_ns += after - before
-            if body := message.get("body"):
-                self._response_bytes += len(body)
-                if not self._first_byte_ns:
-                    self._first_byte_ns = after - timeline.start_ns
-            if more:
-                self._chunk_sent(before, after)
-            else:
-                self.end(after)
-        elif kind == "http.response.start":
-            self._status = message.get("status", 0)  # A missing one is the server's to refuse.
-            now = timeline.clock()
-            if timeline.run:
-                message = self._with_server_timing(message, now)
-            self._respond_index = timeline.open_at(_RESPOND, now)
-            if timeline.nesting is not None and server_span_below(self._scope):
-                timeline.flag(fmt.FLAG_INTERNAL)
-            await self._send(message)
+            return self._send_body(message)
+        if kind == "http.response.start":
+            message = self._started(message)
+        elif kind in _UNCHUNKED and not message.get("more_body"):
+            return self._send_file(message)
+        send = self._send
+        return send(message)
+
+    def _started(self, message: Message) -> Message:
+        self._status = message.get("status", 0)  # A missing one is the server's to refuse.
+        timeline = self._timeline
+        clock = timeline.clock
+        now = clock()
+        if timeline.run:
+            message = self._with_server_timing(message, now)
+        self._respond_index = timeline.open_at(_RESPOND, now)
+        if timeline.nesting is not None and server_span_below(self._scope):
+            timeline.flag(fmt.FLAG_INTERNAL)
+        return message
+
+    async def _send_body(self, message: Message) -> None:
+        timeline, send = self._timeline, self._send
+        clock = timeline.clock
+        more = message.get("more_body")
+        if more and not self._chunks:
+            timeline.recode(self._respond_index, _FIRST_BYTE)
+        before = clock()
+        await send(message)
+        after = clock()
+        self._chunks += 1
+        self._send_wait_ns += after - before
+        if body := message.get("body"):
+            self._response_bytes += len(body)
+            if not self._first_byte_ns:
+                self._first_byte_ns = after - timeline.start_ns
+        if more:
+            self._chunk_sent(before, after)
         else:
-            await self._send(message)
-            if kind in _UNCHUNKED and not message.get("more_body"):
-                self.end(timeline.clock())
+            self.end(after)
+
+    async def _send_file(self, message: Message) -> None:
+        send = self._send
+        await send(message)
+        self.end(self._timeline.clock())
 
     def _with_server_timing(self, message: Message, now_ns: int) -> Message:
         try:
@@ -206,7 +230,10 @@ class Exchange:
         try:
             self._finish(error)
         except Exception as problem:
-            if fault(problem, self._timeline.recorder):
+            recorder = self._timeline.recorder
+            if recorder.closed and isinstance(problem, ValueError):
+                return  # A forked child ends its parent's request: see Recorder.abandon.
+            if fault(problem, recorder):
                 raise
 
     def _finish(self, error: str) -> None:

@@ -19,6 +19,8 @@ R = TypeVar("R")
 F = TypeVar("F", bound=Callable[..., Any])
 
 _THREADPOOL = CODES["queue.threadpool"]
+_now = current.get
+"""The present timeline; a bound method in a global is found without looking it up."""
 
 assert ENDS == 32  # a literal in `__exit__`
 
@@ -59,15 +61,17 @@ class stage:
         return opened
 
     def __enter__(self) -> None:
-        timeline = self._timeline = current.get()
+        timeline = self._timeline = _now()
         if timeline is not None:
-            # Timeline.open, written out: this runs for each stage of each request.
-            index = self._index = timeline.next_index()
+            # Timeline.open, written out: this runs for each stage of each request. What is
+            # called stands in a local first: `timeline.clock()` would look for a method.
+            next_index, clock = timeline.next_index, timeline.clock
+            index = self._index = next_index()
             try:
                 timeline.codes[index] = self._code
-                timeline.times[index] = now = timeline.clock()
+                timeline.times[index] = now = clock()
             except (IndexError, ValueError):
-                now = timeline.clock()
+                now = clock()
                 timeline.spill(index, self._code, now)
             if timeline.nesting is not None:
                 self._nest(timeline, now)
@@ -84,8 +88,9 @@ class stage:
                 self.leave_app_spans()
             index = self._index
             if kind is None and index < 32:
+                clock = timeline.clock
                 try:
-                    timeline.times[index + 32] = timeline.clock()
+                    timeline.times[index + 32] = clock()
                 except (IndexError, ValueError):
                     return  # The timeline ended before its stage, or is a forked parent's.
             else:

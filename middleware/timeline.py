@@ -11,6 +11,7 @@ import os
 from contextlib import suppress
 from contextvars import ContextVar
 from itertools import count
+from struct import Struct
 from threading import Lock
 
 from stagescope import recorder_format as fmt
@@ -32,8 +33,13 @@ def _fresh_lock_in_child() -> None:
 
 os.register_at_fork(after_in_child=_fresh_lock_in_child)
 
-_pack_opened = fmt.OPENED.pack_into
-_pack_finished = fmt.FINISHED.pack_into
+# Packing clears what it covers first, so these write the whole slot anew: unused fields, the
+# words of the commit and all entries become zero at no further cost.
+_OPENED = Struct(f"<16xBxBx{fmt.OPENED.format[5:]}{fmt.SLOT_BYTES - fmt.FINISHED_AT}x")
+_pack_opened = _OPENED.pack_into
+_pack_words = Struct("<40s112s").pack_into
+_WORDS_AT = fmt.ENTRIES_AT - 152
+_pack_finished = Struct(fmt.FINISHED.format.removesuffix("HI40s112s")).pack_into
 
 
 class Timeline:
@@ -79,7 +85,7 @@ class Timeline:
         self.times = slot.times
         raw = slot.raw
         _pack_opened(
-            raw, 16, kind, 0, flags, 0, 0, start_ns, trace_id, span_id, parent_id, run, method, path
+            raw, 0, kind, flags, 0, start_ns, trace_id, span_id, parent_id, run, method, path
         )
         # The state last, so that a process killed in between leaves no half-written identity.
         raw[17] = 1
@@ -94,7 +100,8 @@ class Timeline:
 
     def open_at(self, code: int, at_ns: int) -> int:
         """Open a stage at *at_ns*; give the entry that closes it."""
-        index = self.next_index()
+        next_index = self.next_index
+        index = next_index()
         try:
             self.codes[index] = code
             self.times[index] = at_ns
@@ -102,15 +109,17 @@ class Timeline:
             self.spill(index, code, at_ns)
         return index
 
-    def close_at(self, index: int, at_ns: int, *, failed: bool = False) -> None:
+    # A keyword-only parameter would make every call of it slow.
+    def close_at(self, index: int, at_ns: int, failed: bool = False) -> None:
         """Close a stage at *at_ns*."""
         if failed:
             self.recode(index, fmt.CODE_FAILED, add=True)
-        try:
-            if index >= ENDS:
-                raise IndexError
-            self.times[index + ENDS] = at_ns
-        except (IndexError, ValueError):
+        if index < 32:
+            try:
+                self.times[index + 32] = at_ns
+            except (IndexError, ValueError):
+                return  # The timeline ended before, or is a forked parent's.
+        else:
             self.spill_end(index, at_ns)
 
     def recode(self, index: int, code: int, *, add: bool = False) -> None:
@@ -173,9 +182,10 @@ class Timeline:
     def _chained_slot(self, position: int) -> Slot:
         slot = self.recorder.acquire()
         _pack_opened(
-            slot.raw, fmt.OPENED_AT, fmt.KIND_CHAIN, fmt.STATE_OPEN, 0, 0, position, self.start_ns,
-            self.trace_id, self.span_id, b"", b"", b"", b"",
+            slot.raw, 0, fmt.KIND_CHAIN, 0, position, self.start_ns, self.trace_id, self.span_id,
+            b"", b"", b"", b"",
         )  # fmt: skip
+        slot.raw[fmt.STATE_AT] = fmt.STATE_OPEN
         return slot
 
     def lend(self) -> int | None:
@@ -221,12 +231,15 @@ class Timeline:
         raw = slot.raw
         _pack_finished(
             raw, 240, end_ns - self.start_ns, request_bytes, response_bytes, first_byte_ns,
-            send_wait_ns, chunks, self.dropped, status, 0, 0, error, route,
+            send_wait_ns, chunks, self.dropped, status,
         )  # fmt: skip
+        if error or route:
+            _pack_words(raw, _WORDS_AT, error, route)
         raw[17] = 2
         recorder.commit(slot)
 
 
 # Literals above are those of the format; a name costs a look-up for each request.
-assert (fmt.OPENED_AT, fmt.STATE_AT, fmt.FINISHED_AT) == (16, 17, 240)
+assert (fmt.OPENED_AT, fmt.STATE_AT, fmt.FINISHED_AT, ENDS) == (16, 17, 240, 32)
+assert _OPENED.size == fmt.SLOT_BYTES
 assert (fmt.STATE_FREE, fmt.STATE_OPEN, fmt.STATE_FINISHED) == (0, 1, 2)

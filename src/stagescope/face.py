@@ -29,7 +29,7 @@ class StageMiddleware(asgi.StageMiddleware):
         super().__init__(app, service, spool, hooks=hooks, beside=start_embedded)
 
 
-def start_embedded(spool: Path) -> object:
+def start_embedded(spool: Path) -> asgi.Companion | None:
     """Start the agent in this process, loading it only now."""
     from stagescope.embedded import start_embedded_agent
 

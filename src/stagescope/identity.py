@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from binascii import Error as HexError
 from binascii import unhexlify
+from struct import Struct
 
 _GOLDEN = 0x9E3779B97F4A7C15
 """2**64 divided by the golden ratio, odd: multiplying by it maps 64 bits onto 64 bits."""
@@ -21,6 +22,8 @@ RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,39}")
 
 _RUN_FIELD = RUN_KEY.encode() + b"="
 _DASH = ord("-")
+_ONLY_LOWER_HEX = bytes(byte if chr(byte) in "0123456789abcdef" else 0 for byte in range(256))
+_FIELDS = Struct(">B16s8sB")
 _NO_TRACE = bytes(16)
 _NO_SPAN = bytes(8)
 
@@ -36,20 +39,17 @@ def parse_traceparent(value: bytes) -> TraceParent | None:
         if len(value) < 57 or value[55] != _DASH or value[:2] == b"00":
             return None
         value = value[:55]
-    digits = value.replace(b"-", b"")
-    if value[2] != _DASH or value[35] != _DASH or value[52] != _DASH or len(digits) != 52:
+    # One pass takes the dashes out and makes what is no lower-case hex digit unreadable.
+    digits = value.translate(_ONLY_LOWER_HEX, b"-")
+    if not value[2] == value[35] == value[52] == _DASH or len(digits) != 52:
         return None
     try:
-        raw = unhexlify(digits)
+        version, trace_id, span_id, flags = _FIELDS.unpack(unhexlify(digits))
     except HexError:
         return None
-    # Upper case is invalid; text without any letter is not "lower" to Python.
-    if not value.islower() and value != value.lower():
+    if version == 255 or trace_id == _NO_TRACE or span_id == _NO_SPAN:
         return None
-    trace_id, span_id = raw[1:17], raw[17:25]
-    if raw[0] == 255 or trace_id == _NO_TRACE or span_id == _NO_SPAN:
-        return None
-    return trace_id, span_id, raw[25] & 1 == 1
+    return trace_id, span_id, flags & 1 == 1
 
 
 def format_traceparent(trace_id: str, span_id: str, *, sampled: bool = True) -> str:
@@ -57,15 +57,15 @@ def format_traceparent(trace_id: str, span_id: str, *, sampled: bool = True) -> 
     return f"00-{trace_id}-{span_id}-0{int(sampled)}"
 
 
-def stage_span_id(owner: int, start_ns: int) -> int:
+def stage_span_id(owner: int, start_ns: int, twin: int = 0) -> int:
     """Derive the id of the span of a stage that opened *start_ns* after its timeline began.
 
     *owner* is the span id of the timeline's own span. The served process derives it when the
     stage opens, so that the app's own spans nest under it, and an exporter when it makes the
-    span; neither has to tell the other. Two stages of one timeline that open in the same
-    nanosecond get the same id: an exporter counts further ones on from *start_ns*.
+    span; neither has to tell the other. Of stages of one timeline that open in the same
+    nanosecond *twin* counts from 0: the served process knows the first alone.
     """
-    return (owner + (start_ns + 1) * _GOLDEN) % 2**64 or 1
+    return (owner + (start_ns + (twin << 48) + 1) * _GOLDEN) % 2**64 or 1
 
 
 def parse_run(baggage: bytes) -> bytes:

@@ -49,7 +49,6 @@ DATA_AT = 20480
 # --- slots --------------------------------------------------------------------------------------
 SLOT_BYTES = 1024
 SLOT_WORDS = SLOT_BYTES // 8
-ZERO_WORDS = memoryview(bytes(SLOT_BYTES)).cast("Q")
 IN_FLIGHT_SLOTS = 512
 RING_SLOTS = 8192
 

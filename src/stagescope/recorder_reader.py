@@ -33,7 +33,12 @@ class RecorderReader:
     """
 
     def __init__(
-        self, path: Path, *, next_seq: int = 0, clock: Callable[[], int] = time.monotonic_ns
+        self,
+        path: Path,
+        *,
+        next_seq: int = 0,
+        chains_from: int | None = None,
+        clock: Callable[[], int] = time.monotonic_ns,
     ) -> None:
         self.path = path
         self.next_seq = next_seq
@@ -48,6 +53,7 @@ class RecorderReader:
         self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         try:
             self._map(path)
+            self._recall_chains(next_seq if chains_from is None else chains_from)
         except BaseException:
             os.close(self._fd)
             raise
@@ -69,6 +75,20 @@ class RecorderReader:
         self._ring_at = self._data_at + self._in_flight * self._slot_bytes
         self._chains = Chains()
         self._decoder = SlotDecoder(self._bytes, self._names)
+
+    def _recall_chains(self, chains_from: int) -> None:
+        """Take up again the parts of timelines that an earlier reader had seen and not finished."""
+        for seq in range(max(chains_from, self.next_seq - self._ring), self.next_seq):
+            at = self._ring_at + seq % self._ring * self._slot_bytes
+            slot = bytes(self._bytes[at : at + self._slot_bytes])
+            if int.from_bytes(slot[:8], "little") == self._words[at >> 3] == seq + 1:
+                self._chains.take(slot, seq)
+
+    @property
+    def chains_from(self) -> int:
+        """The earliest slot that a reader which goes on at `next_seq` must know; save it too."""
+        oldest: int = self.next_seq - self._ring
+        return max(self._chains.first_seq(self.next_seq), oldest)
 
     def close(self) -> None:
         """Let go of the file; nothing is deleted."""
@@ -124,7 +144,15 @@ class RecorderReader:
         return False
 
     def poll(self, limit: int = 4096) -> list[Record]:
-        """Read up to *limit* records that were committed since the last call, in order."""
+        """Read up to *limit* records that were committed since the last call, in order.
+
+        Raises RecorderFileError where the file was cut off since it was opened.
+        """
+        if (size := os.fstat(self._fd).st_size) < self._fields[8]:
+            # Touching what is gone would end this process (SIGBUS).
+            raise _bad(
+                self.path, size, f"it was cut off while it was read, from {self._fields[8]} bytes"
+            )
         process = self.process
         found: list[Record] = []
         while len(found) < limit:
@@ -191,6 +219,14 @@ class RecorderReader:
             for seq in range(first, first + (ring if count is None else min(count, ring)))
         ]
         return [begin for begin, place in seen if begin and (begin - place) % ring == 0]
+
+    def requests_in_flight(self) -> int:
+        """Count the requests that are being served now."""
+        first, last = self._data_at, self._ring_at
+        kinds = bytes(self._bytes[first + fmt.OPENED_AT : last : self._slot_bytes])
+        states = bytes(self._bytes[first + fmt.STATE_AT : last : self._slot_bytes])
+        open_request = (fmt.KIND_REQUEST, fmt.STATE_OPEN)
+        return sum(pair == open_request for pair in zip(kinds, states, strict=True))
 
     def in_flight(self, now_ns: int) -> list[Record]:
         """Give what was begun and not finished, as records in the state `died`.

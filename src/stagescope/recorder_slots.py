@@ -13,8 +13,11 @@ _HEAD = Struct(
 )
 _KEY = slice(fmt.OPENED_AT + 32, fmt.OPENED_AT + 40)
 _CHAIN_INDEX = slice(fmt.OPENED_AT + 4, fmt.OPENED_AT + 8)
-_ENTRIES = Struct(f"<{fmt.ENTRIES_PER_SLOT}H{2 * fmt.ENTRIES_PER_SLOT}Q")
+_CODES = tuple(Struct(f"<{many}H") for many in range(fmt.ENTRIES_PER_SLOT + 1))
+_TIMES = tuple(Struct(f"<{many}Q") for many in range(fmt.ENTRIES_PER_SLOT + 1))
+_NO_PARENT = bytes(8)
 _MAX_ORPHANS = 4096
+_MAX_TEXTS = 1024
 
 Entries = list[tuple[int, int, int]]
 """(code, start, end) as they stand in a slot."""
@@ -25,36 +28,44 @@ class Chains:
 
     def __init__(self) -> None:
         self._slots: dict[bytes, list[tuple[int, bytes]]] = {}
+        self._first_seq: dict[bytes, int] = {}
 
     def __bool__(self) -> bool:
         return bool(self._slots)
 
-    def take(self, slot: bytes) -> bool:
+    def take(self, slot: bytes, seq: int = -1) -> bool:
         """Keep *slot* if it continues another; False where it is a record of its own."""
         if slot[fmt.OPENED_AT] != fmt.KIND_CHAIN:
             return False
         if len(self._slots) >= _MAX_ORPHANS:
             # Owners that never came: their timelines were overwritten. The oldest goes.
-            self._slots.pop(next(iter(self._slots)))
+            self.entries(next(iter(self._slots)))
         index = int.from_bytes(slot[_CHAIN_INDEX], "little")
         self._slots.setdefault(slot[_KEY], []).append((index, slot))
+        self._first_seq.setdefault(slot[_KEY], seq)
         return True
+
+    def first_seq(self, default: int) -> int:
+        """Give the earliest slot that is kept here; *default* where there is none."""
+        return min(self._first_seq.values(), default=default)
 
     def entries(self, owner: bytes) -> Entries:
         """Give, and forget, the entries that continue the timeline of *owner*."""
+        self._first_seq.pop(owner, None)
         chained = sorted(self._slots.pop(owner, ()))
         return [entry for _, slot in chained for entry in entries_of(slot)]
 
 
 def entries_of(slot: bytes) -> Entries:
     """Give the entries of a slot, those that were reserved and never written left out."""
-    many = fmt.ENTRIES_PER_SLOT
-    words = _ENTRIES.unpack_from(slot, fmt.ENTRIES_AT)
-    used = many
-    while used and not words[used - 1]:
-        used -= 1
+    used = (len(slot[fmt.CODES_AT : fmt.STARTS_AT].rstrip(b"\0")) + 1) // 2
     return list(
-        zip(words[:used], words[many : many + used], words[2 * many : 2 * many + used], strict=True)
+        zip(
+            _CODES[used].unpack_from(slot, fmt.CODES_AT),
+            _TIMES[used].unpack_from(slot, fmt.STARTS_AT),
+            _TIMES[used].unpack_from(slot, fmt.ENDS_AT),
+            strict=True,
+        )
     )
 
 
@@ -65,6 +76,7 @@ class SlotDecoder:
         self._file = file
         self._capacity = capacity
         self._names = [OTHER, OTHER]
+        self._texts: dict[bytes, str] = {}
 
     def close(self) -> None:
         """Let go of the file's memory."""
@@ -92,7 +104,7 @@ class SlotDecoder:
 
         *now_ns* (monotonic) ends what is still open; without it the recorded duration does.
         """
-        if chains.take(slot):
+        if chains.take(slot, seq):
             return None
         (kind, state, flags, _, _, start, trace, span, parent, run, method, path,
          duration, n1, n2, first_byte, send_wait, chunks, dropped, status, _, _, error,
@@ -100,24 +112,24 @@ class SlotDecoder:
         finished = state == fmt.STATE_FINISHED
         if not finished:
             duration = max(0, now_ns - start)
-        entries = entries_of(slot)
+        entries, text = entries_of(slot), self._text
         if chains:
             entries += chains.entries(span)
         if kind == fmt.KIND_REQUEST:
             stages, batches = self._request_entries(entries, start, duration)
             return RequestRecord(
                 process, seq, State.FINISHED if finished else State.DIED, trace.hex(), span.hex(),
-                parent.hex() if any(parent) else "", bool(flags & fmt.FLAG_INTERNAL),
-                bool(flags & fmt.FLAG_SAMPLED), _text(run), start, duration, _text(method),
-                _text(path), _text(route), status, _text(error), n1, n2, first_byte, send_wait,
+                parent.hex() if parent != _NO_PARENT else "", bool(flags & fmt.FLAG_INTERNAL),
+                bool(flags & fmt.FLAG_SAMPLED), text(run), start, duration, text(method),
+                text(path), text(route), status, text(error), n1, n2, first_byte, send_wait,
                 chunks, stages, batches, dropped, bool(flags & fmt.FLAG_NESTED),
             )  # fmt: skip
         if kind == fmt.KIND_BATCH:
             intervals, members = _batch_entries(entries)
             return BatchRecord(
                 process, seq, State.FINISHED if finished else State.DIED, span.hex(), trace.hex(),
-                _text(path), start, duration, _text(error), chunks or len(members), members,
-                max(0, chunks - len(members)), n1, self._stages(intervals, start, duration), _text(run),
+                text(path), start, duration, text(error), chunks or len(members), members,
+                max(0, chunks - len(members)), n1, self._stages(intervals, start, duration), text(run),
             )  # fmt: skip
         return None
 
@@ -134,6 +146,26 @@ class SlotDecoder:
     def _stages(self, intervals: Entries, start: int, duration: int) -> tuple[StageSpan, ...]:
         # Threads may write out of order; sorting by start is stable, so ties stay as written.
         intervals.sort(key=_start)
+        at, last = start, start + duration
+        for _, opened, closed in intervals:
+            if not at <= opened <= closed <= last:
+                return self._overlapping_stages(intervals, start, duration)
+            at = closed
+        # One after the other, as most are: `partition` charges each its length.
+        name, failed = self.name, fmt.CODE_FAILED
+        return tuple(
+            [
+                StageSpan(
+                    name(code & ~failed), opened - start, closed - start, closed - opened,
+                    code >= failed,
+                )
+                for code, opened, closed in intervals
+            ]
+        )  # fmt: skip
+
+    def _overlapping_stages(
+        self, intervals: Entries, start: int, duration: int
+    ) -> tuple[StageSpan, ...]:
         times = [
             (_within(opened - start, duration), _within(closed - start, duration) if closed
              else duration)
@@ -152,6 +184,15 @@ class SlotDecoder:
                 )
             ]
         )  # fmt: skip
+
+    def _text(self, padded: bytes) -> str:
+        """Give the text of a padded field; the same few paths and routes come again and again."""
+        known = self._texts.get(padded)
+        if known is None:
+            if len(self._texts) >= _MAX_TEXTS:
+                self._texts.clear()
+            known = self._texts[padded] = padded.rstrip(b"\0").decode("utf-8", "replace")
+        return known
 
 
 def _start(entry: tuple[int, int, int]) -> int:
@@ -176,7 +217,3 @@ def _batch_entries(entries: Entries) -> tuple[Entries, tuple[Member, ...]]:
         elif 0 < code < fmt.CODE_SPECIAL and first:
             intervals.append((code, first, second))
     return intervals, tuple(members)
-
-
-def _text(padded: bytes) -> str:
-    return padded.rstrip(b"\0").decode("utf-8", "replace")

@@ -122,10 +122,13 @@ class RequestRecord:
 
     def last_stage(self) -> str:
         """Give the stage charged at the record's end: for a death, the stage that it died in."""
-        still_open = [span for span in self.stages if span.open]
+        candidates = [span for span in self.stages if span.open]
+        if not candidates and self.state is State.DIED:
+            # The response's stage is closed last of all: it died while its record was written.
+            candidates = [span for span in self.stages if stage_of(span.stage) == "respond"]
         # Of two opened at the same instant the later one in the list was opened last.
-        still_open.reverse()
-        return max(still_open, key=lambda span: span.start_ns).stage if still_open else OTHER
+        candidates.reverse()
+        return max(candidates, key=lambda span: span.start_ns).stage if candidates else OTHER
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ import fcntl
 import os
 import stat
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 from stagescope.errors import StagescopeError
@@ -54,11 +55,12 @@ def ensure_spool(spool: Path) -> Path:
 
 def ring_files(spool: Path) -> list[Path]:
     """Give the recorder files in *spool*, oldest first; none where there is no such folder."""
-    try:
-        with os.scandir(spool) as entries:
-            found = [(e.stat().st_mtime_ns, e.path) for e in entries if e.name.endswith(SUFFIX)]
-    except FileNotFoundError:
-        return []
+    found: list[tuple[int, str]] = []
+    with suppress(FileNotFoundError), os.scandir(spool) as entries:
+        for entry in entries:
+            if entry.name.endswith(SUFFIX):
+                with suppress(FileNotFoundError):  # Deleted by an agent while we look.
+                    found.append((entry.stat().st_mtime_ns, entry.path))
     return [Path(path) for _, path in sorted(found)]
 
 

@@ -1,14 +1,132 @@
-"""Placeholder: being written."""
+"""Load a server at a fixed rate and print where each request's time went.
+
+Requests are sent by the clock, whatever the server does (open loop), and latency counts from
+the moment that the plan meant, so a server that stalls cannot hide it.
+What was measured goes into a run folder; `stagescope report` reads it again.
+
+example:
+  stagescope load http://127.0.0.1:8000/predict --rate 50 --duration 30 --body cat.jpg
+
+Ctrl-C ends the run and reports what it has; a second Ctrl-C does not wait for open requests.
+Exit code: 0 done, 1 nothing answers, 2 wrong usage or an INVALID run (the driver was too slow).
+"""
+
+from __future__ import annotations
 
 import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-HELP = "being written"
+from stagescope.cli.extras import needs
+from stagescope.errors import EXIT_DONE, EXIT_USAGE, UsageError
+
+if TYPE_CHECKING:
+    from stagescope.cli.load_run import Settings
+
+HELP = "load a server at a fixed rate and print the table"
 
 
 def prepare_parser(parser: argparse.ArgumentParser) -> None:
-    """Add nothing yet."""
+    """Add what to send, how fast, and where to keep and to find things."""
+    parser.add_argument("url", metavar="URL", help="what to load: http://HOST:PORT/PATH")
+    _pace(parser)
+    _request(parser)
+    _places(parser)
+
+
+def _pace(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("pace")
+    group.add_argument("--rate", type=float, default=10.0, metavar="R", help="requests/s (10)")
+    group.add_argument(
+        "--duration", type=float, default=30.0, metavar="S", help="seconds measured (30)"
+    )
+    group.add_argument(
+        "--warmup", type=float, default=2.0, metavar="S", help="seconds before, not counted (2)"
+    )
+    group.add_argument(
+        "--arrivals",
+        default="poisson",
+        metavar="HOW",
+        help="poisson: random, as many independent users send (default); constant: evenly spaced",
+    )
+    group.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="same seed, same arrivals (0)"
+    )
+
+
+def _request(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("request")
+    group.add_argument("--method", default="", help="default: POST with a body, else GET")
+    group.add_argument(
+        "--header", action="append", default=[], metavar="'K: V'", help="may be given repeatedly"
+    )
+    group.add_argument("--body", type=Path, metavar="FILE", help="sent as it is")
+    group.add_argument("--json", metavar="TEXT", help="sent as application/json")
+    group.add_argument(
+        "--timeout", type=float, default=30.0, metavar="S", help="for each request (30)"
+    )
+
+
+def _places(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("places and output")
+    group.add_argument("--out", type=Path, metavar="DIR", help="run folder (runs/RUN-ID)")
+    group.add_argument("--spool", type=Path, metavar="DIR", help="spool of this host's agent")
+    group.add_argument("--agent", default="", metavar="URL", help="agent of the server's host")
+    group.add_argument(
+        "--token-file", type=Path, metavar="FILE", help="holds the bearer token for --agent"
+    )
+    group.add_argument("--format", choices=("text", "json"), default="text")
+    group.add_argument("--quiet", action="store_true", help="no progress on standard error")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Do nothing yet."""
-    raise SystemExit(2)
+    """Run it, print the table, and say where the folder is."""
+    with needs("load"):
+        from stagescope.cli.load_progress import progress
+        from stagescope.cli.load_run import execute
+
+        settings = _settings(args)
+        with progress(args.quiet) as watch:
+            folder, _, collected = execute(settings, watch)
+    for problem in collected.problems:
+        print(f"stagescope load: {problem}", file=sys.stderr)
+    if not args.quiet:
+        print(f"run folder: {folder}", file=sys.stderr)
+    from stagescope.cli.report import print_report
+
+    return EXIT_DONE if print_report(folder, args.format).valid else EXIT_USAGE
+
+
+def _settings(args: argparse.Namespace) -> Settings:
+    from stagescope.cli.load_run import Settings
+    from stagescope.cli.server_side import Place
+    from stagescope.loadgen.target import target
+
+    aim = target(
+        args.url,
+        method=args.method,
+        headers=tuple(args.header),
+        body=args.body,
+        json_text=args.json,
+    )
+    return Settings(
+        target=aim,
+        rate_per_s=args.rate,
+        duration_s=args.duration,
+        warmup_s=args.warmup,
+        arrivals=args.arrivals,
+        seed=args.seed,
+        timeout_s=args.timeout,
+        out=args.out,
+        place=Place(args.spool, args.agent, _token(args.token_file)),
+    )
+
+
+def _token(file: Path | None) -> str:
+    if file is None:
+        return ""
+    try:
+        return file.read_text("utf-8").strip()
+    except (OSError, UnicodeDecodeError) as problem:
+        raise UsageError(f"token file {file} cannot be read: {problem}") from None

@@ -1,0 +1,58 @@
+"""Saves how far the spool is read, no further than what every sink has settled."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+from stagescope.agent.cursors import Cursors, save_cursors
+from stagescope.agent.drain import Drain
+from stagescope.agent.sinks import Mark, Sinks, mark, settled
+
+_log = logging.getLogger("stagescope")
+
+
+@dataclass(frozen=True, slots=True)
+class _Taken:
+    """Places read up to, what the sinks had accepted then, and the files that were at their end."""
+
+    places: Cursors
+    mark: Mark
+    ended: list[Path]
+
+
+class Checkpoint:
+    """At most one checkpoint waits for the sinks; when it is settled it is saved."""
+
+    def __init__(self, spool: Path, drain: Drain, sinks: Sinks) -> None:
+        self._spool = spool
+        self._drain = drain
+        self._sinks = sinks
+        self._waiting: _Taken | None = None
+        self._saved: Cursors = {}
+        self.failures = 0
+        """Times that the cursor file could not be written; the first is logged."""
+
+    def advance(self) -> None:
+        """Save the waiting checkpoint if it is settled; take a new one where none waits."""
+        if self._waiting is None:
+            self._waiting = _Taken(self._drain.places(), mark(self._sinks), self._drain.ended())
+        if settled(self._sinks, self._waiting.mark):
+            done, self._waiting = self._waiting, None
+            self._drain.bury(done.ended)
+            self._save(done.places)
+
+    def _save(self, places: Cursors) -> None:
+        if places == self._saved:
+            return
+        try:
+            save_cursors(self._spool, places)
+            self._saved = places
+        except OSError as problem:
+            self.failures += 1
+            if self.failures == 1:
+                _log.warning(
+                    "how far spool %s is read cannot be saved: %s; an agent that is restarted "
+                    "will read some records twice", self._spool, problem.strerror,
+                )  # fmt: skip

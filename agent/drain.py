@@ -1,0 +1,216 @@
+"""Tails every recorder file of a spool: finds new ones, reads them in bites, buries the dead."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from stagescope import recorder_format as fmt
+from stagescope.agent.cursors import Cursor, Cursors
+from stagescope.errors import RecorderFileError
+from stagescope.recorder_reader import RecorderReader
+from stagescope.records import InstrumentCost, Process, Record
+from stagescope.spool import ring_files
+
+Deliver = Callable[[Sequence[Record]], None]
+
+WHOLE_BITE = 256
+"""Records read at once by an agent that has a process of its own."""
+TURN = 16 * WHOLE_BITE
+"""Records read of one file before the next file has its turn."""
+
+_log = logging.getLogger("stagescope")
+
+
+@dataclass(slots=True)
+class Ring:
+    """One recorder file that is being read."""
+
+    path: Path
+    reader: RecorderReader
+    process: Process
+    dead: bool = False
+    """Its process is gone."""
+    ended: bool = False
+    """Dead, and read to its end; the file goes when all sinks have settled."""
+
+
+class Drain:
+    """Reads whatever the spool's processes write; one thread calls, any thread asks for counters.
+
+    *give_way* is called between two bites: an embedded agent lets the server run there.
+    """
+
+    def __init__(
+        self,
+        spool: Path,
+        cursors: Cursors,
+        *,
+        bite: int = WHOLE_BITE,
+        give_way: Callable[[], None] = lambda: None,
+        clock: Callable[[], int] = time.monotonic_ns,
+    ) -> None:
+        self._spool = spool
+        self._cursors = cursors
+        self._bite = bite
+        self._give_way = give_way
+        self._clock = clock
+        self._rings: dict[Path, Ring] = {}
+        self._broken: dict[Path, str] = {}
+        self._lock = threading.Lock()
+        """Held where readers come and go, and where their counters are read."""
+        self._serving: dict[str, int] = {}
+        summed = (*fmt.COUNTERS, "overwritten", "lost")
+        self._gone: dict[str, int] = dict.fromkeys(summed, 0)
+        own = ("records", "died", "rings_ended", "rings_broken")
+        self._counts: dict[str, int] = dict.fromkeys(own, 0)
+
+    @property
+    def records(self) -> int:
+        """Records handed over so far."""
+        return self._counts["records"]
+
+    def discover(self) -> None:
+        """Open the files that are new, and find out whose process is gone."""
+        paths = ring_files(self._spool)
+        for path in paths:
+            if path not in self._rings:
+                self._open(path)
+        for path in self._broken.keys() - set(paths):
+            del self._broken[path]
+        for ring in self._rings.values():
+            ring.dead = ring.dead or not ring.reader.writer_alive()
+
+    def _open(self, path: Path) -> None:
+        try:
+            reader = RecorderReader(path, clock=self._clock)
+            cursor = self._cursors.get(reader.process.ring_id)
+            if cursor:
+                reader.close()
+                reader = RecorderReader(
+                    path,
+                    next_seq=cursor.next_seq,
+                    chains_from=cursor.chains_from,
+                    clock=self._clock,
+                )
+        except FileNotFoundError:
+            return
+        except (RecorderFileError, OSError) as problem:
+            self._set_aside(path, str(problem))
+            return
+        self._broken.pop(path, None)
+        ring = Ring(path, reader, reader.process)
+        with self._lock:
+            self._rings[path] = ring
+        _log.info("worker %d of %s came", ring.process.pid, ring.process.service)
+
+    def _set_aside(self, path: Path, problem: str) -> None:
+        """Leave a file that cannot be read where it is; said once, tried again at each look."""
+        if self._broken.get(path) == problem:
+            return
+        self._broken[path] = problem
+        self._counts["rings_broken"] += 1
+        _log.warning("%s; it is left as it is, all others are read", problem)
+
+    def poll(self, deliver: Deliver) -> bool:
+        """Hand over what is new in every file; True where one had more than its turn."""
+        more = False
+        for ring in [ring for ring in self._rings.values() if not ring.ended]:
+            try:
+                more = self._poll_ring(ring, deliver) or more
+            except RecorderFileError as problem:
+                self._set_aside(ring.path, str(problem))
+                self._close(ring)
+        return more
+
+    def _poll_ring(self, ring: Ring, deliver: Deliver) -> bool:
+        for _ in range(0, TURN, self._bite):
+            records = ring.reader.poll(self._bite)
+            if records:
+                deliver(records)
+                self._counts["records"] += len(records)
+            if len(records) < self._bite:
+                if ring.dead:
+                    self._end(ring, deliver)
+                return False
+            self._give_way()
+        return True
+
+    def _end(self, ring: Ring, deliver: Deliver) -> None:
+        """Report what was in flight in a process that is gone, now that all else is read."""
+        in_flight = ring.reader.in_flight(self._clock())
+        if in_flight:
+            deliver(in_flight)
+        self._counts["records"] += len(in_flight)
+        self._counts["died"] += len(in_flight)
+        self._counts["rings_ended"] += 1
+        ring.ended = True
+        _log.info("worker %d of %s went, %d in flight",
+                  ring.process.pid, ring.process.service, len(in_flight))  # fmt: skip
+
+    def places(self) -> Cursors:
+        """Tell how far each file is read."""
+        return {
+            ring.process.ring_id: Cursor(ring.reader.next_seq, ring.reader.chains_from)
+            for ring in self._rings.values()
+        }
+
+    def ended(self) -> list[Path]:
+        """Name the files that are read to their end for good."""
+        return [ring.path for ring in self._rings.values() if ring.ended]
+
+    def bury(self, paths: Sequence[Path]) -> None:
+        """Delete files that are read to their end; the caller knows that all is settled."""
+        for path in paths:
+            self._close(self._rings[path])
+            path.unlink(missing_ok=True)
+
+    def _close(self, ring: Ring) -> None:
+        with self._lock:
+            for name, count in ring.reader.counters().items():
+                self._gone[name] += count
+            del self._rings[ring.path]
+            ring.reader.close()
+
+    def close(self) -> None:
+        """Let go of all files; nothing is deleted."""
+        for ring in list(self._rings.values()):
+            self._close(ring)
+
+    def counters(self) -> dict[str, int]:
+        """Give what was read, and the sum of the writers' own counters, those gone included."""
+        with self._lock:
+            sums = dict(self._gone)
+            for ring in self._rings.values():
+                for name, count in ring.reader.counters().items():
+                    sums[name] += count
+            return self._counts | sums
+
+    def rings(self) -> int:
+        """Count the files at hand."""
+        return len(self._rings)
+
+    def in_flight(self) -> dict[str, int]:
+        """Count the requests in flight now by service; a service keeps its zero."""
+        with self._lock:
+            for service in self._serving:
+                self._serving[service] = 0
+            for ring in self._rings.values():
+                service = ring.process.service
+                now = 0 if ring.dead else ring.reader.requests_in_flight()
+                self._serving[service] = self._serving.get(service, 0) + now
+            return dict(self._serving)
+
+    def cost(self) -> InstrumentCost:
+        """Give the mean of what the middleware measured of itself in the processes at hand."""
+        with self._lock:
+            costs = [ring.reader.process.cost for ring in self._rings.values()]
+        known = [cost for cost in costs if cost.base_ns] or [InstrumentCost(0, 0)]
+        return InstrumentCost(
+            sum(cost.base_ns for cost in known) // len(known),
+            sum(cost.stage_ns for cost in known) // len(known),
+        )

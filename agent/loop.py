@@ -1,0 +1,244 @@
+"""The agent: drain, collect, save, sleep; the same code as a process and as a thread."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+from stagescope.agent.checkpoint import Checkpoint
+from stagescope.agent.cursors import load_cursors
+from stagescope.agent.drain import WHOLE_BITE, Drain
+from stagescope.agent.runs import RunStore
+from stagescope.agent.sinks import Sink
+from stagescope.records import Record
+
+SHORTEST_PAUSE_S = 0.05
+LONGEST_PAUSE_S = 0.25
+DISCOVER_S = 0.5
+CHECKPOINT_S = 0.5
+TIDY_S = 60.0
+SHARED_BITE = 32
+"""Records that an embedded agent reads before it lets the server run: about half a millisecond."""
+
+LAST_PASSES_S = 2.0
+"""How long, after `stop`, an agent reads on where the server writes as fast as it reads."""
+
+RAISE_VARIABLE = "STAGESCOPE_RAISE"
+"""Set in tests: our own faults are raised, not counted."""
+
+T = TypeVar("T")
+
+_log = logging.getLogger("stagescope")
+
+
+class Collector(Protocol):
+    """Something that the loop does now and then; samplers are collectors."""
+
+    @property
+    def period_s(self) -> float:
+        """Seconds from one call to the next."""
+        ...
+
+    def collect(self) -> None:
+        """Do it, in the loop's thread."""
+
+
+@dataclass(frozen=True, slots=True)
+class Chore:
+    """A collector made of a function."""
+
+    period_s: float
+    collect: Callable[[], None]
+
+
+def next_pause_s(last_s: float, *, records: int, more: bool) -> float:
+    """Give how long to sleep: not at all where more is waiting, longer the longer nothing came."""
+    if more:
+        return 0.0
+    if records:
+        return SHORTEST_PAUSE_S
+    return min(LONGEST_PAUSE_S, max(SHORTEST_PAUSE_S, last_s * 1.5))
+
+
+class Agent:
+    """Drains a spool into sinks until it is stopped; the caller holds the spool's lock."""
+
+    def __init__(
+        self,
+        spool: Path,
+        sinks: dict[str, Sink],
+        *,
+        shared: bool = False,
+        collectors: Sequence[Collector] = (),
+        clock: Callable[[], int] = time.monotonic_ns,
+        cpu_s: Callable[[], float] = time.process_time,
+    ) -> None:
+        """*shared*: the process is a server's, so every bite ends with giving way to it."""
+        self.runs = RunStore(spool / "runs")
+        self.sinks = {"runs": self.runs} | sinks
+        self._drain = Drain(
+            spool,
+            load_cursors(spool),
+            bite=SHARED_BITE if shared else WHOLE_BITE,
+            give_way=_release_the_interpreter if shared else _go_on,
+            clock=clock,
+        )
+        self._checkpoint = Checkpoint(spool, self._drain, self.sinks)
+        self._clock = clock
+        self._cpu_s = cpu_s
+        self._collectors = [
+            Chore(DISCOVER_S, self._drain.discover),
+            *collectors,
+            Chore(TIDY_S, self.runs.forget_old),
+            Chore(CHECKPOINT_S, self._checkpoint.advance),
+        ]
+        self._due_ns = [0] * len(self._collectors)
+        self._stopping = False
+        self._wake = threading.Event()
+        self._passed = threading.Condition()
+        self._begun = self._finished = 0
+        self._counts = {"faults": 0, "sleeps": 0, "late_ns": 0}
+        self._late_max_ns = 0
+        self._cpu = 0.0
+        self._said: set[str] = set()
+
+    def run(self) -> None:
+        """Work until `stop` is called; then read what is there. `close` is still to be called."""
+        pause_s = SHORTEST_PAUSE_S
+        while not self._stopping:
+            before = self._drain.records
+            more = self.step()
+            pause_s = next_pause_s(pause_s, records=self._drain.records - before, more=more)
+            self._sleep(pause_s)
+        last_ns = self._clock() + int(LAST_PASSES_S * 1e9)
+        self._due_ns[0] = 0
+        while self.step() and self._clock() < last_ns:
+            pass
+
+    def stop(self) -> None:
+        """Make `run` come to its end now; from any thread, but not from a signal's handler."""
+        self._stopping = True
+        self._wake.set()
+
+    def stop_soon(self) -> None:
+        """Make `run` come to its end after its pause; takes no lock, so signals may call it."""
+        self._stopping = True
+
+    def close(self, timeout_s: float = 5.0) -> None:
+        """Flush every sink, save how far the spool is read, let go of the files."""
+        deadline = self._clock() + int(timeout_s * 1e9)
+        for name, sink in self.sinks.items():
+            left_s = max(0.1, (deadline - self._clock()) / 1e9)
+            self._guarded(f"closing {name}", partial(sink.close, left_s))
+        self._checkpoint.advance()  # the one that waited
+        self._checkpoint.advance()  # what was read since
+        self._drain.close()
+
+    def step(self) -> bool:
+        """Do what is due and read every file once; True where more is waiting."""
+        with self._passed:
+            self._begun += 1
+            number = self._begun
+        now = self._clock()
+        for index, collector in enumerate(self._collectors):
+            if now >= self._due_ns[index]:
+                self._due_ns[index] = now + int(collector.period_s * 1e9)
+                self._guarded(f"collecting {index}", collector.collect)
+        more = self._guarded("reading recorder files", partial(self._drain.poll, self._deliver))
+        self._cpu = self._cpu_s()
+        with self._passed:
+            if not more:
+                self._finished = number
+                self._passed.notify_all()
+        return bool(more)
+
+    def catch_up(self, timeout_s: float = 2.0) -> bool:
+        """Wait until all that was committed before this call is read; False where it took longer.
+
+        So that an answer about a load run holds what its server had finished when it was asked.
+        """
+        with self._passed:
+            wanted = self._begun + 1
+            self._due_ns[0] = 0  # also in files that are new
+            self._wake.set()
+            return self._passed.wait_for(lambda: self._finished >= wanted, timeout_s)
+
+    def counters(self) -> dict[str, float]:
+        """Give what only grows: the agent's own counts, the writers' and the sinks'."""
+        drained = self._drain.counters()
+        faults = drained.pop("faults")
+        of_sinks = {
+            f"{name}_{key}": value
+            for name, sink in self.sinks.items()
+            for key, value in sink.counters().items()
+        }
+        return {
+            **drained,
+            "writer_faults": faults,
+            **self._counts,
+            "cursor_failures": self._checkpoint.failures,
+            "cpu_s": self._cpu,
+            **of_sinks,
+        }
+
+    def gauges(self) -> dict[str, float]:
+        """Give what comes and goes: files at hand, what the middleware costs, worst lateness."""
+        cost = self._drain.cost()
+        return {
+            "rings": self._drain.rings(),
+            "in_flight": sum(self._drain.in_flight().values()),
+            "late_max_ns": self._late_max_ns,
+            "request_base_ns": cost.base_ns,
+            "request_stage_ns": cost.stage_ns,
+        } | self.runs.gauges()
+
+    def in_flight(self) -> dict[str, int]:
+        """Give the requests that each service is serving now."""
+        return self._drain.in_flight()
+
+    def _deliver(self, records: Sequence[Record]) -> None:
+        for name, sink in self.sinks.items():
+            self._guarded(f"giving records to {name}", partial(sink.accept, records))
+
+    def _sleep(self, pause_s: float) -> None:
+        if not pause_s:
+            return
+        meant = self._clock() + int(pause_s * 1e9)
+        if self._wake.wait(pause_s):
+            self._wake.clear()
+            return
+        late = max(0, self._clock() - meant)
+        self._counts["late_ns"] += late
+        self._late_max_ns = max(late, self._late_max_ns)
+        self._counts["sleeps"] += 1
+
+    def _guarded(self, doing: str, call: Callable[[], T]) -> T | None:
+        """The one guard: a fault in one part is counted, said once, and ends no other part."""
+        try:
+            return call()
+        except Exception:
+            if os.environ.get(RAISE_VARIABLE):
+                raise
+            self._counts["faults"] += 1
+            if doing not in self._said:
+                self._said.add(doing)
+                _log.exception(
+                    "the agent's own fault while %s; said once, counted as faults", doing
+                )
+            return None
+
+
+def _release_the_interpreter() -> None:
+    """Let a thread that waits for the interpreter's lock have it now."""
+    time.sleep(0)
+
+
+def _go_on() -> None:
+    """Nobody waits in a process of our own."""

@@ -1,0 +1,167 @@
+"""The agent as a process of its own: takes the spool, serves, works until it is told to stop."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Generator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from stagescope.agent.addresses import default_metrics_address, parse_address, url
+from stagescope.agent.bearer_token import make_token, read_token
+from stagescope.agent.client import AgentClient
+from stagescope.agent.compose import ENDPOINT_VARIABLE, Composed, sinks_from_environment
+from stagescope.agent.control import Control, listen, metrics_only, serve_socket, serve_tcp
+from stagescope.agent.hold import AGENT, EMBEDDED, Hold, held_error, holder, try_hold
+from stagescope.agent.loop import Agent
+from stagescope.errors import EXIT_DONE, StagescopeError, UsageError
+from stagescope.spool import SOCKET_NAME, default_spool, ensure_spool
+
+YIELD_S = 8.0
+"""How long an embedded agent may take to flush and let go."""
+FLUSH_S = 10.0
+"""How long sinks may take to flush at the end."""
+
+_log = logging.getLogger("stagescope")
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What the command line says; None where it says nothing."""
+
+    spool: Path | None = None
+    listen: str | None = None
+    token_file: Path | None = None
+    metrics: str | None = None
+    otlp_url: str | None = None
+    once: bool = False
+    quiet: bool = False
+
+
+def run_agent(settings: Settings) -> int:
+    """Run an agent in the foreground; gives the exit code.
+
+    Raises HeldError where another agent holds the spool, UsageError and StagescopeError with
+    one sentence for everything else that keeps it from starting.
+    """
+    _check(settings)
+    if settings.otlp_url:
+        os.environ[ENDPOINT_VARIABLE] = settings.otlp_url
+    spool = ensure_spool(settings.spool or default_spool())
+    with ExitStack() as cleanup:
+        cleanup.enter_context(_printed_log(quiet=settings.quiet))
+        hold = take_spool(spool)
+        cleanup.callback(hold.release)
+        composed = sinks_from_environment()
+        agent = Agent(spool, composed.sinks)
+        composed.watch(agent)
+        cleanup.callback(agent.close, FLUSH_S)
+        _serve(settings, Control(agent, AGENT, spool, composed.render), composed, cleanup)
+        with _stopped_by_signals(agent):
+            if settings.once:
+                agent.stop()
+            agent.run()
+        _log.info("ends: %d records read", agent.counters()["records"])
+    return EXIT_DONE
+
+
+def _check(settings: Settings) -> None:
+    """Find what is wrong with the command line before anything is touched."""
+    if settings.listen:
+        parse_address(settings.listen, option="--listen")
+    elif settings.token_file:
+        raise UsageError("--token-file is the token of --listen HOST:PORT, which is not given")
+    if settings.metrics not in (None, "off"):
+        parse_address(settings.metrics, option="--metrics-port", default_host="127.0.0.1")
+
+
+def take_spool(spool: Path, timeout_s: float = YIELD_S) -> Hold:
+    """Take the spool; an embedded holder is asked to yield. Raises HeldError."""
+    deadline = time.monotonic() + timeout_s
+    asked_s = 0.0
+    while not (hold := try_hold(spool, AGENT)):
+        now = time.monotonic()
+        found = holder(spool)
+        if found.get("kind") == AGENT or now > deadline:
+            raise held_error(spool)
+        if found.get("kind") == EMBEDDED and now - asked_s > 1.0:
+            asked_s = now
+            with contextlib.suppress(StagescopeError):  # it may be gone, or just be coming up
+                AgentClient(spool / SOCKET_NAME).ask_to_yield()
+        time.sleep(0.02)
+    return hold
+
+
+def _serve(settings: Settings, control: Control, composed: Composed, cleanup: ExitStack) -> None:
+    server = serve_socket(control)
+    cleanup.callback(server.stop)
+    _log.info("reading spool %s, control socket %s, feeding %s",
+              control.spool, control.spool / SOCKET_NAME, ", ".join(composed.sinks))  # fmt: skip
+    if settings.listen:
+        _serve_tcp(settings, control, cleanup)
+    if settings.metrics != "off":
+        _serve_metrics(settings, composed, cleanup)
+
+
+def _serve_tcp(settings: Settings, control: Control, cleanup: ExitStack) -> None:
+    host, port = parse_address(settings.listen or "", option="--listen")
+    if settings.token_file:
+        token, said = read_token(settings.token_file), f"in {settings.token_file}"
+    else:
+        token, path = make_token(control.spool)
+        said = f"{token} (kept in {path})"
+    server = serve_tcp(control, (host, port), token)
+    cleanup.callback(server.stop)
+    _log.info("control API at %s, token %s", url(host, server.port), said)
+
+
+def _serve_metrics(settings: Settings, composed: Composed, cleanup: ExitStack) -> None:
+    """Serve /metrics; that the default port is taken is said, and is no reason to fail."""
+    if settings.metrics is None:
+        address = default_metrics_address(os.environ)
+    else:
+        address = parse_address(settings.metrics, option="--metrics-port", default_host="127.0.0.1")
+    try:
+        server = listen(address, metrics_only(composed.render))
+    except StagescopeError as taken:
+        if settings.metrics is not None:
+            raise
+        _log.warning("no metrics port: %s; choose one with --metrics-port", taken)
+        return
+    cleanup.callback(server.stop)
+    _log.info("metrics at %s", url(address[0], server.port, "/metrics"))
+
+
+@contextmanager
+def _stopped_by_signals(agent: Agent) -> Generator[None]:
+    numbers = (signal.SIGTERM, signal.SIGINT)
+
+    def stop(number: int, frame: object) -> None:
+        agent.stop_soon()
+
+    before = [signal.signal(number, stop) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _printed_log(*, quiet: bool) -> Generator[None]:
+    """Print the log's lines: a process in the foreground has nowhere else to say them."""
+    printed = logging.StreamHandler(sys.stdout)
+    printed.setFormatter(logging.Formatter("stagescope agent: %(message)s"))
+    _log.addHandler(printed)
+    _log.setLevel(logging.WARNING if quiet else logging.INFO)
+    _log.propagate = False
+    try:
+        yield
+    finally:
+        _log.removeHandler(printed)

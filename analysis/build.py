@@ -1,0 +1,171 @@
+"""From a run folder to its report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import ibis.expr.types as ir
+
+from stagescope.analysis.batches import batch_figures
+from stagescope.analysis.breakdown import (
+    Slot,
+    slots,
+    split,
+    split_unknown,
+    stage_slots,
+    unknown_slots,
+)
+from stagescope.analysis.client_side import client_side
+from stagescope.analysis.figures import Figures, figures
+from stagescope.analysis.join import Join, choose, client_columns, count, pair
+from stagescope.analysis.report import (
+    Client,
+    Instrument,
+    Joined,
+    Part,
+    Report,
+    Unmatched,
+    UnmatchedClient,
+)
+from stagescope.analysis.sources import RunTables, open_run, reading, rows, stored
+from stagescope.analysis.spans import Spans, find_spans
+from stagescope.analysis.validity import invalid_reasons
+from stagescope.stages import SUB_STAGES
+
+
+def build_report(folder: Path, backend: Any = None) -> Report:
+    """Read the run in *folder* and join, break down and judge it.
+
+    *backend* is a connected Ibis backend; by default DuckDB in memory.
+    Raises UsageError, which names the file and the cause, where the folder cannot be read.
+    """
+    tables = open_run(folder, backend)
+    try:
+        with reading(folder):
+            return _build(tables)
+    finally:
+        if backend is None:
+            tables.backend.disconnect()
+
+
+def _build(tables: RunTables) -> Report:
+    run = tables.run
+    client = client_columns(tables)
+    seen, unsent = client_side(client, run)
+    spans = find_spans(tables.server, SUB_STAGES)
+    pairs = stored(tables, split(pair(tables, spans), spans))
+    chosen, extra = choose(pairs, tables)
+    join = count(pairs, chosen, extra)
+    total, parts, stages = _parts(tables, client, chosen, spans, join, seen)
+    unmatched = _unmatched(seen, join, unsent)
+    instrument = _instrument(tables, chosen, spans, join)
+    return Report(
+        folder=tables.folder,
+        run=run,
+        invalid_reasons=invalid_reasons(run, seen, unmatched, instrument),
+        client=seen,
+        join=_joined(join, run.server_source),
+        total=total,
+        parts=parts,
+        stages=stages,
+        batches=batch_figures(tables.batches, _measured_since(client, join)),
+        unmatched=unmatched,
+        instrument=instrument,
+    )
+
+
+def _parts(
+    tables: RunTables, client: ir.Table, chosen: ir.Table, spans: Spans, join: Join, seen: Client
+) -> tuple[Part | None, tuple[Part, ...], tuple[Part, ...]]:
+    """Give the total, all parts, and those parts that are stages."""
+    if join.joined:
+        base = chosen.filter(chosen.measured & chosen.answered)
+        order = slots(spans, split_network=join.one_clock == join.joined)
+        requests = join.joined
+    elif seen.answered:
+        base = stored(tables, split_unknown(client.filter(client.measured & client.answered)))
+        order = unknown_slots()
+        requests = seen.answered
+    else:
+        return None, (), ()
+    columns = ["latency_ns", *_columns(order)]
+    found = figures(tables, base, columns, requests)
+    parts = tuple(_part(slot, found) for slot in order)
+    names = {slot.name for slot in stage_slots(spans)} if join.joined else set()
+    stages = tuple(part for part in parts if part.name in names)
+    return _part(Slot("client_latency", "latency_ns"), found), parts, stages
+
+
+def _columns(order: Sequence[Slot]) -> list[str]:
+    """Give the columns of *order*, each once: a stage may be its own only sub-stage."""
+    every = (each.column for slot in order for each in (slot, *slot.inner))
+    return list(dict.fromkeys(every))
+
+
+def _part(slot: Slot, found: Mapping[str, Figures]) -> Part:
+    own, total = found[slot.column], found["latency_ns"]
+    return Part(
+        name=slot.name,
+        mean_ms=own.mean_ms,
+        p50_ms=own.p50_ms,
+        p95_ms=own.p95_ms,
+        p99_ms=own.p99_ms,
+        share=own.mean_ms / total.mean_ms if total.mean_ms else 0.0,
+        share_slowest=own.slowest_ms / total.slowest_ms if total.slowest_ms else 0.0,
+        inner=tuple(_part(each, found) for each in slot.inner),
+    )
+
+
+def _joined(join: Join, source: str) -> Joined:
+    return Joined(
+        by=join.by,
+        requests=join.joined,
+        by_parent=join.by_parent,
+        one_clock=join.one_clock,
+        server_timing=join.server_timing,
+        extra_server=join.extra_server,
+        source=source,
+    )
+
+
+def _unmatched(seen: Client, join: Join, unsent: int) -> Unmatched:
+    before = unsent - join.unsent_matched
+    total = seen.count - join.matched
+    answered = seen.answered - join.joined
+    return Unmatched(
+        client=UnmatchedClient(
+            total=total,
+            before_server=before,
+            failed=total - before - answered,
+            answered=answered,
+        ),
+        server=join.server_without_client,
+    )
+
+
+def _instrument(tables: RunTables, chosen: ir.Table, spans: Spans, join: Join) -> Instrument:
+    s = tables.server
+    (server,) = rows(s.aggregate(n=s.count(), dropped=s.stages_dropped.sum()))
+    base = chosen.filter(chosen.measured & chosen.answered)
+    (after,) = rows(base.aggregate(mean=base.after_ns.mean()))
+    said = tables.run.instrument
+    openings = spans.count / server["n"] if server["n"] else 0.0
+    return Instrument(
+        cost_us=said.get("request_us", 0.0) + openings * said.get("stage_us", 0.0),
+        stages_per_request=openings,
+        dropped=int(sum(value for name, value in said.items() if "dropped" in name)),
+        overwritten=int(said.get("overwritten", 0)),
+        stages_dropped=int(server["dropped"] or 0),
+        server_after_ms=float(after["mean"] or 0.0) / 1e6,
+    )
+
+
+def _measured_since(client: ir.Table, join: Join) -> int | None:
+    """Give when the measured phase began, where the server's clock is the client's; else None."""
+    if not join.joined or join.one_clock < join.joined:
+        return None
+    measured = client.filter(client.measured)
+    (row,) = rows(measured.aggregate(since=measured.intended_ns.min()))
+    return int(row["since"])

@@ -1,0 +1,199 @@
+"""The report of one run: what `stagescope report` prints, and its JSON (docs/report-schema.md)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from stagescope.run_folder import Run
+
+SCHEMA = 1
+"""Version of the JSON; it grows when a key changes its meaning or goes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One part of client latency: figures in ms, shares as fractions."""
+
+    name: str
+    mean_ms: float
+    p50_ms: float
+    p95_ms: float
+    p99_ms: float
+    share: float
+    """Of the mean latency."""
+    share_slowest: float
+    """Of the mean latency of the slowest 1 %."""
+    inner: tuple[Part, ...] = ()
+    """Parts inside this one; what they leave of it was charged to the part itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class Latency:
+    """Latency of all answered requests, in ms."""
+
+    measured_from: str
+    """`intended` (client latency) or `sent` (service time)."""
+    mean_ms: float
+    p50_ms: float
+    p95_ms: float
+    p99_ms: float
+    max_ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class Client:
+    """What the client saw in the measured phase; counts of requests."""
+
+    planned: int
+    """By the driver's plan, warm-up included; 0 where the driver did not say."""
+    count: int
+    """Sent, or tried to, in the measured phase."""
+    answered: int
+    """A whole response came, with any status."""
+    failed: int
+    asked_rate_per_s: float
+    achieved_rate_per_s: float
+    """Answered requests per second of the measured phase."""
+    errors: Mapping[str, int]
+    """Failed requests by error word."""
+    status: Mapping[str, int]
+    """Answered requests by class of status: `2xx`, ..."""
+    latency: Latency | None
+    """None where no request was answered."""
+    service_time: Latency | None
+
+
+@dataclass(frozen=True, slots=True)
+class Joined:
+    """How client and server records met; counts of requests."""
+
+    by: str
+    """`trace_id+parent_span_id`, `trace_id`, `mixed` or `none`."""
+    requests: int
+    """Answered and joined: the base of the breakdown."""
+    by_parent: int
+    one_clock: int
+    server_timing: int
+    extra_server: int
+    source: str
+    """Where the server's side came from: `agent`, `remote agent`, `server-timing`, `none`."""
+
+
+@dataclass(frozen=True, slots=True)
+class UnmatchedClient:
+    """Measured client requests without a server record."""
+
+    total: int
+    before_server: int
+    """Failed before a byte was sent: there was nothing to record."""
+    failed: int
+    """Sent, but no whole response came."""
+    answered: int
+    """Answered: here a server record is really missing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Unmatched:
+    """Records that met no partner."""
+
+    client: UnmatchedClient
+    server: int
+    """Server records of this run whose trace no client row has."""
+
+
+@dataclass(frozen=True, slots=True)
+class Batches:
+    """The run's batches."""
+
+    count: int
+    failed: int
+    mean_size: float
+    p50_size: float
+    max_size: int
+    mean_wait_ms: float
+    mean_collate_ms: float
+    mean_inference_ms: float
+    warmup_included: bool
+    """True where warm-up's batches could not be told from the others (no common clock)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Instrument:
+    """What measuring cost and lost on the server's side."""
+
+    cost_us: float
+    """Per request: the middleware's base and its mean number of stage openings."""
+    stages_per_request: float
+    dropped: int
+    overwritten: int
+    stages_dropped: int
+    server_after_ms: float
+    """Mean time that the server went on after the client had the last byte; not in latency."""
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """One run's report."""
+
+    folder: Path
+    run: Run
+    invalid_reasons: tuple[str, ...]
+    client: Client
+    join: Joined
+    total: Part | None
+    """Client latency of the breakdown's base; None where there is nothing to break down."""
+    parts: tuple[Part, ...]
+    """In order; their means sum to `total`'s."""
+    stages: tuple[Part, ...]
+    """Those of `parts` that are the server's stages."""
+    batches: Batches
+    unmatched: Unmatched
+    instrument: Instrument
+
+    @property
+    def valid(self) -> bool:
+        """True where the run is to be believed."""
+        return not self.invalid_reasons
+
+    def part(self, name: str) -> Part | None:
+        """Give the part called *name*, at any depth."""
+        found = (inner for part in self.parts for inner in (part, *part.inner))
+        return next((part for part in found if part.name == name), None)
+
+    def to_json(self) -> dict[str, Any]:
+        """Give the report as docs/report-schema.md describes it."""
+        named = {name: self.part(name) for name in ("client_wait", "connect", "network")}
+        return {
+            "schema": SCHEMA,
+            "run": asdict(self.run),
+            "valid": self.valid,
+            "invalid_reasons": list(self.invalid_reasons),
+            "client": asdict(self.client),
+            "total": _part(self.total, "part", "parts"),
+            "parts": [_part(part, "part", "parts") for part in self.parts],
+            "stages": [_part(part, "stage", "sub_stages") for part in self.stages],
+            **{name: _part(part, "part", "parts") for name, part in named.items()},
+            "unexplained": _part(self.part("unexplained"), "part", "parts"),
+            "batches": asdict(self.batches),
+            "unmatched": asdict(self.unmatched),
+            "instrument": asdict(self.instrument),
+            "join": asdict(self.join),
+        }
+
+
+def _part(part: Part | None, name: str, inner: str) -> dict[str, Any] | None:
+    if part is None:
+        return None
+    return {
+        name: part.name,
+        "mean_ms": part.mean_ms,
+        "p50_ms": part.p50_ms,
+        "p95_ms": part.p95_ms,
+        "p99_ms": part.p99_ms,
+        "share": part.share,
+        "share_slowest": part.share_slowest,
+        inner: [_part(each, name, inner) for each in part.inner],
+    }

@@ -1,0 +1,151 @@
+"""The one table: where a request's time went, part by part, as text for a terminal of 80 columns.
+
+The mean column adds up to the client's mean latency; percentile columns are each part's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from stagescope.analysis.breakdown import UNKNOWN
+from stagescope.analysis.report import Batches, Client, Joined, Part, Report
+
+BAR_WIDTH = 5
+_EIGHTHS = " ▏▎▍▌▋▊▉"
+
+
+def render(report: Report) -> RenderableType:
+    """Give head, table and foot of *report*."""
+    return Group(*_banner(report), *_head(report), Text(), *_body(report), Text(), *_foot(report))
+
+
+def bar(share: float, width: int = BAR_WIDTH) -> str:
+    """Draw *share* (a fraction) in *width* cells, to an eighth of a cell."""
+    eighths = round(min(max(share, 0.0), 1.0) * width * 8)
+    full, rest = divmod(eighths, 8)
+    return ("█" * full + (_EIGHTHS[rest] if rest else "")).ljust(width)
+
+
+def label(name: str) -> str:
+    """Give a part's name as the table shows it."""
+    return {"client_wait": "client wait", UNKNOWN: "server (?)"}.get(name, name)
+
+
+def _banner(report: Report) -> list[Text]:
+    if report.valid:
+        return []
+    lines = [Text("INVALID: do not draw conclusions from this run", style="bold white on red")]
+    lines += [Text(f"  - {reason}", style="red") for reason in report.invalid_reasons]
+    return [*lines, Text()]
+
+
+def _head(report: Report) -> list[RenderableType]:
+    plan, client = report.run.plan, report.client
+    words = ", ".join(f"{word} {number:,}" for word, number in client.errors.items())
+    lines = {
+        "rate": f"{client.asked_rate_per_s:,.1f}/s asked ({plan.arrivals}), "
+        f"{client.achieved_rate_per_s:,.1f}/s answered, over {report.run.measured_s:,.1f} s"
+        + (" (interrupted)" if report.run.interrupted else ""),
+        "requests": f"{client.count:,} measured, {client.answered:,} answered{_status(client)}",
+        "errors": f"{client.failed:,}: {words}" if client.failed else "0",
+        "server": _source(report.join),
+    }
+    return [Text(f"{plan.method} {plan.url}", style="bold", overflow="fold"), _lines(lines)]
+
+
+def _lines(lines: Mapping[str, str]) -> Table:
+    """Lay out labelled lines, so that a long one wraps beside its label."""
+    grid = Table.grid(padding=(0, 2, 0, 0))
+    grid.add_column(no_wrap=True, min_width=10, style="dim")
+    grid.add_column()
+    for name, text in lines.items():
+        grid.add_row(name, Text(text))
+    return grid
+
+
+def _status(client: Client) -> str:
+    return "".join(f", {number:,} of {kind}" for kind, number in client.status.items())
+
+
+def _source(join: Joined) -> str:
+    if not join.requests:
+        return f"no record joined (source: {join.source})"
+    clock = "one clock" if join.one_clock == join.requests else "two clocks"
+    text = f"{join.source}; {join.requests:,} requests joined by {join.by}; {clock}"
+    if join.server_timing:
+        return f"{text}; times until the response began, so network holds respond"
+    return text
+
+
+def _body(report: Report) -> list[RenderableType]:
+    if report.total is None:
+        return [Text("No request was answered: there is no latency to break down.")]
+    table = Table(box=None, padding=(0, 0, 0, 1), pad_edge=False, header_style="bold")
+    table.add_column("part, ms", no_wrap=True, min_width=14)
+    for name in ("mean", "p50", "p95", "p99"):
+        table.add_column(name, justify="right", no_wrap=True, min_width=8)
+    for number, rest in (("share", ""), ("slowest", "1 %")):
+        table.add_column(number, justify="right", no_wrap=True, min_width=7)
+        table.add_column(rest, no_wrap=True, min_width=BAR_WIDTH)
+    largest = max(report.parts, key=lambda part: part.mean_ms)
+    for part in report.parts:
+        _row(table, part, label(part.name), "bold yellow" if part is largest else "")
+        for inner in part.inner:
+            _row(table, inner, f"  {inner.name.partition('.')[2]}", "dim")
+    table.add_section()
+    table.add_row("─" * 14, *["─" * 8] * 4, *["─" * 7, "─" * BAR_WIDTH] * 2, style="dim")
+    _row(table, report.total, "client latency", "bold")
+    return [table]
+
+
+def _row(table: Table, part: Part, name: str, style: str) -> None:
+    times = (part.mean_ms, part.p50_ms, part.p95_ms, part.p99_ms)
+    shares = (part.share, part.share_slowest)
+    table.add_row(
+        Text(name),
+        *(ms(value) for value in times),
+        *(cell for share in shares for cell in (_percent(share), bar(share))),
+        style=style,
+    )
+
+
+def ms(value: float) -> str:
+    """Give *value* to the microsecond, without a negative nought."""
+    text = f"{value:,.3f}"
+    return "0.000" if text == "-0.000" else text
+
+
+def _percent(share: float) -> str:
+    text = f"{share:.1%}"
+    return "0.0%" if text == "-0.0%" else text
+
+
+def _foot(report: Report) -> list[RenderableType]:
+    unmatched, cost = report.unmatched, report.instrument
+    client, doubled = unmatched.client, report.join.extra_server
+    lines = {
+        "batches": _batches(report.batches),
+        "unmatched": f"{client.total:,} of the client's ({client.before_server:,} never sent, "
+        f"{client.failed:,} failed, {client.answered:,} answered), "
+        f"{unmatched.server:,} of the server's" + (f"; {doubled:,} doubled" if doubled else ""),
+        "instrument": f"{cost.cost_us:.1f} µs a request "
+        f"({cost.stages_per_request:.1f} stages), {cost.dropped:,} dropped, "
+        f"{cost.overwritten:,} overwritten; the server went on for "
+        f"{cost.server_after_ms:.3f} ms after the last byte",
+    }
+    return [_lines(lines)]
+
+
+def _batches(b: Batches) -> str:
+    if not b.count:
+        return "none"
+    return (
+        f"{b.count:,}, {b.failed:,} failed; size mean {b.mean_size:.1f}, p50 {b.p50_size:g}, "
+        f"max {b.max_size}; mean wait {b.mean_wait_ms:.3f} ms, "
+        f"collate {b.mean_collate_ms:.3f} ms, inference {b.mean_inference_ms:.3f} ms"
+        + (" (warm-up included)" if b.warmup_included else "")
+    )

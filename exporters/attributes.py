@@ -1,0 +1,215 @@
+"""Every attribute and metric name that we emit, once; docs/attributes.md is printed from here.
+
+Names, types and stability are OpenTelemetry's where a convention exists
+(https://opentelemetry.io/docs/specs/semconv/, release 1.38); `model_server.*` where none does.
+Durations in attributes are whole nanoseconds and say so in the name.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+SERVICE_NAME: Final = "service.name"
+SERVICE_INSTANCE_ID: Final = "service.instance.id"
+HOST_NAME: Final = "host.name"
+PROCESS_PID: Final = "process.pid"
+PROCESS_RUNTIME_VERSION: Final = "process.runtime.version"
+TELEMETRY_SDK_NAME: Final = "telemetry.sdk.name"
+TELEMETRY_SDK_LANGUAGE: Final = "telemetry.sdk.language"
+TELEMETRY_SDK_VERSION: Final = "telemetry.sdk.version"
+
+HTTP_REQUEST_METHOD: Final = "http.request.method"
+HTTP_REQUEST_METHOD_ORIGINAL: Final = "http.request.method_original"
+HTTP_RESPONSE_STATUS_CODE: Final = "http.response.status_code"
+HTTP_ROUTE: Final = "http.route"
+HTTP_REQUEST_BODY_SIZE: Final = "http.request.body.size"
+HTTP_RESPONSE_BODY_SIZE: Final = "http.response.body.size"
+URL_PATH: Final = "url.path"
+ERROR_TYPE: Final = "error.type"
+
+STAGE: Final = "model_server.stage"
+STAGE_SELF_NS: Final = "model_server.stage.self_ns"
+STAGE_OPEN: Final = "model_server.stage.open"
+OTHER_NS: Final = "model_server.other_ns"
+STAGES_DROPPED: Final = "model_server.stages_dropped"
+DIED_IN_STAGE: Final = "model_server.died_in_stage"
+FIRST_BYTE_NS: Final = "model_server.response.first_byte_ns"
+SEND_WAIT_NS: Final = "model_server.response.send_wait_ns"
+CHUNKS: Final = "model_server.response.chunks"
+LOAD_RUN_ID: Final = "model_server.load_run.id"
+MODEL: Final = "model_server.model"
+BATCH_ID: Final = "model_server.batch.id"
+BATCH_IDS: Final = "model_server.batch.ids"
+BATCH_SIZE: Final = "model_server.batch.size"
+BATCH_DEVICE_NS: Final = "model_server.batch.device_ns"
+BATCH_MEMBERS_DROPPED: Final = "model_server.batch.members_dropped"
+
+METRIC_REQUEST_DURATION: Final = "http.server.request.duration"
+METRIC_ACTIVE_REQUESTS: Final = "http.server.active_requests"
+METRIC_STAGE_DURATION: Final = "model_server.stage.duration"
+METRIC_BATCH_SIZE: Final = "model_server.batch.size"
+METRIC_BATCH_DURATION: Final = "model_server.batch.duration"
+
+OTEL_STABLE: Final = "OpenTelemetry, stable"
+OTEL_DEVELOPMENT: Final = "OpenTelemetry, development"
+OURS: Final = "stagescope, kept within a major version"
+
+RESOURCE: Final = "resource"
+REQUEST_SPAN: Final = "request span"
+STAGE_SPAN: Final = "stage span"
+BATCH_SPAN: Final = "batch span"
+
+
+@dataclass(frozen=True, slots=True)
+class Attribute:
+    """One attribute: where it stands, what it holds, and who promises its name."""
+
+    name: str
+    type: str
+    """OpenTelemetry's word: string, int, boolean or string[]."""
+    unit: str
+    """As UCUM writes it (ns, By); empty where there is none."""
+    on: tuple[str, ...]
+    doc: str
+    stability: str = OURS
+
+
+@dataclass(frozen=True, slots=True)
+class MetricName:
+    """One metric: OpenTelemetry's name, Prometheus's, and its labels there."""
+
+    name: str
+    prometheus: str
+    type: str
+    unit: str
+    labels: tuple[str, ...]
+    doc: str
+    stability: str = OURS
+
+
+ATTRIBUTES: Final = (
+    Attribute(
+        SERVICE_NAME, "string", "", (RESOURCE,),
+        "The service that the middleware was told; else that of `OTEL_SERVICE_NAME`.", OTEL_STABLE,
+    ),
+    Attribute(
+        SERVICE_INSTANCE_ID, "string", "", (RESOURCE,),
+        "The id of the recorder file: 32 hex digits, new for each served process.", OTEL_STABLE,
+    ),
+    Attribute(HOST_NAME, "string", "", (RESOURCE,), "Host of the served process.",
+              OTEL_DEVELOPMENT),
+    Attribute(PROCESS_PID, "int", "", (RESOURCE,), "Process id of the served process.",
+              OTEL_DEVELOPMENT),
+    Attribute(PROCESS_RUNTIME_VERSION, "string", "", (RESOURCE,),
+              "Python that the served process runs.", OTEL_DEVELOPMENT),
+    Attribute(TELEMETRY_SDK_NAME, "string", "", (RESOURCE,), "`stagescope`.", OTEL_STABLE),
+    Attribute(TELEMETRY_SDK_LANGUAGE, "string", "", (RESOURCE,), "`python`.", OTEL_STABLE),
+    Attribute(TELEMETRY_SDK_VERSION, "string", "", (RESOURCE,),
+              "The stagescope that wrote the record.", OTEL_STABLE),
+    Attribute(HTTP_REQUEST_METHOD, "string", "", (REQUEST_SPAN,),
+              "The method; `_OTHER` where HTTP knows no such method.", OTEL_STABLE),
+    Attribute(HTTP_REQUEST_METHOD_ORIGINAL, "string", "", (REQUEST_SPAN,),
+              "The method as sent, where `http.request.method` is `_OTHER`.", OTEL_STABLE),
+    Attribute(HTTP_RESPONSE_STATUS_CODE, "int", "", (REQUEST_SPAN,),
+              "Status; absent where no response was started.", OTEL_STABLE),
+    Attribute(HTTP_ROUTE, "string", "", (REQUEST_SPAN,),
+              "Route template; absent where the framework gave none.", OTEL_STABLE),
+    Attribute(HTTP_REQUEST_BODY_SIZE, "int", "By", (REQUEST_SPAN,),
+              "Bytes of the body as read by the app.", OTEL_DEVELOPMENT),
+    Attribute(HTTP_RESPONSE_BODY_SIZE, "int", "By", (REQUEST_SPAN,),
+              "Bytes of the body as handed to the server.", OTEL_DEVELOPMENT),
+    Attribute(URL_PATH, "string", "", (REQUEST_SPAN,),
+              "Path without the query string, cut after 128 bytes.", OTEL_STABLE),
+    Attribute(
+        ERROR_TYPE, "string", "", (REQUEST_SPAN, BATCH_SPAN),
+        "Class name of the exception; else `disconnect` (the client left), `incomplete` (the app "
+        "ended within its response), `process_died`, or the status of a 5xx response.",
+        OTEL_STABLE,
+    ),
+    Attribute(STAGE, "string", "", (STAGE_SPAN,), "Full name of the stage: `queue.threadpool`."),
+    Attribute(
+        STAGE_SELF_NS, "int", "ns", (STAGE_SPAN,),
+        "What this opening is charged: its length less the time in which a stage opened later was "
+        "open. All of a request, with `model_server.other_ns`, sum to its duration.",
+    ),
+    Attribute(STAGE_OPEN, "boolean", "", (STAGE_SPAN,),
+              "True where the stage was still open when the request ended or the process died."),
+    Attribute(OTHER_NS, "int", "ns", (REQUEST_SPAN, BATCH_SPAN), "Time that no stage claimed."),
+    Attribute(STAGES_DROPPED, "int", "", (REQUEST_SPAN,),
+              "Openings that found no room in the record; their time is with the stage around."),
+    Attribute(DIED_IN_STAGE, "string", "", (REQUEST_SPAN, BATCH_SPAN),
+              "The stage that was open when the process died."),
+    Attribute(FIRST_BYTE_NS, "int", "ns", (REQUEST_SPAN,),
+              "From the start until the first body byte had been handed over."),
+    Attribute(SEND_WAIT_NS, "int", "ns", (REQUEST_SPAN,),
+              "Time in which the server waited for the client to take bytes."),
+    Attribute(CHUNKS, "int", "", (REQUEST_SPAN,), "Body chunks that were sent."),
+    Attribute(LOAD_RUN_ID, "string", "", (REQUEST_SPAN, BATCH_SPAN),
+              "The load run that sent it (W3C baggage `stagescope.run`)."),
+    Attribute(MODEL, "string", "", (BATCH_SPAN,), "The model that the batch went to."),
+    Attribute(BATCH_ID, "string", "", (BATCH_SPAN,),
+              "16 hex digits; also the id of the batch's span."),
+    Attribute(BATCH_IDS, "string[]", "", (REQUEST_SPAN,),
+              "The batches that the request was a member of."),
+    Attribute(BATCH_SIZE, "int", "", (BATCH_SPAN,), "Members."),
+    Attribute(BATCH_DEVICE_NS, "int", "ns", (BATCH_SPAN,),
+              "Device time of the whole batch; absent where it was not measured."),
+    Attribute(BATCH_MEMBERS_DROPPED, "int", "", (BATCH_SPAN,),
+              "Members that the record had no room to name, so that they are not linked."),
+)  # fmt: skip
+"""In the order of the document."""
+
+METRICS: Final = (
+    MetricName(
+        METRIC_REQUEST_DURATION, "http_server_request_duration_seconds", "histogram", "s",
+        ("service", "method", "route", "status"),
+        "From the first line of the middleware until the last byte.", OTEL_STABLE,
+    ),
+    MetricName(
+        METRIC_STAGE_DURATION, "model_server_stage_duration_seconds", "histogram", "s",
+        ("service", "stage"),
+        "What one request charged to one stage, sub-stages in it; `other` is what none claimed.",
+    ),
+    MetricName(
+        METRIC_BATCH_SIZE, "model_server_batch_size", "histogram", "", ("service", "model"),
+        "Members of a batch.",
+    ),
+    MetricName(
+        METRIC_BATCH_DURATION, "model_server_batch_duration_seconds", "histogram", "s",
+        ("service", "model"), "From a batch's first member until its model was done.",
+    ),
+    MetricName(
+        METRIC_ACTIVE_REQUESTS, "http_server_active_requests", "gauge", "", ("service",),
+        "Requests in flight when the agent last looked.", OTEL_DEVELOPMENT,
+    ),
+)  # fmt: skip
+"""Beside these stands one `stagescope_*` counter or gauge for each of the agent's own counts."""
+
+
+def page_tables() -> str:
+    """Give the tables of docs/attributes.md; its test prints them where the page is behind."""
+    parts = [
+        f"### On the {place}\n\n{_attribute_table(place)}"
+        for place in (RESOURCE, REQUEST_SPAN, STAGE_SPAN, BATCH_SPAN)
+    ]
+    return "\n\n".join((*parts, f"### Metrics\n\n{_metric_table()}"))
+
+
+def _attribute_table(place: str) -> str:
+    rows = [
+        f"| `{a.name}` | {a.type} | {a.unit} | {a.doc} | {a.stability} |"
+        for a in ATTRIBUTES
+        if place in a.on
+    ]
+    return "\n".join(("| name | type | unit | holds | stability |", "| --- " * 5 + "|", *rows))
+
+
+def _metric_table() -> str:
+    rows = [
+        f"| `{m.name}` | `{m.prometheus}` | {m.type} | {m.unit} | "
+        f"{', '.join(f'`{label}`' for label in m.labels)} | {m.doc} | {m.stability} |"
+        for m in METRICS
+    ]
+    head = "| name | in Prometheus | type | unit | labels | holds | stability |"
+    return "\n".join((head, "| --- " * 7 + "|", *rows))

@@ -1,0 +1,190 @@
+"""Counts every record into histograms, and shows them as Prometheus and OpenMetrics text.
+
+Counting is our own, because prometheus_client's histograms cost several microseconds each;
+the text is prometheus_client's.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Final
+
+from prometheus_client.core import (
+    CounterMetricFamily,
+    Exemplar,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.registry import Collector, CollectorRegistry
+
+from stagescope.exporters import attributes as names
+from stagescope.exporters.histograms import (
+    DURATION_BOUNDS_S,
+    SIZE_BOUNDS,
+    Seen,
+    Snapshot,
+)
+from stagescope.exporters.service_stats import Labels, ServiceStats
+from stagescope.records import Record, RequestRecord
+from stagescope.stages import OTHER
+
+MAX_SERVICES: Final = 64
+"""Services; records of further ones count under the service `other`."""
+
+_METRIC: Final = {metric.name: metric for metric in names.METRICS}
+_NOT_IN_A_NAME = re.compile(r"[^a-zA-Z0-9_]+")
+_DURATION_EDGES: Final = (*map(repr, DURATION_BOUNDS_S), "+Inf")
+_SIZE_EDGES: Final = (*(f"{bound}.0" for bound in SIZE_BOUNDS), "+Inf")
+
+
+class StageMetrics:
+    """A sink that counts; gives its text by `render`.
+
+    *has_trace* tells whether a request's spans are kept, so that an exemplar leads somewhere;
+    None points exemplars at every request. *counters* and *gauges* are asked at each rendering
+    and appear as `stagescope_NAME_total` and `stagescope_NAME`.
+    """
+
+    def __init__(
+        self,
+        *,
+        has_trace: Callable[[RequestRecord], bool] | None = None,
+        counters: Callable[[], Mapping[str, float]] = dict,
+        gauges: Callable[[], Mapping[str, float]] = dict,
+    ) -> None:
+        self.accepted = 0
+        self.registry = CollectorRegistry(auto_describe=False)
+        self.registry.register(StageCollector(self, counters, gauges))
+        self._has_trace = has_trace
+        self._services: dict[str, ServiceStats] = {}
+        self._in_flight: dict[str, int] = {}
+        self._lock = threading.Lock()
+
+    @property
+    def settled(self) -> int:
+        """As many as accepted: what is counted is done."""
+        return self.accepted
+
+    def accept(self, records: Sequence[Record]) -> None:
+        """Count *records*."""
+        has_trace = self._has_trace
+        with self._lock:
+            for record in records:
+                stats = self._services.get(record.process.service) or self._new_service(record)
+                if isinstance(record, RequestRecord):
+                    stats.add_request(record, has_trace=has_trace is None or has_trace(record))
+                else:
+                    stats.add_batch(record)
+            self.accepted += len(records)
+
+    def counters(self) -> dict[str, int]:
+        """Give nothing: what was counted is in the text, and nothing is ever dropped."""
+        return {}
+
+    def close(self, timeout_s: float) -> None:
+        """Nothing waits here."""
+
+    def set_in_flight(self, service: str, requests: int) -> None:
+        """Say how many *requests* of *service* are in flight now."""
+        with self._lock:
+            if service in self._in_flight or len(self._in_flight) < MAX_SERVICES:
+                self._in_flight[service] = requests
+
+    def render(self, accept: str = "") -> tuple[bytes, str]:
+        """Give the text in the format that an `Accept` header asks for, and its content type."""
+        encode, content_type = choose_encoder(accept)
+        return encode(self.registry), content_type
+
+    def in_flight(self) -> dict[str, int]:
+        """Give the requests in flight by service."""
+        with self._lock:
+            return dict(self._in_flight)
+
+    def snapshot(self, metric: str) -> dict[Labels, Snapshot]:
+        """Copy the histograms of *metric* (a name of attributes.METRICS) by their labels."""
+        with self._lock:
+            return {
+                (service, *labels): histogram.snapshot()
+                for service, stats in self._services.items()
+                for labels, histogram in stats.series(metric)
+            }
+
+    def _new_service(self, record: Record) -> ServiceStats:
+        full = len(self._services) >= MAX_SERVICES
+        return self._services.setdefault(OTHER if full else record.process.service, ServiceStats())
+
+
+class StageCollector(Collector):
+    """What prometheus_client asks for the metrics of a `StageMetrics`."""
+
+    def __init__(
+        self,
+        metrics: StageMetrics,
+        counters: Callable[[], Mapping[str, float]],
+        gauges: Callable[[], Mapping[str, float]],
+    ) -> None:
+        self._metrics = metrics
+        self._counters = counters
+        self._gauges = gauges
+
+    def collect(self) -> Iterator[Metric]:
+        """Give every family, histograms first."""
+        for name in (
+            names.METRIC_REQUEST_DURATION,
+            names.METRIC_STAGE_DURATION,
+            names.METRIC_BATCH_DURATION,
+            names.METRIC_BATCH_SIZE,
+        ):
+            yield _histogram_family(_METRIC[name], self._metrics.snapshot(name))
+        yield self._active_requests()
+        for name, count in sorted(self._counters().items()):
+            yield CounterMetricFamily(_own_name(name), _own_doc(name), value=count)
+        for name, value in sorted(self._gauges().items()):
+            yield GaugeMetricFamily(_own_name(name), _own_doc(name), value=value)
+
+    def _active_requests(self) -> Metric:
+        named = _METRIC[names.METRIC_ACTIVE_REQUESTS]
+        family = GaugeMetricFamily(named.prometheus, named.doc, labels=named.labels)
+        for service, requests in self._metrics.in_flight().items():
+            family.add_metric((service,), requests)
+        return family
+
+
+def _histogram_family(
+    named: names.MetricName, series: Mapping[Labels, Snapshot]
+) -> HistogramMetricFamily:
+    seconds = named.unit == "s"
+    scale, bounds = (1e9, _DURATION_EDGES) if seconds else (1.0, _SIZE_EDGES)
+    family = HistogramMetricFamily(
+        named.prometheus, named.doc, labels=named.labels, unit="seconds" if seconds else ""
+    )
+    for labels, snapshot in series.items():
+        if any(snapshot.counts):
+            family.add_metric(
+                labels, list(_buckets(snapshot, bounds, scale)), snapshot.total / scale
+            )
+    return family
+
+
+def _buckets(snapshot: Snapshot, edges: Sequence[str], scale: float) -> Iterator[Any]:
+    below = 0
+    for edge, count, seen in zip(edges, snapshot.counts, snapshot.exemplars, strict=True):
+        below += count
+        yield (edge, below, _exemplar(seen, scale)) if seen else (edge, below)
+
+
+def _exemplar(seen: Seen, scale: float) -> Exemplar:
+    ids = {"trace_id": seen.trace_id, "span_id": seen.span_id}
+    return Exemplar(ids, seen.value / scale, seen.wall_ns / 1e9)
+
+
+def _own_name(name: str) -> str:
+    return f"stagescope_{_NOT_IN_A_NAME.sub('_', name).strip('_')}"
+
+
+def _own_doc(name: str) -> str:
+    return f"stagescope's own count: {name}."

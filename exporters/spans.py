@@ -1,0 +1,225 @@
+"""Turns records into OpenTelemetry spans: one a request or batch, a child for each stage.
+
+Spans are built as they are, without a tracer: their ids and times come from the record, so that
+the same record gives the same spans however often it is exported.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from opentelemetry.sdk.resources import OTELResourceDetector, Resource
+from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.sdk.util.instrumentation import InstrumentationScope
+from opentelemetry.trace import Link, SpanContext, SpanKind, TraceFlags
+from opentelemetry.trace.status import Status, StatusCode
+
+from stagescope.exporters.span_attributes import (
+    CLIENT_LEFT,
+    OTHER_METHOD,
+    PROCESS_DIED,
+    Value,
+    batch_attributes,
+    error_type,
+    known_method,
+    last_stage,
+    process_attributes,
+    request_attributes,
+    stage_attributes,
+)
+from stagescope.identity import stage_span_id
+from stagescope.records import BatchRecord, Process, Record, RequestRecord, State
+from stagescope.stages import StageSpan
+
+MAX_RESOURCES: Final = 256
+
+_UNSET = Status(StatusCode.UNSET)
+_FAILED = Status(StatusCode.ERROR)
+_SAMPLED = TraceFlags(TraceFlags.SAMPLED)
+
+
+@dataclass(frozen=True, slots=True)
+class BatchLink:
+    """Where a request's batch has its span."""
+
+    trace_id: str
+    span_id: str
+
+
+class ProcessResource(Resource):
+    """A resource whose hash is kept: the encoder asks for it at every span."""
+
+    def __init__(self, attributes: Mapping[str, str | int]) -> None:
+        super().__init__(attributes)
+        self._kept_hash = super().__hash__()
+
+    def __hash__(self) -> int:
+        return self._kept_hash
+
+    def __eq__(self, other: object) -> bool:
+        return self is other or super().__eq__(other)
+
+
+class SpanBuilder:
+    """Builds the spans of a record; keeps one resource for each served process."""
+
+    def __init__(self) -> None:
+        self._shared: dict[str, str] = {
+            key: str(value) for key, value in OTELResourceDetector().detect().attributes.items()
+        }
+        self._of_ring: dict[str, tuple[ProcessResource, InstrumentationScope]] = {}
+
+    def spans(self, record: Record, batches: Sequence[BatchLink] = ()) -> list[ReadableSpan]:
+        """Give the record's own span, then its stages in the order of their opening.
+
+        *batches* are where the batches of a request have their spans; it links to them.
+        """
+        resource, scope = self._resource(record.process)
+        if isinstance(record, RequestRecord):
+            own = _request_span(record, batches, resource, scope)
+        else:
+            own = _batch_span(record, resource, scope)
+        return [own, *_stage_spans(record, own)]
+
+    def _resource(self, process: Process) -> tuple[ProcessResource, InstrumentationScope]:
+        known = self._of_ring.get(process.ring_id)
+        if known is None:
+            if len(self._of_ring) >= MAX_RESOURCES:
+                self._of_ring.pop(next(iter(self._of_ring)))
+            resource = ProcessResource(self._shared | process_attributes(process))
+            known = resource, InstrumentationScope("stagescope", process.version)
+            self._of_ring[process.ring_id] = known
+        return known
+
+
+def _request_span(
+    record: RequestRecord,
+    batches: Sequence[BatchLink],
+    resource: Resource,
+    scope: InstrumentationScope,
+) -> ReadableSpan:
+    method = known_method(record.method)
+    verb = "HTTP" if method == OTHER_METHOD else method
+    parent = None
+    if record.parent_span_id:
+        parent = _context(record.trace_id, int(record.parent_span_id, 16), not record.internal)
+    return _span(
+        record,
+        f"{verb} {record.route}" if record.route else verb,
+        _context(record.trace_id, int(record.span_id, 16)),
+        parent,
+        SpanKind.INTERNAL if record.internal else SpanKind.SERVER,
+        dict(request_attributes(record)),
+        [Link(_context(batch.trace_id, int(batch.span_id, 16), True)) for batch in batches],
+        resource,
+        scope,
+    )
+
+
+def _batch_span(
+    record: BatchRecord, resource: Resource, scope: InstrumentationScope
+) -> ReadableSpan:
+    return _span(
+        record,
+        f"batch {record.model}" if record.model else "batch",
+        _context(record.trace_id, int(record.batch_id, 16)),
+        None,
+        SpanKind.INTERNAL,
+        dict(batch_attributes(record)),
+        [Link(_context(m.trace_id, int(m.span_id, 16), True)) for m in record.members],
+        resource,
+        scope,
+    )
+
+
+def _span(
+    record: Record,
+    name: str,
+    context: SpanContext,
+    parent: SpanContext | None,
+    kind: SpanKind,
+    attributes: dict[str, Value],
+    links: Sequence[Link],
+    resource: Resource,
+    scope: InstrumentationScope,
+) -> ReadableSpan:
+    start = record.process.anchor.wall(record.start_ns)
+    return ReadableSpan(
+        name,
+        context,
+        parent,
+        resource,
+        attributes,
+        (),
+        links,
+        kind,
+        status=_status(record),
+        start_time=start,
+        end_time=start + record.duration_ns,
+        instrumentation_scope=scope,
+    )
+
+
+def _status(record: Record) -> Status:
+    error = error_type(record)
+    if not error or error == CLIENT_LEFT:
+        return _UNSET
+    if error == PROCESS_DIED:
+        return Status(StatusCode.ERROR, f"the process died in stage {last_stage(record)}")
+    return _FAILED
+
+
+def _stage_spans(record: Record, own: ReadableSpan) -> Iterator[ReadableSpan]:
+    own_context = own.context
+    owner = int(record.span_id if isinstance(record, RequestRecord) else record.batch_id, 16)
+    seen: Counter[int] = Counter()
+    begin = own.start_time or 0
+    contexts: list[SpanContext] = []
+    died = record.state is State.DIED
+    for stage, parent in zip(record.stages, enclosing(record.stages), strict=True):
+        span_id = stage_span_id(owner, stage.start_ns, seen[stage.start_ns])
+        seen[stage.start_ns] += 1
+        context = _context(record.trace_id, span_id)
+        contexts.append(context)
+        start, end = clamped(stage, record.duration_ns)
+        yield ReadableSpan(
+            stage.stage,
+            context,
+            own_context if parent is None else contexts[parent],
+            own.resource,
+            stage_attributes(stage),
+            kind=SpanKind.INTERNAL,
+            status=_FAILED if stage.failed or (died and stage.open) else _UNSET,
+            start_time=begin + start,
+            end_time=begin + end,
+            instrumentation_scope=own.instrumentation_scope,
+        )
+
+
+def clamped(stage: StageSpan, duration_ns: int) -> tuple[int, int]:
+    """Give start and end of *stage* within its timeline of *duration_ns*."""
+    start = min(max(stage.start_ns, 0), duration_ns)
+    return start, min(max(stage.end_ns, start), duration_ns)
+
+
+def enclosing(stages: Sequence[StageSpan]) -> list[int | None]:
+    """Give, for each stage in the order of opening, the index of the stage that it nests in.
+
+    That is the one opened last among those still open at its opening which also end no earlier:
+    a stage that outlives another (concurrent work) is its sibling, not its child.
+    """
+    parents: list[int | None] = []
+    still_open: list[int] = []
+    for index, stage in enumerate(stages):
+        still_open = [i for i in still_open if stages[i].end_ns > stage.start_ns]
+        around = [i for i in still_open if stages[i].end_ns >= stage.end_ns]
+        parents.append(around[-1] if around else None)
+        still_open.append(index)
+    return parents
+
+
+def _context(trace_id: str, span_id: int, is_remote: bool = False) -> SpanContext:
+    return SpanContext(int(trace_id, 16), span_id, is_remote, _SAMPLED)

@@ -1,0 +1,168 @@
+"""Getting the server's side of a run: agent of this host, remote agent, else Server-Timing."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Protocol
+
+from stagescope.errors import StagescopeError
+from stagescope.exporters.run_folder import ServerSide, write_records, write_rows
+from stagescope.loadgen.client_log import ClientLog
+from stagescope.loadgen.server_timing import server_rows
+from stagescope.records import Record
+from stagescope.spool import SOCKET_NAME, default_spool
+
+SETTLED_S = 3.0
+"""An agent drains several times a second: three seconds without news is the end of them."""
+_POLL_S = 0.1
+_LOSSES = ("dropped", "overwritten", "lost", "refused", "faults")
+"""Parts of the names of counters that tell what went missing; they grow as long as an agent runs."""
+
+
+class Counts(Protocol):
+    """How much an agent has of a run."""
+
+    @property
+    def finished(self) -> int:
+        """Requests that ended as requests do."""
+
+    @property
+    def died(self) -> int:
+        """Requests whose process ended first."""
+
+
+class RunSource(Protocol):
+    """What we ask of an agent; `stagescope.agent.client.AgentClient` is one."""
+
+    def counters(self) -> Mapping[str, float]:
+        """Give the agent's own counters."""
+
+    def run_counts(self, run_id: str) -> Counts:
+        """Count what the agent has of a run."""
+
+    def run_records(self, run_id: str) -> Iterator[Record]:
+        """Give all records of a run."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where an agent may be: a spool folder of this host, or the URL of a remote agent."""
+
+    spool: Path | None = None
+    agent_url: str = ""
+    token: str = ""
+
+
+@dataclass(slots=True)
+class Collected:
+    """Where the server's side came from, and what its instrument said of itself."""
+
+    source: str = "none"
+    instrument: Mapping[str, float] = field(default_factory=dict[str, float])
+    problems: list[str] = field(default_factory=list[str])
+    """Sentences for the person: what was asked and gave nothing."""
+    incomplete: list[str] = field(default_factory=list[str])
+    """Why a part of the server's side is missing: the run is invalid."""
+
+
+def losses_so_far(place: Place) -> Mapping[str, float]:
+    """Give the agent's counters of losses before a run, which are not that run's; never raises."""
+    for _, open_source in _agents(place):
+        with suppress(StagescopeError):
+            counters = open_source().counters()
+            return {name: value for name, value in counters.items() if _is_loss(name)}
+    return {}
+
+
+def collect_server_side(
+    folder: Path, run_id: str, log: ClientLog, place: Place, before: Mapping[str, float]
+) -> Collected:
+    """Write `server.parquet` and `batches.parquet` of *folder*, from the best source there is.
+
+    Both files are there afterwards, perhaps without rows. Raises StagescopeError where they
+    cannot be written; a source that fails is a sentence in `problems`, and the next is tried.
+    *before* is what `losses_so_far` gave.
+    """
+    collected = Collected()
+    for name, open_source in _agents(place):
+        try:
+            source = open_source()
+            if _settled(source, run_id, log.responded):
+                side = write_records(folder, source.run_records(run_id), broken=_tell(collected))
+                collected.source = name
+                collected.instrument = _instrument(source, side, before)
+                return collected
+            collected.problems.append(
+                f"the {name} has no record of this run: "
+                "is the server wrapped, and does it write to the agent's spool?"
+            )
+        except StagescopeError as problem:
+            collected.problems.append(str(problem))
+    rows = (row for chunk in log.chunks() for row in server_rows(chunk))
+    if write_rows(folder, rows).requests:
+        collected.source = "server-timing"
+    elif not collected.problems:
+        collected.problems.append(
+            f"no server side: no agent listens in {_spool(place)} and no answer had Server-Timing; "
+            "wrap the app in StageMiddleware, and start `stagescope agent` beside it"
+        )
+    return collected
+
+
+def _tell(collected: Collected) -> Callable[[StagescopeError], None]:
+    return lambda problem: collected.incomplete.append(f"server side incomplete: {problem}")
+
+
+def _agents(place: Place) -> Iterator[tuple[str, Callable[[], RunSource]]]:
+    """Give the agents to ask: a named one alone, else the one of this host, if there is one."""
+    socket = _spool(place) / SOCKET_NAME
+    if place.agent_url:
+        yield "remote agent", lambda: _client(place.agent_url, place.token)
+    elif socket.exists():
+        yield "agent", lambda: _client(str(socket), "")
+
+
+def _client(where: str, token: str) -> RunSource:
+    from stagescope.agent.client import AgentClient
+
+    return AgentClient(where, token=token or None)
+
+
+def _spool(place: Place) -> Path:
+    return place.spool or default_spool()
+
+
+def _settled(source: RunSource, run_id: str, expected: int) -> bool:
+    """Wait until the agent has all that was answered, or has no news; say if it has anything."""
+    seen = -1
+    news = time.monotonic()
+    while True:
+        counts = source.run_counts(run_id)
+        if counts.finished >= expected or time.monotonic() - news > SETTLED_S:
+            return counts.finished + counts.died > 0
+        if counts.finished != seen:
+            seen, news = counts.finished, time.monotonic()
+        time.sleep(_POLL_S)
+
+
+def _instrument(
+    source: RunSource, side: ServerSide, before: Mapping[str, float]
+) -> Mapping[str, float]:
+    costs = side.costs.values()
+    figures = {
+        name: float(value) - (before.get(name, 0.0) if _is_loss(name) else 0.0)
+        for name, value in source.counters().items()
+    }
+    if costs:
+        figures["request_us"] = median(cost.base_ns for cost in costs) / 1e3
+        figures["stage_us"] = median(cost.stage_ns for cost in costs) / 1e3
+    return figures
+
+
+def _is_loss(name: str) -> bool:
+    return any(part in name for part in _LOSSES)

@@ -1,0 +1,228 @@
+"""The embedded agent: exactly one drains, it yields to a process, another takes over."""
+
+import contextlib
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from stagescope.agent.client import AgentClient
+from stagescope.agent.hold import holder, try_hold
+from stagescope.embedded import EmbeddedAgent, start_embedded_agent
+from stagescope.errors import StagescopeError
+from stagescope.testing import wait_until
+from stagescope.testing.agents import AgentProcesses, short_spool
+from stagescope.testing.rings import write_ring
+
+
+@pytest.fixture
+def spool(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A spool; and faults of our own are raised."""
+    monkeypatch.setenv("STAGESCOPE_RAISE", "1")
+    with short_spool() as folder:
+        yield folder
+
+
+@pytest.fixture
+def start_process() -> Iterator[AgentProcesses]:
+    """Starts agents as processes, which are ended with the test."""
+    with AgentProcesses() as start:
+        yield start
+
+
+SOURCE = Path(__file__).parents[2] / "src"
+
+
+@pytest.fixture
+def embedded(spool: Path) -> Iterator[EmbeddedAgent]:
+    """The embedded agent of this process, draining."""
+    agent = start_embedded_agent(spool)
+    wait_until(lambda: agent.drains)
+    yield agent
+    agent.stop()
+
+
+def health(spool: Path) -> dict[str, object]:
+    """Ask who drains; empty where nobody answers."""
+    try:
+        return AgentClient(spool / "agent.sock").health()
+    except StagescopeError:
+        return {}
+
+
+def test_it_drains_and_answers(spool: Path, embedded: EmbeddedAgent) -> None:
+    """One call, and the records of the process's own ring are there to be asked for."""
+    assert health(spool)["kind"] == "embedded"
+    with write_ring(spool / "a.ring", 30, run_id="run"):
+        assert AgentClient(spool / "agent.sock").run_counts("run").requests == 30
+
+
+def test_it_is_started_once(spool: Path, embedded: EmbeddedAgent) -> None:
+    """A second call in the same process gives the one that runs."""
+    assert start_embedded_agent(spool) is embedded
+
+
+def test_off_is_off(spool: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`STAGESCOPE_AGENT=off` starts no thread."""
+    monkeypatch.setenv("STAGESCOPE_AGENT", "off")
+    threads = threading.active_count()
+    agent = start_embedded_agent(spool)
+    assert threading.active_count() == threads
+    assert not agent.alive
+    agent.stop()
+
+
+def test_what_keeps_it_from_working_is_one_line(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A spool that cannot be is a line in the log, never an exception in the server."""
+    (tmp_path / "file").write_text("")
+    with caplog.at_level(logging.WARNING, "stagescope"):
+        agent = start_embedded_agent(tmp_path / "file")
+        wait_until(lambda: not agent.alive)
+    assert len(caplog.records) == 1
+    assert "embedded agent is off" in caplog.text
+    agent.stop()
+
+
+def test_stop_reads_what_is_there(spool: Path, embedded: EmbeddedAgent) -> None:
+    """What was committed just before the end is kept."""
+    with write_ring(spool / "a.ring", 20, run_id="run"):
+        embedded.stop()
+    assert (spool / "runs" / "run.ndjson").read_text().count('"kind":"request"') == 20
+    assert holder(spool) == {}
+
+
+def test_of_two_one_stands_by_and_takes_over(spool: Path, embedded: EmbeddedAgent) -> None:
+    """On one spool exactly one drains; when it stops the other goes on where it was."""
+    other = EmbeddedAgent(spool, standby_s=0.02)
+    other.start()
+    with write_ring(spool / "a.ring", 5, run_id="run") as writer:
+        assert AgentClient(spool / "agent.sock").run_counts("run").requests == 5
+        assert embedded.drains
+        assert not other.drains
+        embedded.stop()
+        wait_until(lambda: other.drains and health(spool))
+        writer.request("run")
+        assert AgentClient(spool / "agent.sock").run_counts("run").requests == 6
+    other.stop()
+
+
+def test_it_yields_to_a_process_and_takes_over_after_it(
+    spool: Path, start_process: AgentProcesses
+) -> None:
+    """`stagescope agent` gets the spool from a server's thread, which has it back afterwards."""
+    embedded = EmbeddedAgent(spool, standby_s=0.05)
+    embedded.start()
+    client = AgentClient(spool / "agent.sock")
+    with write_ring(spool / "a.ring", 5, run_id="run") as writer:
+        wait_until(lambda: embedded.drains)
+        process = start_process(spool)
+        assert health(spool)["kind"] == "agent"
+        assert not embedded.drains
+        writer.request("run")
+        assert client.run_counts("run").requests == 6
+        process.kill()
+        process.communicate()
+        wait_until(lambda: embedded.drains and health(spool).get("kind") == "embedded")
+        writer.request("run")
+        assert [record.seq for record in client.run_records("run")] == list(range(7))
+    embedded.stop()
+
+
+SERVER = """
+import sys, time
+from pathlib import Path
+from stagescope.embedded import EmbeddedAgent
+agent = EmbeddedAgent(Path(sys.argv[1]), standby_s=0.05)
+agent.start()
+print("up", flush=True)
+sys.stdin.read()
+agent.stop()
+"""
+
+
+@contextlib.contextmanager
+def workers(spool: Path, count: int) -> Iterator[list[subprocess.Popen[str]]]:
+    """Start servers with an embedded agent each."""
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", SERVER, str(spool)],
+            env=os.environ | {"PYTHONPATH": str(SOURCE)},
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )
+        for _ in range(count)
+    ]  # fmt: skip
+    try:
+        for process in started:
+            assert process.stdout
+            assert process.stdout.readline() == "up\n"
+        yield started
+    finally:
+        for process in started:
+            process.kill()
+            process.communicate()
+
+
+def test_of_several_workers_exactly_one_drains(spool: Path) -> None:
+    """Kill the worker that drains, and another one does; every record of the run is there once."""
+    client = AgentClient(spool / "agent.sock")
+    with write_ring(spool / "a.ring", 0, ring_slots=512) as writer, workers(spool, 3) as started:
+        gone: set[object] = set()
+        for _ in range(3):
+            pid = wait_until(lambda: {health(spool).get("pid")} - gone - {None}).pop()
+            writer.request("run")
+            assert client.run_counts("run").requests == writer.next_seq
+            gone.add(pid)
+            next(p for p in started if p.pid == pid).send_signal(signal.SIGKILL)
+    assert gone == {process.pid for process in started}
+
+
+def test_a_forked_child_inherits_nothing(spool: Path, embedded: EmbeddedAgent) -> None:
+    """A child holds neither lock nor socket of its parent's, and may start its own agent."""
+    read_end, write_end = os.pipe()
+    with write_ring(spool / "a.ring", 1) as writer:
+        pid = os.fork()
+        if pid == 0:  # the child lives on when the parent lets go
+            writer.close()
+            own = start_embedded_agent(spool)
+            told = json.dumps({"own": own is not embedded, "alive": own.alive})
+            os.write(write_end, told.encode())
+            signal.pause()
+            os._exit(0)
+        try:
+            assert json.loads(os.read(read_end, 200)) == {"own": True, "alive": True}
+            assert health(spool)["pid"] == os.getpid()
+            embedded.stop()
+            wait_until(lambda: health(spool).get("pid") == pid)
+        finally:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            os.close(read_end)
+            os.close(write_end)
+    hold = wait_until(lambda: try_hold(spool, "agent"))
+    assert hold
+    hold.release()
+
+
+def test_twenty_starts_and_stops_leave_nothing(spool: Path) -> None:
+    """No thread, no descriptor, and the spool free after each."""
+    with write_ring(spool / "a.ring", 5, run_id="run") as writer:
+        for number in range(21):
+            agent = start_embedded_agent(spool)
+            wait_until(lambda agent=agent: agent.drains)  # type: ignore[misc]
+            writer.request("run")
+            agent.stop()
+            assert not agent.alive
+            if number == 0:  # imports and the like are done
+                threads, descriptors = threading.active_count(), len(os.listdir("/proc/self/fd"))
+    assert threading.active_count() == threads
+    assert len(os.listdir("/proc/self/fd")) <= descriptors
+    assert (spool / "runs" / "run.ndjson").read_text().count('"kind":"request"') == 26

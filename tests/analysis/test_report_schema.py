@@ -1,0 +1,36 @@
+"""docs/report-schema.md and the JSON say the same."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from stagescope.analysis.build import build_report
+from stagescope.testing.runs import MS, client_row, server_row, write_run_folder
+
+DOC = Path(__file__).parents[2] / "docs" / "report-schema.md"
+FREE = ("run", "errors", "status")
+"""Objects whose keys are data, or are described elsewhere."""
+
+
+def keys(value: Any) -> Iterator[str]:
+    """Give every key at any depth, less those inside FREE."""
+    for each in value if isinstance(value, list) else []:
+        yield from keys(each)
+    for key, each in value.items() if isinstance(value, dict) else []:
+        yield key
+        if key not in FREE:
+            yield from keys(each)
+
+
+def test_every_key_is_documented(tmp_path: Path) -> None:
+    """The keys of a report are the keys of the page, no more and no fewer."""
+    client = [client_row(seq) for seq in range(3)]
+    server = [server_row(row, {"inference.forward": MS}) for row in client]
+
+    report = build_report(write_run_folder(tmp_path, client, server)).to_json()
+    documented = set(re.findall(r"^\| `(\w+)` \|", DOC.read_text("utf-8"), re.MULTILINE))
+
+    assert set(keys(report)) == documented

@@ -1,0 +1,175 @@
+"""The table as a person sees it."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from rich.console import Console, RenderableType
+
+from stagescope.analysis.build import build_report
+from stagescope.analysis.report import Report
+from stagescope.analysis.side_by_side import side_by_side, what_grew
+from stagescope.analysis.table import bar, render
+from stagescope.testing.runs import (
+    MS,
+    batch_row,
+    client_row,
+    example_run,
+    failed_row,
+    server_row,
+    write_run_folder,
+)
+
+GOLDEN = """\
+GET http://127.0.0.1:8000/predict
+rate        10.0/s asked (constant), 12.0/s answered, over 10.0 s
+requests    121 measured, 120 answered, 120 of 2xx
+errors      1: refused 1
+server      agent; 120 requests joined by trace_id+parent_span_id; one clock
+
+part, ms           mean      p50      p95      p99   share       slowest 1 %
+client wait       1.000    1.000    1.000    1.000    5.0% ▎        5.0% ▎
+connect           1.000    1.000    1.000    1.000    5.0% ▎        5.0% ▎
+network           7.000    7.000    7.000    7.000   35.0% █▊      35.0% █▊
+  request         1.000    1.000    1.000    1.000    5.0% ▎        5.0% ▎
+  response        6.000    6.000    6.000    6.000   30.0% █▌      30.0% █▌
+queue             3.000    3.000    3.000    3.000   15.0% ▊       15.0% ▊
+  batch           2.000    2.000    2.000    2.000   10.0% ▌       10.0% ▌
+preprocess        0.000    0.000    0.000    0.000    0.0%          0.0%
+batch             0.000    0.000    0.000    0.000    0.0%          0.0%
+inference         6.000    6.000    6.000    6.000   30.0% █▌      30.0% █▌
+postprocess       0.000    0.000    0.000    0.000    0.0%          0.0%
+respond           0.000    0.000    0.000    0.000    0.0%          0.0%
+tokenize          1.000    1.000    1.000    1.000    5.0% ▎        5.0% ▎
+other             1.000    1.000    1.000    1.000    5.0% ▎        5.0% ▎
+unexplained       0.000    0.000    0.000    0.000    0.0%          0.0%
+────────────── ──────── ──────── ──────── ──────── ─────── ───── ─────── ─────
+client latency   20.000   20.000   20.000   20.000  100.0% █████  100.0% █████
+
+batches     1, 0 failed; size mean 4.0, p50 4, max 4; mean wait 1.000 ms,
+            collate 0.500 ms, inference 6.000 ms
+unmatched   1 of the client's (1 never sent, 0 failed, 0 answered), 0 of the
+            server's
+instrument  5.0 µs a request (4.0 stages), 0 dropped, 0 overwritten; the server
+            went on for 0.000 ms after the last byte
+"""
+
+
+@pytest.fixture
+def report(tmp_path: Path) -> Report:
+    """Give the report of 120 like requests."""
+    client = [client_row(seq) for seq in range(120)]
+    stages = {"queue": MS, "queue.batch": 2 * MS, "inference": 6 * MS, "tokenize": MS}
+    server = [server_row(row, stages, other_ns=MS) for row in client]
+    batch = batch_row(
+        0, size=4, start_ns=2000 * MS, batch__wait=MS, batch__collate=MS // 2, inference=6 * MS
+    )
+    folder = write_run_folder(tmp_path, [*client, failed_row(120, "refused")], server, [batch])
+    return build_report(folder)
+
+
+def text(renderable: RenderableType, width: int = 80) -> str:
+    """Render as a pipe would get it, less trailing blanks."""
+    console = Console(width=width, force_terminal=False)
+    with console.capture() as capture:
+        console.print(renderable)
+    return re.sub(r" +$", "", capture.get(), flags=re.MULTILINE)
+
+
+def at_rate(report: Report, rate: float, **means: float) -> Report:
+    """Give *report* at another rate, with other means of some parts."""
+    parts = tuple(replace(p, mean_ms=means.get(p.name, p.mean_ms)) for p in report.parts)
+    assert report.total is not None
+    return replace(
+        report,
+        parts=parts,
+        total=replace(report.total, mean_ms=sum(part.mean_ms for part in parts)),
+        run=replace(report.run, plan=replace(report.run.plan, rate_per_s=rate)),
+    )
+
+
+def test_the_table(report: Report) -> None:
+    """Head, table and foot fit 80 columns, and the means add up by eye."""
+    assert text(render(report)) == GOLDEN
+
+
+def test_an_invalid_run_says_so_first(report: Report) -> None:
+    """An INVALID run's banner comes before any figure, with its reasons as they are."""
+    lines = text(render(replace(report, invalid_reasons=("[bold]late", "few")))).splitlines()
+
+    assert lines[0].startswith("INVALID")
+    assert lines[1:3] == ["  - [bold]late", "  - few"]
+
+
+def test_a_run_without_answers_has_no_table(tmp_path: Path) -> None:
+    """Where nothing was answered the errors stand, and a sentence in the table's place."""
+    folder = write_run_folder(tmp_path, [failed_row(seq, "reset") for seq in range(5)])
+
+    screen = text(render(build_report(folder)))
+
+    assert "errors      5: reset 5" in screen
+    assert "No request was answered" in screen
+
+
+def test_server_timing_is_told(tmp_path: Path) -> None:
+    """The head says that the header's times end where the response begins."""
+    client = client_row(0)
+    server = server_row(client, {"inference": MS}) | {"source": "server-timing", "boot_id": ""}
+    run = example_run(server_source="server-timing")
+
+    screen = text(render(build_report(write_run_folder(tmp_path, [client], [server], run=run))))
+
+    assert "until the response began" in screen
+
+
+def test_no_colour_when_piped_or_asked(report: Report, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is no escape code in a pipe, and no colour under NO_COLOR."""
+    monkeypatch.setenv("NO_COLOR", "1")
+    console = Console(width=80, force_terminal=True)
+    with console.capture() as capture:
+        console.print(render(report))
+
+    assert "\x1b" not in text(render(report))
+    assert not re.search(r"\x1b\[[0-9;]*3[0-9]m", capture.get())
+
+
+@pytest.mark.parametrize(
+    ("share", "drawn"), [(0, "    "), (0.5, "██  "), (1, "████"), (2, "████"), (-1, "    ")]
+)
+def test_bar(share: float, drawn: str) -> None:
+    """A bar is as long as its share, within its cells."""
+    assert bar(share, 4) == drawn
+
+
+def test_side_by_side(report: Report) -> None:
+    """Three runs stand beside each other in 80 columns, each step with what grew."""
+    middle, top = at_rate(report, 20.0, queue=9.0), at_rate(report, 40.0, queue=900.0)
+
+    screen = text(side_by_side([report, middle, replace(top, invalid_reasons=("late",))]))
+
+    assert max(len(line) for line in screen.splitlines()) <= 80
+    assert re.search(
+        r"^queue +3\.000 +3\.000 +9\.000 +3\.000 +900\.000 +3\.000$", screen, re.MULTILINE
+    )
+    assert re.search(r"^client latency +20\.000 .* 917\.000 ", screen, re.MULTILINE)
+    assert "INVALID at 40/s: late" in screen
+    assert "10/s → 20/s: queue grew most, from 3.000 to 9.000 ms" in screen
+
+
+def test_what_grew(report: Report) -> None:
+    """The part whose mean grew most in ms is named with before, after and the whole."""
+    after = at_rate(report, 20.0, queue=13.0, inference=8.0, network=2.0)
+
+    assert what_grew(report, after) == (
+        "10/s → 20/s: queue grew most, from 3.000 to 13.000 ms "
+        "(+10.000 ms; client latency +7.000 ms)"
+    )
+
+
+def test_nothing_grew(report: Report) -> None:
+    """Where no part grew, or a run has no table, that is what is said."""
+    assert what_grew(report, at_rate(report, 5.0)) == "10/s → 5/s: no part grew"
+    assert "nothing to compare" in what_grew(report, replace(report, total=None))

@@ -1,0 +1,229 @@
+"""What is counted, how it reads as Prometheus and OpenMetrics text, and how it is served."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import pairwise
+from urllib.request import Request, urlopen
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from prometheus_client import Metric
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics
+from prometheus_client.parser import text_string_to_metric_families as plain_text
+from prometheus_client.samples import Sample
+
+from stagescope.errors import StagescopeError
+from stagescope.exporters.attributes import METRICS
+from stagescope.exporters.histograms import Histogram
+from stagescope.exporters.keep import KeepPolicy, Share
+from stagescope.exporters.metrics_server import MetricsServer
+from stagescope.exporters.prometheus import StageMetrics
+from stagescope.testing.records import PROCESS, SPAN_ID, TRACE_ID, batch_record, request_record
+
+OPENMETRICS = "application/openmetrics-text; version=1.0.0"
+
+
+def families(metrics: StageMetrics) -> dict[str, Metric]:
+    """Render as OpenMetrics and read it back."""
+    text, _ = metrics.render(OPENMETRICS)
+    return {family.name: family for family in read_openmetrics(text)}
+
+
+def read_openmetrics(text: bytes) -> Iterator[Metric]:
+    """Read by prometheus_client's parser, which knows more than it says in types."""
+    return openmetrics(text.decode())  # type: ignore[no-untyped-call,no-any-return]
+
+
+def samples(family: Metric, suffix: str, **labels: str) -> list[Sample]:
+    return [
+        sample
+        for sample in family.samples
+        if sample.name == family.name + suffix and labels.items() <= sample.labels.items()
+    ]
+
+
+def counted(*records: object) -> StageMetrics:
+    metrics = StageMetrics()
+    metrics.accept(records)  # type: ignore[arg-type]
+    return metrics
+
+
+def test_stage_seconds_add_up() -> None:
+    """Each stage is counted once with its sub-stages in it; all stages sum to the request."""
+    read = families(counted(request_record()))
+    stages = read["model_server_stage_duration_seconds"]
+    sums = {s.labels["stage"]: s.value for s in samples(stages, "_sum")}
+    counts = {s.labels["stage"]: s.value for s in samples(stages, "_count")}
+
+    assert sums == pytest.approx(
+        {"queue": 0.0002, "preprocess": 0.0008, "batch": 0.001, "inference": 0.007,
+         "postprocess": 0.0005, "respond": 0.0004, "other": 0.0001}
+    )  # fmt: skip
+    assert set(counts.values()) == {1}
+    (whole,) = samples(read["http_server_request_duration_seconds"], "_sum")
+    assert sum(sums.values()) == pytest.approx(whole.value)
+
+
+def test_request_labels_are_bounded_words() -> None:
+    """Route template, known method, class of the status; never the path."""
+    read = families(
+        counted(
+            request_record(),
+            request_record(route="", path="/secret/42", status=404),
+            request_record(method="BREW", status=0),
+        )
+    )["http_server_request_duration_seconds"]
+    labels = [s.labels for s in samples(read, "_count")]
+
+    assert labels == [
+        {"service": "resnet-api", "method": "POST", "route": "/predict", "status": "2xx"},
+        {"service": "resnet-api", "method": "POST", "route": "", "status": "4xx"},
+        {"service": "resnet-api", "method": "_OTHER", "route": "/predict", "status": "none"},
+    ]
+
+
+def test_exemplars_point_at_traces() -> None:
+    """A bucket's exemplar is the newest request in it, with its ids, its value and its time."""
+    older, newer = request_record(trace_id="cc" * 16), request_record()
+    read = families(counted(older, newer))
+    found = [
+        sample.exemplar
+        for sample in samples(
+            read["model_server_stage_duration_seconds"], "_bucket", stage="inference"
+        )
+        if sample.exemplar
+    ]
+
+    assert [exemplar.labels for exemplar in found] == [{"trace_id": TRACE_ID, "span_id": SPAN_ID}]
+    assert found[0].value == 0.007
+    assert float(found[0].timestamp or 0) == 1_700_000_001.01
+
+
+def test_exemplars_only_where_the_trace_is_kept() -> None:
+    """Where the keep policy is given, no exemplar leads to a trace that was not sent."""
+    policy = KeepPolicy(Share(0.0, 0.0, 0.0))
+    metrics = StageMetrics(has_trace=policy.certain)
+    metrics.accept([request_record(), request_record(run_id="r1", trace_id="dd" * 16)])
+    read = families(metrics)["http_server_request_duration_seconds"]
+    traces = {s.exemplar.labels["trace_id"] for s in read.samples if s.exemplar}
+
+    assert traces == {"dd" * 16}
+    assert [s.value for s in samples(read, "_count")] == [2]
+
+
+def test_batches_in_flight_and_own_counts() -> None:
+    """Batch sizes and seconds by model, requests in flight, the agent's counts as they are now."""
+    drops = {"otlp.dropped_full_spans": 3}
+    metrics = StageMetrics(counters=lambda: drops, gauges=lambda: {"otlp.queued_spans": 7})
+    metrics.accept([batch_record(size=6), batch_record(size=8)])
+    metrics.set_in_flight("resnet-api", 4)
+    drops["otlp.dropped_full_spans"] = 5
+    read = families(metrics)
+
+    (size,) = samples(read["model_server_batch_size"], "_sum", model="resnet50")
+    (seconds,) = samples(read["model_server_batch_duration_seconds"], "_sum")
+    assert (size.value, seconds.value) == (14, 0.016)
+    assert read["http_server_active_requests"].samples[0].value == 4
+    assert read["stagescope_otlp_dropped_full_spans"].samples[0].value == 5
+    assert read["stagescope_otlp_queued_spans"].samples[0].value == 7
+
+
+def test_metrics_are_in_the_table() -> None:
+    """What is shown is what the published table names, with its labels and units."""
+    metrics = counted(request_record(), batch_record())
+    metrics.set_in_flight("resnet-api", 1)
+    read = families(metrics)
+
+    assert set(read) == {named.prometheus for named in METRICS}
+    for named in METRICS:
+        family = read[named.prometheus]
+        assert family.type == named.type
+        assert set(family.samples[0].labels) - {"le"} == set(named.labels)
+        assert family.unit == ("seconds" if named.unit == "s" else "")
+
+
+def test_format_goes_by_the_accept_header() -> None:
+    """Without an Accept header it is Prometheus's text, without exemplars; as asked, OpenMetrics."""
+    metrics = counted(request_record())
+    text, content_type = metrics.render()
+    open_text, open_type = metrics.render(OPENMETRICS)
+
+    assert content_type.startswith("text/plain; version=0.0.4")
+    assert b"trace_id" not in text
+    assert len(list(plain_text(text.decode()))) == 5
+    assert open_type.startswith("application/openmetrics-text; version=1.0.0")
+    assert open_text.endswith(b"# EOF\n")
+    assert b"trace_id" in open_text
+
+
+def test_names_without_end_are_bounded() -> None:
+    """Stages, routes, models and services that are invented without end count as `other`."""
+    stage = request_record().stages[0]
+    metrics = StageMetrics()
+    for index in range(1_000):
+        own = (stage._replace(stage=f"mine{index}.part", start_ns=0, end_ns=10, self_ns=10),)
+        metrics.accept([request_record(stages=own, duration_ns=10, route=f"/{index}")])
+        metrics.accept([batch_record(model=f"m{index}")])
+    for index in range(200):
+        metrics.accept([request_record(process=replace(PROCESS, service=f"s{index}"))])
+        metrics.set_in_flight(f"s{index}", 1)
+    read = families(metrics)
+    stages = samples(read["model_server_stage_duration_seconds"], "_sum", service="resnet-api")
+
+    assert len(stages) == 48
+    assert sum(s.value for s in stages) == pytest.approx(10e-9 * 1_000)
+    requests = read["http_server_request_duration_seconds"]
+    assert len(samples(requests, "_count", service="resnet-api")) == 200
+    assert sum(s.value for s in samples(requests, "_count")) == 1_200
+    assert len(samples(read["model_server_batch_size"], "_count")) == 65
+    assert len({s.labels["service"] for s in samples(requests, "_count")}) == 65
+
+
+@given(st.lists(st.integers(0, 10**11), min_size=1))
+def test_histogram_counts_as_its_bounds_say(values: list[int]) -> None:
+    """Each bucket holds the values above the bound before it and up to its own."""
+    histogram = Histogram((10, 1_000, 10**9))
+    for value in values:
+        histogram.add(value)
+    edges = (-1, *histogram.bounds, 10**12)
+
+    assert histogram.total == sum(values)
+    assert histogram.counts == [
+        sum(low < value <= high for value in values) for low, high in pairwise(edges)
+    ]
+
+
+def test_served_over_http() -> None:
+    """A scrape gets the text, in the format it asks for; closing frees the port at once."""
+    metrics = counted(request_record())
+    with MetricsServer(metrics.registry) as server:
+        with urlopen(Request(server.url, headers={"Accept": OPENMETRICS})) as answer:
+            assert answer.headers["Content-Type"].startswith("application/openmetrics-text")
+            read = {family.name for family in read_openmetrics(answer.read())}
+        port = int(server.url.split(":")[2].split("/")[0])
+
+    assert "model_server_stage_duration_seconds" in read
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", port), timeout=2)
+
+
+def test_close_does_not_wait_long_for_a_silent_scraper() -> None:
+    """A scraper that connects and asks nothing is left after a few seconds."""
+    with (
+        MetricsServer(StageMetrics().registry) as server,
+        socket.create_connection(("127.0.0.1", int(server.url.split(":")[2].split("/")[0]))),
+        urlopen(server.url) as answer,
+    ):
+        assert answer.status == 200
+
+
+def test_address_in_use_is_said() -> None:
+    """An address that is taken is named in one sentence."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(StagescopeError, match=f"127.0.0.1:{port}: Address already in use"):
+            MetricsServer(StageMetrics().registry, port=port)

@@ -1,0 +1,99 @@
+"""A real Prometheus scrapes us and gives our exemplars back.
+
+Needs the program `prometheus` (Debian: `apt-get install -y prometheus`), so it is not part of
+`make test`; `make test-system` runs it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+from urllib.error import URLError
+from urllib.parse import urlencode
+from urllib.request import urlopen
+
+import pytest
+
+from stagescope.exporters.metrics_server import MetricsServer
+from stagescope.exporters.prometheus import StageMetrics
+from stagescope.testing import wait_until
+from stagescope.testing.records import TRACE_ID, batch_record, request_record
+
+pytestmark = pytest.mark.system
+
+CONFIG = """
+global: {{scrape_interval: 200ms, scrape_timeout: 200ms}}
+scrape_configs:
+  - job_name: stagescope
+    static_configs: [{{targets: ["{target}"]}}]
+"""
+
+
+@pytest.fixture
+def metrics() -> Iterator[tuple[StageMetrics, str]]:
+    """Our own endpoint, with the `host:port` it listens on."""
+    metrics = StageMetrics()
+    with MetricsServer(metrics.registry) as server:
+        yield metrics, server.url.removeprefix("http://").removesuffix("/metrics")
+
+
+@pytest.fixture
+def prometheus(metrics: tuple[StageMetrics, str], tmp_path: Path) -> Iterator[str]:
+    """A Prometheus that scrapes our endpoint; gives its URL."""
+    program = shutil.which("prometheus")
+    assert program, "the program `prometheus` is missing: apt-get install -y prometheus"
+    (tmp_path / "prometheus.yml").write_text(CONFIG.format(target=metrics[1]))
+    log = tmp_path / "log"
+    with log.open("wb") as out:
+        running = subprocess.Popen(
+            [
+                program,
+                f"--config.file={tmp_path}/prometheus.yml",
+                f"--storage.tsdb.path={tmp_path}/data",
+                "--web.listen-address=127.0.0.1:0",
+                "--enable-feature=exemplar-storage",
+            ],
+            stdout=out,
+            stderr=subprocess.STDOUT,
+        )
+    try:
+        yield wait_until(lambda: listening(log), timeout_s=30)
+    finally:
+        running.terminate()
+        running.wait(timeout=30)
+
+
+def listening(log: Path) -> str:
+    """Give the URL that the log names as listened on; empty until it does."""
+    found = re.search(r'msg="?Listening on"? address=(127\.0\.0\.1:\d+)', log.read_text())
+    return f"http://{found[1]}" if found else ""
+
+
+def ask(url: str, path: str, **parameters: str | float) -> list[dict[str, Any]]:
+    """Give the data of an API answer; empty while there is none."""
+    with suppress(URLError), urlopen(f"{url}{path}?{urlencode(parameters)}") as answer:
+        data = json.load(answer)["data"]
+        return data["result"] if isinstance(data, dict) else data  # type: ignore[no-any-return]
+    return []
+
+
+def test_prometheus_reads_us(metrics: tuple[StageMetrics, str], prometheus: str) -> None:
+    """Prometheus stores our histograms and, by its exemplar API, gives the trace id back."""
+    metrics[0].accept([request_record(), batch_record()])
+    name = "model_server_stage_duration_seconds"
+    query = f'{name}_bucket{{stage="inference"}}'
+    exemplars = wait_until(
+        lambda: ask(prometheus, "/api/v1/query_exemplars", query=query, start=0, end=2e9),
+        timeout_s=30,
+    )
+    sums = wait_until(lambda: ask(prometheus, "/api/v1/query", query=f"{name}_sum"), timeout_s=30)
+
+    assert exemplars[0]["exemplars"][0]["labels"]["trace_id"] == TRACE_ID
+    assert exemplars[0]["seriesLabels"]["service"] == "resnet-api"
+    assert {s["metric"]["stage"]: float(s["value"][1]) for s in sums}["inference"] == 0.007
