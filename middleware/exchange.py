@@ -228,23 +228,21 @@ class Exchange:
     def finish(self, error: str) -> None:
         """Write the record; *error* is the exception's class name, or empty."""
         try:
-            self._finish(error)
+            timeline = self._timeline
+            end_ns = self.ended_ns
+            if not end_ns:
+                end_ns = timeline.clock()
+                error = error or ("disconnect" if self._disconnected else "incomplete")
+            timeline.close_at(self._respond_index, end_ns)
+            timeline.finish(
+                end_ns, self._request_bytes, self._response_bytes, self._first_byte_ns,
+                self._send_wait_ns, self._chunks, _STATUSES.get(self._status, 0),
+                error.encode("utf-8", "replace") if error else b"",
+                template(self._scope),
+            )  # fmt: skip
         except Exception as problem:
             recorder = self._timeline.recorder
             if recorder.closed and isinstance(problem, ValueError):
                 return  # A forked child ends its parent's request: see Recorder.abandon.
             if fault(problem, recorder):
                 raise
-
-    def _finish(self, error: str) -> None:
-        timeline = self._timeline
-        end_ns = self.ended_ns
-        if not end_ns:
-            end_ns = timeline.clock()
-            error = error or ("disconnect" if self._disconnected else "incomplete")
-        timeline.close_at(self._respond_index, end_ns)
-        timeline.finish(
-            end_ns, self._request_bytes, self._response_bytes, self._first_byte_ns,
-            self._send_wait_ns, self._chunks, _STATUSES.get(self._status, 0), error.encode("utf-8", "replace"),
-            template(self._scope),
-        )  # fmt: skip

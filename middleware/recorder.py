@@ -44,7 +44,7 @@ class Recorder:
         path: Path | None = None,
     ) -> None:
         self.clock = clock
-        self.closed = False
+        self.closed = self.abandoned = False
         self.path = path
         """The file behind *buffer*, where there is one: other processes write to it by its name."""
         # Never the global generator: an app that seeds it would repeat our ids in each worker.
@@ -158,6 +158,7 @@ class Recorder:
         take for "write nowhere".
         """
         self.close()
+        self.abandoned = True
         for slot in self._slots:
             slot.release()
         self._words.release()

@@ -39,7 +39,7 @@ _OPENED = Struct(f"<16xBxBx{fmt.OPENED.format[5:]}{fmt.SLOT_BYTES - fmt.FINISHED
 _pack_opened = _OPENED.pack_into
 _pack_words = Struct("<40s112s").pack_into
 _WORDS_AT = fmt.ENTRIES_AT - 152
-_pack_finished = Struct(fmt.FINISHED.format.removesuffix("HI40s112s")).pack_into
+_pack_finished = Struct(fmt.FINISHED.format.removesuffix("I40s112s")).pack_into
 
 
 class Timeline:
@@ -149,6 +149,8 @@ class Timeline:
                 slot.codes[at] = code
                 slot.times[at] = start
             elif not self.done:
+                if not self.dropped:
+                    self.recorder.count("chains_refused")
                 self.dropped += 1
         except ValueError:
             return  # As in recode.
@@ -164,7 +166,7 @@ class Timeline:
 
     def place(self, index: int) -> tuple[Slot, int] | None:
         """Find slot and position of an entry, chaining a slot where needed; None: nowhere."""
-        if self.done:
+        if self.done or self.recorder.abandoned:
             return None
         chained, at = divmod(index, fmt.ENTRIES_PER_SLOT)
         if chained == 0:
@@ -195,7 +197,7 @@ class Timeline:
         """
         with _chain_lock:
             lent = self.lent = self.lent or []
-            if self.done:
+            if self.done or self.recorder.abandoned:
                 return None
             slot = self._chained_slot(fmt.MAX_CHAIN + len(lent))
             lent.append(slot)
@@ -223,15 +225,17 @@ class Timeline:
         self.codes = NO_CODES
         self.times = NO_TIMES
         recorder, slot = self.recorder, self.slot
+        continuations = 0
         if self.chain is not None or self.lent is not None:
             # `done` is set, so no thread adds to these once it waits for the lock that we take.
             with _chain_lock:
+                continuations = len(self.chain or ())
                 for further in (self.chain or []) + (self.lent or []):
                     recorder.commit(further)
         raw = slot.raw
         _pack_finished(
             raw, 240, end_ns - self.start_ns, request_bytes, response_bytes, first_byte_ns,
-            send_wait_ns, chunks, self.dropped, status,
+            send_wait_ns, chunks, self.dropped, status, continuations,
         )  # fmt: skip
         if error or route:
             _pack_words(raw, _WORDS_AT, error, route)

@@ -7,10 +7,13 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing import resource_tracker
+from pathlib import Path
 from typing import TypeVar
 
 import psutil
 import pytest
+
+from stagescope.middleware.timeline import current
 
 SETTLE_S = 5.0
 """How long what a test has stopped may take to be gone."""
@@ -21,6 +24,8 @@ MARK = "STAGESCOPE_TEST_SESSION"
 By it those are found whose parent died first: they are nobody's children any more.
 """
 
+SOURCE = Path(__file__).resolve().parent.parent / "src"
+
 Found = TypeVar("Found")
 
 
@@ -28,6 +33,10 @@ Found = TypeVar("Found")
 def _session_mark() -> Iterator[str]:
     """Mark whatever this session starts as its own."""
     os.environ[MARK] = mark = uuid.uuid4().hex
+    # A fresh clone runs its tests without an install: the programs that they start do, too.
+    os.environ["PYTHONPATH"] = os.pathsep.join(
+        filter(None, (str(SOURCE), os.environ.get("PYTHONPATH")))
+    )
     yield mark
     del os.environ[MARK]
 
@@ -45,6 +54,9 @@ def _nothing_left_behind(_session_mark: str) -> Iterator[None]:
     for process in left_processes:
         _end(process)
     assert not told, f"left behind by the test: {'; '.join(told)}"
+    inherited = current.get()
+    current.set(None)
+    assert inherited is None, "the test left its request current in this context"
 
 
 def _settle(look: Callable[[], Sequence[Found]]) -> Sequence[Found]:

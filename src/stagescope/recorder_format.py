@@ -66,7 +66,7 @@ FLAGS_AT = 18
 FINISHED = Struct("<QQQQQIIHHI40s112s")
 """From FINISHED_AT, written when it ends: duration ns, request bytes (a batch: device ns),
 response bytes, first byte ns, send wait ns, chunks (a batch: size), entries dropped,
-status, reserved, reserved, error, route."""
+status, continuations, reserved, error, route."""
 FINISHED_AT = OPENED_AT + OPENED.size
 ENTRIES_AT = 448
 ENTRIES_PER_SLOT = 32
