@@ -242,7 +242,7 @@ class Exchange:
             )  # fmt: skip
         except Exception as problem:
             recorder = self._timeline.recorder
-            if recorder.closed and isinstance(problem, ValueError):
+            if recorder.abandoned:
                 return  # A forked child ends its parent's request: see Recorder.abandon.
             if fault(problem, recorder):
                 raise
