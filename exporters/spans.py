@@ -180,8 +180,9 @@ def _stage_spans(record: Record, own: ReadableSpan) -> Iterator[ReadableSpan]:
     contexts: list[SpanContext] = []
     died = record.state is State.DIED
     for stage, parent in zip(record.stages, enclosing(record.stages), strict=True):
-        span_id = stage_span_id(owner, stage.start_ns, seen[stage.start_ns])
-        seen[stage.start_ns] += 1
+        opened = max(stage.start_ns, 0)
+        span_id = stage_span_id(owner, opened, seen[opened])
+        seen[opened] += 1
         context = _context(record.trace_id, span_id)
         contexts.append(context)
         start, end = clamped(stage, record.duration_ns)

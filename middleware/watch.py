@@ -28,6 +28,7 @@ class Figures(Protocol):
     @property
     def closed(self) -> bool:
         """True once nothing more is to be written."""
+        ...
 
     def add_wait(self, name: str, value: int) -> None:
         """Add *value* to a figure."""

@@ -58,7 +58,7 @@ def format_traceparent(trace_id: str, span_id: str, *, sampled: bool = True) -> 
 
 
 def stage_span_id(owner: int, start_ns: int, twin: int = 0) -> int:
-    """Derive the id of the span of a stage that opened *start_ns* after its timeline began.
+    """Derive the id of the span of a stage that opened *start_ns* (0 or more) after its timeline.
 
     *owner* is the span id of the timeline's own span. The served process derives it when the
     stage opens, so that the app's own spans nest under it, and an exporter when it makes the
