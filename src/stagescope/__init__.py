@@ -1,25 +1,27 @@
 """stagescope: where did this request's time go, stage by stage, and what holds the server back?
 
-The face is lazy: naming `StageMiddleware`, `stage`, `carry` or `batch` loads the standard library
-alone; `load_run` loads the load driver and what it needs.
+The face is lazy: naming `StageMiddleware`, `stage`, `carry`, `batch` or `install` loads the
+standard library alone; `load_run` loads the load driver and what it needs.
 """
 
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING
+
+TYPE_CHECKING = False  # type checkers know it; `typing` itself would be most of what this costs
 
 if TYPE_CHECKING:
-    from stagescope.face import StageMiddleware
+    from stagescope.face import StageMiddleware, install
     from stagescope.middleware.batches import batch
     from stagescope.middleware.stage import carry, stage
 
-__all__ = ["StageMiddleware", "batch", "carry", "stage"]
+__all__ = ["StageMiddleware", "batch", "carry", "install", "stage"]
 
 _HOMES = {
     "StageMiddleware": "stagescope.face",
     "batch": "stagescope.middleware.batches",
     "carry": "stagescope.middleware.stage",
+    "install": "stagescope.face",
     "stage": "stagescope.middleware.stage",
 }
 
