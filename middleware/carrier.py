@@ -70,6 +70,8 @@ class AttachedTimeline(Timeline):
         self.done = False
         self.dropped = 0
         self.chain = None
+        self.nesting = None
+        self.waits = 0
         self.next_index = count().__next__
         slot = self.slot = Slot(_memory_of(path), int(at))
         self.codes = slot.codes

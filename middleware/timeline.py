@@ -8,12 +8,14 @@ is computed here.
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from contextvars import ContextVar
 from itertools import count
 from struct import Struct
 from threading import Lock
 
 from stagescope import recorder_format as fmt
+from stagescope.middleware.nesting import Nesting
 from stagescope.middleware.recorder import Recorder
 from stagescope.middleware.slots import ENDS, NO_CODES, NO_TIMES, Slot
 
@@ -47,8 +49,8 @@ class Timeline:
     """
 
     __slots__ = (
-        "chain", "clock", "codes", "done", "dropped", "lent", "next_index", "recorder", "run", "slot",
-        "span_id", "start_ns", "times", "trace_id",
+        "chain", "clock", "codes", "done", "dropped", "lent", "nesting", "next_index", "recorder", "run",
+        "slot", "span_id", "start_ns", "times", "trace_id", "waits",
     )  # fmt: skip
 
     def __init__(
@@ -74,6 +76,9 @@ class Timeline:
         self.dropped = 0
         self.chain: list[Slot] | None = None
         self.lent: list[Slot] | None = None
+        self.nesting: Nesting | None = None
+        self.waits = 0
+        """Waits for a thread that got an entry of their own (see hooks/anyio.py)."""
         self.next_index = count().__next__
         slot = self.slot = recorder.acquire()
         self.codes = slot.codes
@@ -125,6 +130,12 @@ class Timeline:
                 slot.codes[at] = slot.codes[at] | code if add else code
         except ValueError:
             return  # A forked child's view of its parent's timeline: see Recorder.abandon.
+
+    def flag(self, flag: int) -> None:
+        """Add a flag (FLAG_INTERNAL, ...) to what was said of this timeline when it began."""
+        with suppress(ValueError):  # As in recode.
+            if not self.done:
+                self.slot.raw[fmt.FLAGS_AT] |= flag
 
     def mark(self, code: int, start: int, end: int) -> None:
         """Add an entry that is no stage."""

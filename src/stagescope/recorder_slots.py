@@ -128,7 +128,7 @@ class SlotDecoder:
                 parent.hex() if parent != _NO_PARENT else "", bool(flags & fmt.FLAG_INTERNAL),
                 bool(flags & fmt.FLAG_SAMPLED), text(run), start, duration, text(method),
                 text(path), text(route), status, text(error), n1, n2, first_byte, send_wait,
-                chunks, stages, batches, dropped,
+                chunks, stages, batches, dropped, bool(flags & fmt.FLAG_NESTED),
             )  # fmt: skip
         if kind == fmt.KIND_BATCH:
             intervals, members = _batch_entries(entries)
