@@ -12,8 +12,13 @@ from typing import TypeVar
 
 import psutil
 import pytest
+from hypothesis import settings
 
 from stagescope.middleware.timeline import current
+
+# No test is timed. CI tries the same examples each time; at the desk each run tries new ones.
+settings.register_profile("ours", deadline=None, derandomize=bool(os.environ.get("CI")))
+settings.load_profile("ours")
 
 SETTLE_S = 5.0
 """How long what a test has stopped may take to be gone."""

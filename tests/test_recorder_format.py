@@ -54,6 +54,7 @@ def test_the_header_is_the_pages() -> None:
     words = [
         (8 * fmt.ANCHOR_COUNT_WORD, 1), (8 * fmt.ANCHOR_WORDS, 4), (8 * fmt.COST_BASE_WORD, 1),
         (8 * fmt.COST_STAGE_WORD, 1), (8 * fmt.COUNTER_WORDS, len(fmt.COUNTERS)),
+        (8 * fmt.WAIT_WORDS, len(fmt.WAITS)),
     ]  # fmt: skip
 
     assert places(table("Header")) == fixed
