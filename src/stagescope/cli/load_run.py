@@ -56,13 +56,17 @@ def load_run(
     timeout_s: float = 30.0,
     out: Path | None = None,
     spool: Path | None = None,
+    agent_url: str = "",
+    token: str = "",
 ) -> Path:
     """Load *url* and give the run folder; `stagescope load` from Python.
 
+    The server's side comes from the agent of *spool* on this host, or from that at *agent_url*
+    with its bearer *token*, else from the `Server-Timing` header of the answers.
     Raises UsageError for what cannot be run as given, StagescopeError where nothing answers.
     """
     aim = target(url, method=method, headers=headers, body=body, json_text=json_text)
-    place = Place(spool=spool)
+    place = Place(spool=spool, agent_url=agent_url, token=token)
     settings = Settings(
         aim, rate_per_s, duration_s, warmup_s, arrivals, seed, timeout_s, out, place
     )
