@@ -15,5 +15,6 @@ HOOKS: dict[str, str] = {
     "hypercorn": "stagescope.middleware.hooks.hypercorn",
     "starlette": "stagescope.middleware.hooks.starlette",
     "uvicorn": "stagescope.middleware.hooks.uvicorn",
+    "ts.service": "stagescope.middleware.hooks.torchserve",
 }
 """Framework's import name → our module, both by name alone."""
