@@ -131,19 +131,25 @@ class Worker:
         self.free_ns = 0
         self.call: Call | None = None
         self.waits: Waits | None = None
-        self._prepared: set[int] = set()
+        self._covered: Any = None
+
+    def open(self) -> Recorder | None:
+        """Open recorder and log; at the model's loading, so that no request waits for it."""
+        recorder = process_recorder(None, os.environ.get(SERVICE_VARIABLE) or SERVICE)
+        if recorder is not None and self.waits is None:
+            self.waits = Waits(front_end_thread(sys.argv))
+        return recorder
 
     def begin(self, service: Any, requests: Sequence[Request]) -> None:
-        """Start the timelines of a batch; *service* is prepared at its first one."""
+        """Start the timelines of a batch."""
         self.call = None
-        recorder = process_recorder(None, os.environ.get(SERVICE_VARIABLE) or SERVICE)
-        if recorder is None or not requests:
+        recorder = self.open()
+        if recorder is None or self.waits is None or not requests:
             return
-        self.waits = self.waits or Waits(front_end_thread(sys.argv))
         self.waits.begin()
-        if id(service) not in self._prepared:
-            self._prepared.add(id(service))
-            self._prepare(service)
+        if self._covered is not service:
+            self._covered = service
+            self._cover(service)
         arrived_ns = self.reading_since_ns or recorder.clock()
         self.call = Call(recorder, service.context.model_name, requests, arrived_ns)
 
@@ -156,7 +162,8 @@ class Worker:
             self.free_ns = call.recorder.clock()
         self.reading_since_ns = 0
 
-    def _prepare(self, service: Any) -> None:
+    def _cover(self, service: Any) -> None:
+        # At the first batch: a handler that is a function may make its object when it is loaded.
         entry = service._entry_point
         for owner in stage_owners(entry):
             for method, stage_name in METHODS.items():
@@ -274,7 +281,17 @@ def _install() -> None:
     protocol = import_module("ts.protocol.otf_message_handler")
     worker = Worker()
     wrap(protocol, "_retrieve_inference_msg", partial(_timed_reading, worker=worker))
+    wrap(service, "__init__", partial(_opening, worker=worker))
     wrap(service, "predict", partial(_timed_predict, worker=worker))
+
+
+def _opening(inner: Callable[..., Any], worker: Worker) -> Callable[..., Any]:
+    def init(service: Any, *args: Any, **kwargs: Any) -> None:
+        inner(service, *args, **kwargs)
+        with guarded():
+            worker.open()
+
+    return init
 
 
 def _timed_reading(inner: Callable[..., Any], worker: Worker) -> Callable[..., Any]:

@@ -7,7 +7,8 @@ of each worker writes two lines a request, after the response (or the error) was
     W-9000-m_1.0 org.pytorch.serve.job.RestJob - Waiting time ns: 1234567, Backend time ns: 89
 
 Where the batch failed there is no first line, and the second says `Inference time ns`; the errors
-come in the order of the batch.
+come in the order of the batch. As TorchServe is delivered its log holds each line twice, one after
+the other: its logger and the root logger both write there.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ ANCESTORS = 5
 
 _LINE = re.compile(
     rb"Sending response for jobId (?P<job>\S+)"
-    rb"|Waiting time ns: (?P<wait>\d+), (?:Backend|(?P<failed>Inference)) time ns: \d+"
+    rb"|Waiting time ns: (?P<wait>\d+), (?:Backend|(?P<failed>Inference)) time ns: (?P<spent>\d+)"
     rb"|Drop (?:error )?response for inference request (?P<dropped>\S+)"
 )
 
@@ -48,6 +49,7 @@ class WaitLines:
         self._thread = re.compile(rb"(?:^|\s)" + re.escape(thread.encode()) + rb"(?=[-\s])")
         self._rest = b""
         self._job = ""
+        self._last = (b"", b"")
 
     def feed(self, piece: bytes) -> Iterator[Waited]:
         """Give what the complete lines say; a line that is cut off waits for its rest."""
@@ -63,7 +65,8 @@ class WaitLines:
                 yield Waited(found["dropped"].decode("ascii", "replace"), None)
             else:
                 job, self._job = self._job, ""
-                if bool(job) != bool(found["failed"]):
+                last, self._last = self._last, (found["wait"], found["spent"])
+                if self._last != last and bool(job) != bool(found["failed"]):
                     yield Waited(job, int(found["wait"]))
 
 

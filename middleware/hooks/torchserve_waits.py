@@ -105,8 +105,9 @@ class Waits:
         self._some = threading.Event()
         self._said = False
         self._file = self._open()
+        self._thread = threading.Thread(target=self._run, name="stagescope-torchserve", daemon=True)
         if self._file is not None:
-            threading.Thread(target=self._run, name="stagescope-torchserve", daemon=True).start()
+            self._thread.start()
 
     def _open(self) -> FollowedLog | None:
         path = find_log()
@@ -136,25 +137,40 @@ class Waits:
                 self._held.popleft().release()
         self._some.set()
 
+    def close(self) -> None:
+        """Hold nothing any more; what is held goes as it is."""
+        with self._lock:
+            self._let_go()
+        self._some.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def _let_go(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+        while self._held:
+            self._held.popleft().release()
+
     def _run(self) -> None:
         while self._file is not None:
             self._some.wait()
             time.sleep(LOOK_S)
-            with guarded(), self._lock:
+            with self._lock, guarded():
                 self._look(time.monotonic_ns())
 
     def _look(self, now_ns: int) -> None:
-        assert self._file is not None
+        if self._file is None:
+            return
         try:
             piece = self._file.read()
         except OSError as problem:
             log.warning("stagescope: %s: %s", self._file.path, problem.strerror)
-            self._file.close()
-            self._file = None
-        else:
-            for waited in self._lines.feed(piece):
-                any(batch.take(waited) for batch in self._held)
-        while self._held and (self._file is None or self._is_due(self._held[0], now_ns)):
+            self._let_go()
+            return
+        for waited in self._lines.feed(piece):
+            any(batch.take(waited) for batch in self._held)
+        while self._held and self._is_due(self._held[0], now_ns):
             self._held.popleft().release()
         if not self._held:
             self._some.clear()

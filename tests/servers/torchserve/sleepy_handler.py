@@ -9,7 +9,7 @@ import time
 from typing import Any
 
 import torch
-from ts.torch_handler.base_handler import BaseHandler
+from ts.torch_handler.base_handler import BaseHandler  # type: ignore[import-not-found]
 
 PREPROCESS_S, INFERENCE_S, POSTPROCESS_S = 0.03, 0.06, 0.02
 

@@ -1,4 +1,7 @@
-"""A real TorchServe with one worker, batches of four, and ports and folders of its own."""
+"""A real TorchServe with one worker, batches of four, and ports and folders of its own.
+
+Its model is `sleepy`; *python* is that of an environment in which torchserve is installed.
+"""
 
 from __future__ import annotations
 
@@ -10,21 +13,20 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 
 import psutil
-import pytest
 
 from stagescope.recorder_reader import RecorderReader
 from stagescope.records import BatchRecord, Record, RequestRecord
 from stagescope.spool import ring_files
 from stagescope.testing import wait_until
 
-HANDLER = Path(__file__).parent / "sleepy_handler.py"
 BATCH_SIZE = 4
 BATCH_DELAY_MS = 150
 START_S = 60.0
@@ -42,10 +44,11 @@ class Answer:
 class TorchServe:
     """A running server, as its clients and the spool's reader see it."""
 
-    def __init__(self, port: int, management_port: int, spool: Path) -> None:
+    def __init__(self, port: int, management_port: int, spool: Path, logs: Path) -> None:
         self.port = port
         self.management_port = management_port
         self.spool = spool
+        self.logs = logs
         self._readers: dict[Path, RecorderReader] = {}
         self._records: list[Record] = []
 
@@ -80,6 +83,10 @@ class TorchServe:
         """Wait until the model can answer; give the worker's pid."""
         return int(wait_until(self.worker_pids, timeout_s=START_S)[0])
 
+    def log_text(self) -> str:
+        """Give the front end's log."""
+        return (self.logs / "ts_log.log").read_text()
+
     def records(self) -> list[Record]:
         """Give all that was recorded so far, and what was in flight in dead workers."""
         for path in ring_files(self.spool):
@@ -89,14 +96,16 @@ class TorchServe:
         for reader in self._readers.values():
             alive = reader.writer_alive()
             self._records += reader.poll()
-            in_flight += [] if alive else reader.in_flight(0)
+            in_flight += [] if alive else reader.in_flight(time.monotonic_ns())
         return self._records + in_flight
 
     def requests(self) -> dict[str, RequestRecord]:
         """Give the recorded requests by trace id."""
         found = [record for record in self.records() if isinstance(record, RequestRecord)]
-        assert len({record.trace_id for record in found}) == len(found), "one trace, two records"
-        return {record.trace_id: record for record in found}
+        by_trace = {record.trace_id: record for record in found}
+        if len(by_trace) < len(found):
+            raise AssertionError("one trace has two records")
+        return by_trace
 
     def batches(self) -> list[BatchRecord]:
         """Give the recorded batches."""
@@ -117,32 +126,32 @@ def free_ports(count: int) -> list[int]:
     return ports
 
 
-def archive(python: Path, folder: Path, *, mixin: bool) -> None:
-    """Put the handler into *folder* as TorchServe wants it, with or without our one line."""
-    source = HANDLER.read_text()
+def archive(python: Path, handler: Path, folder: Path, *, mixin: bool) -> None:
+    """Put *handler* into *folder* as TorchServe wants it, with or without our one line."""
+    source = handler.read_text()
     if mixin:
         source = source.replace("(BaseHandler)", "(StagescopeHandlerMixin, BaseHandler)").replace(
             "\n\nPREPROCESS_S",
             "\nfrom stagescope.middleware.hooks.torchserve import StagescopeHandlerMixin"
             "\n\nPREPROCESS_S",
         )
-    handler = folder / "handler.py"
-    handler.write_text(source)
+    used = folder / "handler.py"
+    used.write_text(source)
     archiver = [str(python.parent / "torch-model-archiver"), "--model-name", "sleepy"]
-    options = ["--version", "1.0", "--handler", str(handler), "--export-path", str(folder)]
+    options = ["--version", "1.0", "--handler", str(used), "--export-path", str(folder)]
     subprocess.run([*archiver, *options], check=True, capture_output=True, timeout=60)
 
 
 @contextmanager
-def running(
-    python: Path, environment: dict[str, str], prefix: list[str], *, mixin: bool
+def serving(
+    python: Path, environment: dict[str, str], handler: Path, *, mixin: bool
 ) -> Iterator[TorchServe]:
-    """Run the server by the command *prefix* before its own; end it by its Java process."""
-    java = shutil.which("java")
-    assert java, "TorchServe needs Java 17: apt-get install -y openjdk-17-jre-headless"
+    """Run a server whose handler has our one line, or else `stagescope run` before its command."""
+    if shutil.which("java") is None:
+        raise AssertionError("TorchServe needs Java 17: apt-get install -y openjdk-17-jre-headless")
     # Short: the workers' sockets are in it, and a socket's path has at most 107 bytes.
     folder = Path(tempfile.mkdtemp(prefix="ts-"))
-    archive(python, folder, mixin=mixin)
+    archive(python, handler, folder, mixin=mixin)
     ports = free_ports(6)
     config = folder / "config.properties"
     config.write_text(_config(ports))
@@ -153,16 +162,17 @@ def running(
         "LOG_LOCATION": str(folder / "logs"),
         "METRICS_LOCATION": str(folder / "logs"),
     }
+    prefix = [] if mixin else [sys.executable, "-m", "stagescope", "run", "--no-agent", "--"]
     command = [str(python.parent / "torchserve"), "--foreground", "--start", "--ncs",
                "--ts-config", str(config), "--model-store", str(folder), "--disable-token-auth"]  # fmt: skip
-    server = TorchServe(ports[0], ports[1], Path(environment["STAGESCOPE_SPOOL"]))
+    server = TorchServe(ports[0], ports[1], Path(environment["STAGESCOPE_SPOOL"]), folder / "logs")
     output = folder / "output"
     with output.open("wb") as out:
         process = subprocess.Popen(
             [*prefix, *command], env=environment, cwd=folder, stdout=out, stderr=out
         )
     try:
-        wait_until(server.worker_pids, timeout_s=START_S)
+        server.wait_ready()
         yield server
     except BaseException:
         print(output.read_text()[-20000:])
@@ -203,24 +213,11 @@ def _stop(process: subprocess.Popen[bytes], folder: Path, ports: list[int]) -> N
         _, left = psutil.wait_procs(family, timeout=30)
         for member in left:
             member.kill()
-        assert not left, f"still running after its front end was ended: {left}"
+        if left:
+            raise AssertionError(f"still running after its front end was ended: {left}")
     elif process.poll() is None:
         process.terminate()
     process.wait(30)
     for port in ports[:5]:
         with socket.create_server(("127.0.0.1", port)):
             pass  # Nobody holds it any more.
-
-
-Serving = Callable[..., Iterator[TorchServe]]
-
-
-@pytest.fixture(params=["mixin", "run"])
-def torchserve(
-    request: pytest.FixtureRequest, server_python: Path, server_environment: dict[str, str]
-) -> Iterator[TorchServe]:
-    """Give a server that is timed by one line in its handler, and one by no line at all."""
-    mixin = request.param == "mixin"
-    prefix = [] if mixin else [sys.executable, "-m", "stagescope", "run", "--no-agent", "--"]
-    with running(server_python, server_environment, prefix, mixin=mixin) as server:
-        yield server
