@@ -326,7 +326,8 @@ class StagescopeHandlerMixin:
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        install("ts")
+        install("ts.service")
 
 
-HOOK = Hook("ts", "torchserve", ("0.12", "0.13"), _install)
+# Not `ts` itself: the launcher imports that too, and would load torch for nothing.
+HOOK = Hook("ts.service", "torchserve", ("0.12", "0.13"), _install)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from ts.torch_handler.base_handler import BaseHandler  # type: ignore[import-not-found]
 
-PREPROCESS_S, INFERENCE_S, POSTPROCESS_S = 0.03, 0.06, 0.02
+PREPROCESS_S, INFERENCE_S, POSTPROCESS_S = 0.06, 0.12, 0.03
 
 
 class SleepyHandler(BaseHandler):  # type: ignore[misc]
