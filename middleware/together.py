@@ -62,6 +62,6 @@ class Together(Timeline):
         """Lend nothing: a lent slot belongs to one request."""
         return None
 
-    def finish(self, *_: object) -> None:
+    def end(self) -> None:
         """Write no more; each of the timelines is ended by itself."""
         self.done = True

@@ -29,6 +29,7 @@ def main(port: int) -> None:
     os.environ["PATH"] = f"{SCRIPTS}{os.pathsep}{os.environ['PATH']}"
     os.environ.setdefault("LOG_LOCATION", str(store / "logs"))
     os.environ.setdefault("METRICS_LOCATION", str(store / "logs"))
+    print(f"archive, configuration and logs: {store}")
     print(f"curl -d 'what a lovely day' http://127.0.0.1:{port}/predictions/classifier", flush=True)
     torchserve = str(SCRIPTS / "torchserve")
     os.execv(torchserve, [

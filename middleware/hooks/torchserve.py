@@ -11,28 +11,23 @@ see `torchserve_log` for where that is read, and docs/hooks/torchserve.md for wh
 from __future__ import annotations
 
 import os
-import struct
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from importlib import import_module
 from itertools import pairwise
 from typing import Any
 
-from stagescope import recorder_format as fmt
 from stagescope.middleware.asgi import DISABLE_VARIABLE, SERVICE_VARIABLE
-from stagescope.middleware.exchange import begin
 from stagescope.middleware.guard import guarded
-from stagescope.middleware.held import hold, move_start, reserve
 from stagescope.middleware.hooks.hook import Hook, install, wrap
-from stagescope.middleware.hooks.torchserve_waits import HeldBatch, HeldMember, Waits
-from stagescope.middleware.names import CODES
+from stagescope.middleware.hooks.torchserve_call import Call, Request, calibrate
+from stagescope.middleware.hooks.torchserve_waits import Waits
 from stagescope.middleware.process import process_recorder
 from stagescope.middleware.recorder import Recorder
-from stagescope.middleware.server_timing import header_value
-from stagescope.middleware.timeline import Timeline, current
-from stagescope.middleware.together import Together
+from stagescope.middleware.stage import stage
+from stagescope.middleware.timeline import current
 
 SERVICE = "torchserve"
 """The service's name where `OTEL_SERVICE_NAME` gives none."""
@@ -44,83 +39,6 @@ METHODS = {
     "postprocess": "postprocess",
 }
 """A handler's methods and the stages that they are."""
-
-_READ = CODES["preprocess.read"]
-_SERIALIZE = CODES["postprocess.serialize"]
-
-Request = Mapping[str, Any]
-"""One item of a batch as TorchServe's protocol gives it: requestId, headers, parameters."""
-
-
-class Call:
-    """One batch in the worker: its own timeline and those of its members."""
-
-    def __init__(
-        self, recorder: Recorder, model: str, requests: Sequence[Request], arrived_ns: int
-    ) -> None:
-        self.recorder = recorder
-        self.arrived_ns = arrived_ns
-        self.error = ""
-        self.statuses: list[int] = []
-        self.path = f"/predictions/{model}"
-        self.requests = requests
-        self.members = [self._member(request) for request in requests]
-        self.batch = self._batch(model)
-        self.batch_wait = reserve(self.batch)
-        self.waits = [(reserve(member), reserve(member)) for member in self.members]
-        self.together = Together([self.batch, *self.members])
-        for member in self.members:
-            link(self.batch, member, arrived_ns)
-        self._open = self.together.open_at(_READ, arrived_ns)
-
-    def _member(self, request: Request) -> Timeline:
-        scope = {"headers": list(_headers(request)), "method": "POST", "path": self.path}
-        member = begin(self.recorder, scope)
-        move_start(member, self.arrived_ns)
-        return member
-
-    def _batch(self, model: str) -> Timeline:
-        bits = self.recorder.random_bits
-        runs = {member.run for member in self.members}
-        return Timeline(
-            self.recorder, fmt.KIND_BATCH, self.arrived_ns, (bits(128) or 1).to_bytes(16, "big"),
-            (bits(64) or 1).to_bytes(8, "big"), run=runs.pop() if len(runs) == 1 else b"",
-            path=model.encode("utf-8", "replace"),
-        )  # fmt: skip
-
-    def handler_begins(self) -> None:
-        """Say that the batch is read, and goes to the handler."""
-        self.together.close(self._open)
-
-    def handler_ended(self, context: Any) -> None:
-        """Say that the handler returned; what follows is the making of the response."""
-        self._open = self.together.open(_SERIALIZE)
-        for index, member in enumerate(self.members):
-            if member.run:
-                timing = header_value(member, member.clock()).decode()
-                context.set_response_header(index, "Server-Timing", timing)
-
-    def end(self, response: bytes | bytearray | None, free_ns: int, context: Any) -> HeldBatch:
-        """End all timelines; they are held until their waiting is known."""
-        ended_ns = self.recorder.clock()
-        if not self.error:
-            self.together.close_at(self._open, ended_ns)
-        self.together.finish()
-        code = _code_of(response)
-        error = self.error.encode("utf-8", "replace")
-        held = HeldBatch(
-            self.recorder, hold(self.batch, ended_ns, chunks=len(self.members), error=error),
-            self.batch_wait, self.arrived_ns, free_ns, ended_ns, failed=code != 200,
-        )  # fmt: skip
-        for index, member in enumerate(self.members):
-            status = code if code != 200 else int(context.get_response_status(index)[0] or 200)
-            ended = hold(
-                member, ended_ns, request_bytes=_size(self.requests[index]), status=status,
-                error=error, route=self.path.encode("utf-8", "replace"),
-            )  # fmt: skip
-            job = _text(self.requests[index].get("requestId", b""))
-            held.members.append(HeldMember(job, ended, *self.waits[index]))
-        return held
 
 
 class Worker:
@@ -138,6 +56,7 @@ class Worker:
         recorder = process_recorder(None, os.environ.get(SERVICE_VARIABLE) or SERVICE)
         if recorder is not None and self.waits is None:
             self.waits = Waits(front_end_thread(sys.argv))
+            calibrate(recorder)
         return recorder
 
     def begin(self, service: Any, requests: Sequence[Request]) -> None:
@@ -168,35 +87,16 @@ class Worker:
         for owner in stage_owners(entry):
             for method, stage_name in METHODS.items():
                 if callable(getattr(owner, method, None)):
-                    wrap(owner, method, partial(self._stage, code=CODES[stage_name]))
+                    wrap(owner, method, stage(stage_name))
         wrap(service, "_entry_point", self._entry)
-
-    def _stage(self, inner: Callable[..., Any], *, code: int) -> Callable[..., Any]:
-        def timed(*args: Any, **kwargs: Any) -> Any:
-            call = self.call
-            if call is None:
-                return inner(*args, **kwargs)
-            # Micro-batching calls from threads of its own, which have no context.
-            token = current.set(call.together)
-            index = call.together.open(code)
-            failed = False
-            try:
-                return inner(*args, **kwargs)
-            except Exception:
-                failed = True
-                raise
-            finally:
-                call.together.close_at(index, call.together.clock(), failed=failed)
-                current.reset(token)
-
-        return timed
 
     def _entry(self, inner: Callable[..., Any]) -> Callable[..., Any]:
         def entry(data: Any, context: Any) -> Any:
             call = self.call
             if call is None:
                 return inner(data, context)
-            call.handler_begins()
+            with guarded(call.recorder):
+                call.handler_begins()
             token = current.set(call.together)
             try:
                 answer = inner(data, context)
@@ -210,14 +110,6 @@ class Worker:
             return answer
 
         return entry
-
-
-def link(batch: Timeline, member: Timeline, at_ns: int) -> None:
-    """Write into *batch* and *member*, both open, that they belong together since *at_ns*."""
-    span, trace = member.span_id, member.trace_id
-    member.mark(fmt.CODE_BATCH, int.from_bytes(batch.span_id, "big"), at_ns)
-    batch.mark(fmt.CODE_MEMBER, int.from_bytes(span, "big"), int.from_bytes(trace[8:], "big"))
-    batch.mark(fmt.CODE_MEMBER_TRACE, int.from_bytes(trace[:8], "big"), 0)
 
 
 def stage_owners(entry: Any) -> list[Any]:
@@ -249,27 +141,6 @@ def front_end_thread(arguments: Sequence[str]) -> str:
         if option in ("--port", "--sock-name"):
             return f"W-{value.rpartition('.')[2]}"
     return "W"
-
-
-def _headers(request: Request) -> Iterator[tuple[bytes, bytes]]:
-    """Give the headers as ASGI does: lower-case names. Clients send `Traceparent` too."""
-    for header in request.get("headers") or ():
-        yield bytes(header["name"]).lower(), bytes(header["value"])
-
-
-def _size(request: Request) -> int:
-    """Give the bytes of the inputs, as far as TorchServe has not decoded them."""
-    values = [parameter.get("value") for parameter in request.get("parameters") or ()]
-    return sum(len(value) for value in values if isinstance(value, (bytes, bytearray, str)))
-
-
-def _text(raw: bytes | bytearray | str) -> str:
-    return raw if isinstance(raw, str) else bytes(raw).decode("utf-8", "replace")
-
-
-def _code_of(response: bytes | bytearray | None) -> int:
-    """Give the status with which TorchServe's protocol begins a response; 500 for none."""
-    return struct.unpack_from("!i", response)[0] if response else 500
 
 
 def _install() -> None:

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from http.client import HTTPConnection, HTTPException
@@ -145,7 +145,7 @@ def archive(python: Path, handler: Path, folder: Path, *, mixin: bool) -> None:
 @contextmanager
 def serving(
     python: Path, environment: dict[str, str], handler: Path, *, mixin: bool
-) -> Iterator[TorchServe]:
+) -> Generator[TorchServe]:
     """Run a server whose handler has our one line, or else `stagescope run` before its command."""
     if shutil.which("java") is None:
         raise AssertionError("TorchServe needs Java 17: apt-get install -y openjdk-17-jre-headless")

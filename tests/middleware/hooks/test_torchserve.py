@@ -13,11 +13,11 @@ import pytest
 from stagescope import stage
 from stagescope.middleware.hooks import torchserve_waits
 from stagescope.middleware.hooks.torchserve import (
-    Call,
     StagescopeHandlerMixin,
     front_end_thread,
     stage_owners,
 )
+from stagescope.middleware.hooks.torchserve_call import Call, calibrate
 from stagescope.middleware.hooks.torchserve_waits import Waits
 from stagescope.middleware.timeline import current
 from stagescope.testing import wait_until
@@ -173,6 +173,14 @@ def test_a_held_record_survives_its_process(recording: Recording, clock: HandClo
     assert sorted((record.state.value, record.duration_ns) for record in left) == [
         ("finished", 3500), ("finished", 3500),
     ]  # fmt: skip
+
+
+def test_own_cost_is_measured(recording: Recording) -> None:
+    """A worker's recorder file tells what a request and a stage cost there."""
+    calibrate(recording.recorder)
+    cost = recording.reader.process.cost
+    assert cost.base_ns > 0
+    assert recording.read() == []
 
 
 def test_stage_owners() -> None:
