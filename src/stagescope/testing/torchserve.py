@@ -79,6 +79,19 @@ class TorchServe:
         workers = described[0]["workers"] if isinstance(described, list) else []
         return [worker["pid"] for worker in workers if worker["status"] == "READY"]
 
+    def scale(self, workers: int) -> list[int]:
+        """Have *workers* workers; give their pids once all are ready."""
+        connection = HTTPConnection("127.0.0.1", self.management_port, timeout=START_S)
+        try:
+            query = f"min_worker={workers}&max_worker={workers}&synchronous=true"
+            connection.request("PUT", f"/models/sleepy?{query}")
+            connection.getresponse().read()
+        finally:
+            connection.close()
+        return wait_until(
+            lambda: pids if len(pids := self.worker_pids()) == workers else [], timeout_s=START_S
+        )
+
     def wait_ready(self) -> int:
         """Wait until the model can answer; give the worker's pid."""
         return int(wait_until(self.worker_pids, timeout_s=START_S)[0])

@@ -93,11 +93,12 @@ def waited_ns(record: RequestRecord) -> int:
 def logged_ns(server: TorchServe, job_id: str) -> int:
     """Give what TorchServe's own log says that a request waited."""
     found = re.search(
-        rf"Sending response for jobId {job_id}\n(?:.*\n)*?.*Waiting time ns: (\d+),",
+        rf"(W-\d+)\S* \S+ - Sending response for jobId {job_id}\n"
+        r"(?:.*\n)*?.* \1\S* \S+ - Waiting time ns: (\d+),",
         server.log_text(),
     )
     assert found, f"job {job_id} is not in the log"
-    return int(found[1])
+    return int(found[2])
 
 
 def test_each_request_has_its_own(server: TorchServe) -> None:
@@ -139,6 +140,21 @@ def test_each_request_has_its_own(server: TorchServe) -> None:
         assert [span.stage for span in batch.stages if span.stage in SLEPT_MS] == list(SLEPT_MS)
     # With one worker and more than one batch somebody waited for a whole batch of others.
     assert max(record.self_ns().get("queue.batch", 0) for record in records) / 1e6 > 100
+
+
+def test_two_workers_share_one_queue(server: TorchServe) -> None:
+    """Each worker finds its own requests' waiting in the log that both are in."""
+    pids = server.scale(2)
+    asked = ask_together(server, [f"word{number}" for number in range(16)])
+    records = recorded(server, asked)
+    assert {record.process.pid for record in records} == set(pids)
+    for one, record in zip(asked, records, strict=True):
+        assert waited_ns(record) == logged_ns(server, one.answer.headers["x-request-id"])
+    for batch in server.batches():
+        members = {member.trace_id for member in batch.members}
+        linked = {record.trace_id for record in records if batch.batch_id in record.batch_ids}
+        assert members == linked
+        assert {r.process.pid for r in records if r.trace_id in members} == {batch.process.pid}
 
 
 def test_users_error_is_the_users(server: TorchServe) -> None:
