@@ -14,6 +14,7 @@ HOOKS: dict[str, str] = {
     "gunicorn.workers.gasgi": "stagescope.middleware.hooks.gunicorn",
     "hypercorn": "stagescope.middleware.hooks.hypercorn",
     "starlette": "stagescope.middleware.hooks.starlette",
+    "ts.service": "stagescope.middleware.hooks.torchserve",
     "uvicorn": "stagescope.middleware.hooks.uvicorn",
 }
 """Framework's import name → our module, both by name alone."""

@@ -1,0 +1,1 @@
+"""A text classifier served by TorchServe."""
