@@ -1,0 +1,119 @@
+"""LitServe: API server, queue and spawned inference worker, as one timeline a request.
+
+Here is the API server's side; `litserve_worker` is the other. The timeline goes along in the
+request's id, for a payload may be of any type, and the id is a text to LitServe on both sides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import litserve.server
+from litserve.server import LitServer
+
+from stagescope.middleware.guard import guarded
+from stagescope.middleware.hooks import hook
+from stagescope.middleware.hooks.carried import carried
+from stagescope.middleware.hooks.hook import Hook, wrap
+from stagescope.middleware.hooks.litserve_worker import inference_worker
+from stagescope.middleware.names import CODES
+from stagescope.middleware.slots import ENDS, Slot
+from stagescope.middleware.timeline import Timeline, current
+
+_QUEUE = CODES["queue.batch"]
+
+
+class LendingQueue:
+    """The queue to the workers, which lends them the timeline of each request put into it."""
+
+    def __init__(self, inner: Any) -> None:
+        self._inner = inner
+
+    def put(self, item: Any, *args: Any, **kwargs: Any) -> None:
+        """Put *item*, a tuple (response queue, id, stamp, payload)."""
+        self._inner.put(_lent(item), *args, **kwargs)
+
+    def put_nowait(self, item: Any) -> None:
+        """Put *item*, without waiting."""
+        self._inner.put_nowait(_lent(item))
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "_inner":  # Not there yet, while being copied.
+            raise AttributeError(name)
+        return getattr(self._inner, name)
+
+    def __reduce__(self) -> tuple[Callable[[Any], Any], tuple[Any]]:
+        return _bare, (self._inner,)
+
+
+def _bare(queue: Any) -> Any:
+    """Give what arrives in another process for a LendingQueue: the queue itself."""
+    return queue
+
+
+def _lent(item: Any) -> Any:
+    with guarded():
+        response_queue, request_id, *rest = item
+        if isinstance(request_id, str):
+            return (response_queue, carried(request_id), *rest)
+    return item
+
+
+def _lending(get_queue: Callable[..., Any]) -> Callable[..., Any]:
+    def get_lending_queue(server: Any, api_path: str) -> LendingQueue:
+        return LendingQueue(get_queue(server, api_path))
+
+    return get_lending_queue
+
+
+def _streamed(stream: Callable[..., Any]) -> Callable[..., Any]:
+    """Charge the wait for the first output to what the worker did, not to `respond`.
+
+    Starlette opens the response before there is anything to send. What the worker opened after
+    that counts anyhow; what was open at that moment is opened once more here.
+    """
+
+    async def timed(*args: Any, **kwargs: Any) -> AsyncIterator[Any]:
+        timeline = current.get()
+        outputs = stream(*args, **kwargs)
+        if timeline is not None and timeline.lent:
+            since = timeline.clock()
+            index = timeline.open_at(_QUEUE, since)
+            async for output in outputs:
+                with guarded(timeline.recorder):
+                    _as_in_worker(timeline, index, since)
+                yield output
+                break
+        async for output in outputs:
+            yield output
+
+    return timed
+
+
+def _as_in_worker(timeline: Timeline, index: int, since_ns: int) -> None:
+    assert timeline.lent
+    code, end = _open_at(timeline.lent[-1], since_ns)
+    timeline.recode(index, code)
+    timeline.close_at(index, end)
+
+
+def _open_at(slot: Slot, at_ns: int) -> tuple[int, int]:
+    """Give code and end of the entry of *slot* that was charged at *at_ns*."""
+    for index in range(ENDS - 1, -1, -1):
+        start, end = slot.times[index], slot.times[index + ENDS]
+        if slot.codes[index] and start <= at_ns < end:
+            return slot.codes[index], end
+    return _QUEUE, at_ns
+
+
+def _install() -> None:
+    hook.install("uvicorn")  # It puts the middleware around the app of each API server.
+    wrap(LitServer, "_get_request_queue", _lending)
+    wrap(LitServer, "data_streamer", _streamed)
+    LitServer.data_streamer = staticmethod(LitServer.data_streamer)
+    # Not by `wrap`: a process to be spawned finds its function by the name that it goes by.
+    litserve.server.inference_worker = inference_worker
+
+
+HOOK = Hook("litserve", "litserve", ("0.2.10", "0.3"), _install)
