@@ -68,42 +68,63 @@ def _lending(get_queue: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _streamed(stream: Callable[..., Any]) -> Callable[..., Any]:
-    """Charge the wait for the first output to what the worker did, not to `respond`.
+    """Charge what the worker does to its stages, not to `respond`.
 
-    Starlette opens the response before there is anything to send. What the worker opened after
-    that counts anyhow; what was open at that moment is opened once more here.
+    Starlette opens the response before there is anything to send, and the first chunk is sent
+    while the worker is on the next. What the worker opens after these two moments counts
+    anyhow; what was open at them is opened once more here.
     """
 
     async def timed(*args: Any, **kwargs: Any) -> AsyncIterator[Any]:
         timeline = current.get()
         outputs = stream(*args, **kwargs)
-        if timeline is not None and timeline.lent:
-            since = timeline.clock()
-            index = timeline.open_at(_QUEUE, since)
+        if timeline is None or not timeline.lent:
             async for output in outputs:
-                with guarded(timeline.recorder):
-                    _as_in_worker(timeline, index, since)
                 yield output
-                break
+            return
+        again = [_OpenedAgain(timeline)]
         async for output in outputs:
+            again = [opened for opened in again if not opened.settled()]
             yield output
+            if timeline is not None:
+                again.append(_OpenedAgain(timeline))
+                timeline = None
+        for opened in again:
+            opened.settled(last=True)
 
     return timed
 
 
-def _as_in_worker(timeline: Timeline, index: int, since_ns: int) -> None:
-    assert timeline.lent
-    code, end = _open_at(timeline.lent[-1], since_ns)
-    timeline.recode(index, code)
-    timeline.close_at(index, end)
+class _OpenedAgain:
+    """The stage that the worker was in at this moment, opened by the API server as well."""
+
+    def __init__(self, timeline: Timeline) -> None:
+        self._timeline = timeline
+        self._since_ns = timeline.clock()
+        self._index = timeline.open_at(_QUEUE, self._since_ns)
+        self.settled()
+
+    def settled(self, *, last: bool = False) -> bool:
+        """Do as the worker has done since; True where nothing more is to come."""
+        timeline = self._timeline
+        if timeline.done:
+            return True
+        with guarded(timeline.recorder):
+            assert timeline.lent
+            code, end = _charged_at(timeline.lent[-1], self._since_ns)
+            timeline.recode(self._index, code)
+            if end or last:
+                timeline.close_at(self._index, end or timeline.clock())
+                return True
+        return False
 
 
-def _open_at(slot: Slot, at_ns: int) -> tuple[int, int]:
-    """Give code and end of the entry of *slot* that was charged at *at_ns*."""
+def _charged_at(slot: Slot, at_ns: int) -> tuple[int, int]:
+    """Give code and end (0: still open) of the entry of *slot* that is charged at *at_ns*."""
     for index in range(ENDS - 1, -1, -1):
-        start, end = slot.times[index], slot.times[index + ENDS]
-        if slot.codes[index] and start <= at_ns < end:
-            return slot.codes[index], end
+        code, start, end = slot.codes[index], slot.times[index], slot.times[index + ENDS]
+        if code and 0 < start <= at_ns and (end == 0 or end > at_ns):
+            return code, end
     return _QUEUE, at_ns
 
 
