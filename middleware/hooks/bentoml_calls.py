@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 from typing import Any
 
+from bentoml._internal.configuration.containers import BentoMLContainer
+
 from stagescope import recorder_format as fmt
 from stagescope.identity import format_traceparent
 from stagescope.middleware.batches import batch
@@ -14,18 +16,20 @@ from stagescope.middleware.timeline import Timeline, current
 def traceparent(running: batch | None) -> str | None:
     """Give the `traceparent` of the present request, else of the *running* batch.
 
-    None outside of both, and where an OpenTelemetry span that is being recorded is the parent.
-    BentoML's own tracing makes a span also where it samples none: nobody would ever see that.
+    None outside of both, and where a span of BentoML's own tracing is the parent. That makes
+    spans also where it exports none: as a parent, nobody would ever see them.
     """
     timeline = current.get() or (running.timeline if running else None)
-    if timeline is None or timeline.done or _span_recorded():
+    if timeline is None or timeline.done or _span_exported():
         return None
     return format_traceparent(
         timeline.trace_id.hex(), timeline.span_id.hex(), sampled=_sampled(timeline)
     )
 
 
-def _span_recorded() -> bool:
+def _span_exported() -> bool:
+    if not BentoMLContainer.tracing.exporter_type.get():
+        return False
     trace: Any = sys.modules.get("opentelemetry.trace")
     return trace is not None and bool(trace.get_current_span().is_recording())
 

@@ -17,11 +17,8 @@ from stagescope.middleware.hooks import hook
 from stagescope.middleware.hooks.carried import carried
 from stagescope.middleware.hooks.hook import Hook, wrap
 from stagescope.middleware.hooks.litserve_worker import inference_worker
-from stagescope.middleware.names import CODES
 from stagescope.middleware.slots import ENDS, Slot
 from stagescope.middleware.timeline import Timeline, current
-
-_QUEUE = CODES["queue.batch"]
 
 
 class LendingQueue:
@@ -96,12 +93,14 @@ def _streamed(stream: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class _OpenedAgain:
-    """The stage that the worker was in at this moment, opened by the API server as well."""
+    """The stages that the worker was in at this moment, opened by the API server as well."""
 
     def __init__(self, timeline: Timeline) -> None:
         self._timeline = timeline
         self._since_ns = timeline.clock()
-        self._index = timeline.open_at(_QUEUE, self._since_ns)
+        self._open: dict[int, int] = {}
+        """Entry here by entry there, as long as they are open."""
+        self._closed: set[int] = set()
         self.settled()
 
     def settled(self, *, last: bool = False) -> bool:
@@ -111,21 +110,24 @@ class _OpenedAgain:
             return True
         with guarded(timeline.recorder):
             assert timeline.lent
-            code, end = _charged_at(timeline.lent[-1], self._since_ns)
-            timeline.recode(self._index, code)
+            slot = timeline.lent[-1]
+            for there in range(ENDS):
+                self._follow(slot, there, last=last)
+        return last or not self._open
+
+    def _follow(self, slot: Slot, there: int, *, last: bool) -> None:
+        code, start, end = slot.codes[there], slot.times[there], slot.times[there + ENDS]
+        since, timeline = self._since_ns, self._timeline
+        if not code or not 0 < start <= since or there in self._closed:
+            return
+        if there not in self._open and (end == 0 or end > since):
+            # Also one that the worker has opened with hindsight, as a batch does.
+            self._open[there] = timeline.open_at(code, since)
+        if there in self._open:
+            timeline.recode(self._open[there], code)
             if end or last:
-                timeline.close_at(self._index, end or timeline.clock())
-                return True
-        return False
-
-
-def _charged_at(slot: Slot, at_ns: int) -> tuple[int, int]:
-    """Give code and end (0: still open) of the entry of *slot* that is charged at *at_ns*."""
-    for index in range(ENDS - 1, -1, -1):
-        code, start, end = slot.codes[index], slot.times[index], slot.times[index + ENDS]
-        if code and 0 < start <= at_ns and (end == 0 or end > at_ns):
-            return code, end
-    return _QUEUE, at_ns
+                timeline.close_at(self._open.pop(there), max(since, end or timeline.clock()))
+                self._closed.add(there)
 
 
 def _install() -> None:
