@@ -12,6 +12,7 @@ from typing import Any
 import litserve.server
 from litserve.server import LitServer
 
+from stagescope import recorder_format as fmt
 from stagescope.middleware.guard import guarded
 from stagescope.middleware.hooks import hook
 from stagescope.middleware.hooks.carried import carried
@@ -116,9 +117,12 @@ class _OpenedAgain:
         return last or not self._open
 
     def _follow(self, slot: Slot, there: int, *, last: bool) -> None:
-        code, start, end = slot.codes[there], slot.times[there], slot.times[there + ENDS]
+        code = slot.codes[there]
+        start, end = slot.times[there], slot.times[there + ENDS]
         since, timeline = self._since_ns, self._timeline
-        if not code or not 0 < start <= since or there in self._closed:
+        if code == fmt.CODE_UNUSED or code >= fmt.CODE_SPECIAL or there in self._closed:
+            return
+        if not 0 < start <= since:
             return
         if there not in self._open and (end == 0 or end > since):
             # Also one that the worker has opened with hindsight, as a batch does.
