@@ -86,7 +86,7 @@ def wanted(number: int, **more: Any) -> dict[str, Any]:
 
 def traces(count: int) -> list[str]:
     """Give distinct trace ids."""
-    return [f"{number + 1:032x}" for number in range(count)]
+    return [f"{number + 1:016x}" * 2 for number in range(count)]
 
 
 def close(found_ms: float, asked_s: float) -> bool:
@@ -127,7 +127,7 @@ def test_members_of_a_batch_have_their_own_stages(
     """Four at once are one batch with links to all: each has its own decoding and encoding, the
     model's time of all, and waits for the others' decoding; the next four wait in the queue."""
     asked = {trace: wanted(number, collate=0.04) for number, trace in enumerate(traces(4))}
-    later = {f"{9 + number:032x}": wanted(0, collate=0.0) for number in range(4)}
+    later = {f"{9 + number:016x}" * 2: wanted(0, collate=0.0) for number in range(4)}
     with served(server_python, environment, "batched") as port:
         answers = ask_at_once(port, "/predict", asked)
         assert [status for status, _ in answers.values()] == [200] * 4
