@@ -158,9 +158,7 @@ def _relay(outputs: Any) -> Any:
     yield from outputs
 
 
-async def _in_batch(
-    formed: batch, function: Callable[..., Any], *args: Any, **kwargs: Any
-) -> Any:
+async def _in_batch(formed: batch, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     with formed.inference():
         return await function(*args, **kwargs)
 

@@ -117,9 +117,7 @@ class Work:
         relayed = bool(lit_api.stream)
         lit_api.decode_request = self.decoding(lit_api.decode_request, lit_api.enable_async)
         lit_api.predict = _staged("inference", lit_api.predict, relayed)
-        lit_api.encode_response = _staged(
-            "postprocess.serialize", lit_api.encode_response, relayed
-        )
+        lit_api.encode_response = _staged("postprocess.serialize", lit_api.encode_response, relayed)
 
     def taken(self, message: Any) -> Any:
         """Note that *message* has left the queue."""

@@ -1,5 +1,6 @@
 """Real BentoML services whose stages last as long as each request asks; see the tests."""
 
+import asyncio
 import os
 import signal
 import time
@@ -75,5 +76,5 @@ class Outer:
     async def async_stream(self, wanted: dict[str, Any]) -> AsyncGenerator[str, None]:
         """Take a third of the time for each chunk."""
         for _ in range(3):
-            time.sleep(wanted["predict"] / 3)
+            await asyncio.sleep(wanted["predict"] / 3)
             yield "chunk\n"

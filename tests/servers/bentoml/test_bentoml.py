@@ -50,9 +50,7 @@ def spool(environment: dict[str, str]) -> Iterator[Spool]:
 
 
 @contextmanager
-def served(
-    python: Path, environment: dict[str, str], before: Sequence[str] = ()
-) -> Iterator[int]:
+def served(python: Path, environment: dict[str, str], before: Sequence[str] = ()) -> Iterator[int]:
     """Serve both services, started by the command *before* if there is one; give the port."""
     port = free_port()
     output = Path(environment["STAGESCOPE_SPOOL"]).parent / "output.txt"
