@@ -1,3 +1,4 @@
+# mypy: disable-error-code="untyped-decorator,misc"
 """Real BentoML services whose stages last as long as each request asks; see the tests."""
 
 import asyncio

@@ -1,3 +1,4 @@
+# mypy: disable-error-code="override,misc,type-arg"
 """A real LitServe server whose stages last as long as each request asks.
 
 A request is `{"decode": s, "predict": s, "encode": s, "fail": STAGE or "", "die": bool}`.
