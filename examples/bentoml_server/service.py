@@ -1,3 +1,4 @@
+# mypy: disable-error-code="untyped-decorator"
 """A front service that prepares the text, and a model service that batches."""
 
 from typing import Any

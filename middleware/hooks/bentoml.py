@@ -62,7 +62,7 @@ class Waiting:
 
 
 @attr.define
-class TimedJob(Job[Any, Any]):
+class TimedJob(Job[Any, Any]):  # type: ignore[misc] # BentoML is not there to be checked
     """A job that was made inside its request, and remembers it."""
 
     waiting: Waiting = attr.field(factory=Waiting)
