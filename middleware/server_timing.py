@@ -5,8 +5,11 @@ Format: https://www.w3.org/TR/server-timing/#the-server-timing-header-field, `du
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from stagescope import recorder_format as fmt
 from stagescope.middleware.names import CODES
+from stagescope.middleware.slots import Slot
 from stagescope.middleware.timeline import Timeline
 from stagescope.stages import STAGES, partition, stage_of
 
@@ -16,13 +19,9 @@ _STAGE_BY_CODE = {code: stage_of(name) for name, code in CODES.items()}
 def header_value(timeline: Timeline, now_ns: int) -> bytes:
     """Give each of the six stages that was seen, and `total`, from the start until now."""
     duration = now_ns - timeline.start_ns
-    slot, many = timeline.slot, fmt.ENTRIES_PER_SLOT
-    times = slot.times.tolist()
-    entries = [
-        (times[index] - timeline.start_ns, times[index + many], code)
-        for index, code in enumerate(slot.codes.tolist())
-        if 0 < code < fmt.CODE_SPECIAL
-    ]
+    # What other processes wrote, too: in a server of several, that is where the work is done.
+    slots = (timeline.slot, *(timeline.chain or ()), *(timeline.lent or ()))
+    entries = [entry for slot in slots for entry in _entries(slot, timeline.start_ns)]
     entries.sort(key=lambda entry: entry[0])
     intervals = [(start, end - timeline.start_ns if end else duration) for start, end, _ in entries]
     charged, _ = partition(intervals, duration)
@@ -33,3 +32,11 @@ def header_value(timeline: Timeline, now_ns: int) -> bytes:
             sums[stage] += spent
     parts = [f"{stage};dur={spent / 1e6:.6f}" for stage, spent in sums.items() if spent]
     return ", ".join([*parts, f"total;dur={duration / 1e6:.6f}"]).encode()
+
+
+def _entries(slot: Slot, since_ns: int) -> Iterator[tuple[int, int, int]]:
+    """Give start since *since_ns*, end (absolute) and code of the stages in *slot*."""
+    times = slot.times.tolist()
+    for index, code in enumerate(slot.codes.tolist()):
+        if 0 < code < fmt.CODE_SPECIAL:
+            yield times[index] - since_ns, times[index + fmt.ENTRIES_PER_SLOT], code

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 HOOKS: dict[str, str] = {
     "anyio": "stagescope.middleware.hooks.anyio",
+    "bentoml": "stagescope.middleware.hooks.bentoml",
     "fastapi": "stagescope.middleware.hooks.fastapi",
     "granian": "stagescope.middleware.hooks.granian",
     "gunicorn.workers.gasgi": "stagescope.middleware.hooks.gunicorn",
     "hypercorn": "stagescope.middleware.hooks.hypercorn",
+    "litserve": "stagescope.middleware.hooks.litserve",
     "starlette": "stagescope.middleware.hooks.starlette",
     "ts.service": "stagescope.middleware.hooks.torchserve",
     "uvicorn": "stagescope.middleware.hooks.uvicorn",

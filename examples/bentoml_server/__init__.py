@@ -1,0 +1,1 @@
+"""Two BentoML services, one of which batches; see README.md."""

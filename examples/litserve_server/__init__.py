@@ -1,0 +1,1 @@
+"""A text classifier on LitServe, in batches; see README.md."""
