@@ -143,6 +143,11 @@ class batch:
         self._size += 1
 
     @property
+    def timeline(self) -> Timeline | None:
+        """The batch's own timeline; None before its first member."""
+        return self._timeline
+
+    @property
     def _timeline_start(self) -> int:
         assert self._timeline is not None
         return self._timeline.start_ns

@@ -7,5 +7,8 @@ framework is. A user calls `stagescope.install("litserve")`, or starts the serve
 
 from __future__ import annotations
 
-HOOKS: dict[str, str] = {}
+HOOKS: dict[str, str] = {
+    "mlserver": "stagescope.middleware.hooks.mlserver",
+    "ray.serve": "stagescope.middleware.hooks.ray",
+}
 """Framework's import name → our module, both by name alone."""

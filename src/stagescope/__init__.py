@@ -10,16 +10,17 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from stagescope.face import StageMiddleware
+    from stagescope.face import StageMiddleware, install
     from stagescope.middleware.batches import batch
     from stagescope.middleware.stage import carry, stage
 
-__all__ = ["StageMiddleware", "batch", "carry", "stage"]
+__all__ = ["StageMiddleware", "batch", "carry", "install", "stage"]
 
 _HOMES = {
     "StageMiddleware": "stagescope.face",
     "batch": "stagescope.middleware.batches",
     "carry": "stagescope.middleware.stage",
+    "install": "stagescope.face",
     "stage": "stagescope.middleware.stage",
 }
 

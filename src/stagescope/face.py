@@ -29,3 +29,16 @@ def start_embedded(spool: Path) -> asgi.Companion | None:
     from stagescope.embedded import start_embedded_agent
 
     return start_embedded_agent(spool)
+
+
+def install(name: str) -> bool:
+    """Install the hook of framework *name*, as `stagescope run` does without being asked.
+
+    False where it stood back, which is said once. Raises UsageError where there is no such hook,
+    or where the framework is not installed. An app that a hook wraps has the embedded agent
+    beside it, like one that was wrapped by hand.
+    """
+    from stagescope.middleware.hooks import hook, outermost
+
+    outermost.beside = start_embedded
+    return hook.install(name)
