@@ -31,7 +31,7 @@ class Model:
     async def predict(self, items: list[dict[str, str]]) -> list[str]:
         with stage("preprocess"):
             time.sleep(0.02)
-        time.sleep(0.06)
+        await asyncio.sleep(0.06)
         if any("fail" in item for item in items):
             raise ArithmeticError("the model's own")
         if any("die" in item for item in items):
