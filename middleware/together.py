@@ -48,7 +48,7 @@ class Together(Timeline):
         if not self.done:
             self._places[index] = [timeline.open_at(code, start) for timeline in self.timelines]
 
-    def close_at(self, index: int, at_ns: int, *, failed: bool = False) -> None:
+    def close_at(self, index: int, at_ns: int, failed: bool = False) -> None:
         """Close the stage *index* in each."""
         for timeline, place in zip(self.timelines, self._places.pop(index, ()), strict=False):
             timeline.close_at(place, at_ns, failed=failed)
@@ -62,6 +62,6 @@ class Together(Timeline):
         """Lend nothing: a lent slot belongs to one request."""
         return None
 
-    def finish(self, *_: object) -> None:
+    def end(self) -> None:
         """Write no more; each of the timelines is ended by itself."""
         self.done = True

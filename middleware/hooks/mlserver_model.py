@@ -20,12 +20,19 @@ def initialising(init: Callable[..., Any]) -> Callable[..., Any]:
 
     def init_timed(self: Any, *args: Any, **kwargs: Any) -> None:
         with guarded():
-            wrap(type(self), "predict", _predicting)
+            _time_predict(type(self))
             if "predict_stream" in vars(type(self)):
                 wrap(type(self), "predict_stream", stage.of_code(INFERENCE))
         init(self, *args, **kwargs)
 
     return init_timed
+
+
+def _time_predict(model: Any) -> None:
+    wrap(model, "predict", _predicting)
+    # MLServer unwraps `predict` as far as it goes, to find the model that it is bound to: ours
+    # is a function of the class like the one inside, which is none.
+    vars(model.predict).pop("__wrapped__", None)
 
 
 def _predicting(predict: Callable[..., Any]) -> Callable[..., Any]:

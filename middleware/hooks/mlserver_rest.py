@@ -7,6 +7,7 @@ from typing import Any
 
 from stagescope.middleware.asgi import SCOPE_KEY, StageMiddleware
 from stagescope.middleware.hooks import entry
+from stagescope.middleware.hooks.hook import PATCHED
 from stagescope.middleware.names import CODES
 from stagescope.middleware.stage import stage
 from stagescope.middleware.types import ASGIApp, Receive, Scope, Send
@@ -23,7 +24,7 @@ def creating(create: Callable[..., Any]) -> Callable[..., Any]:
 
     def create_and_mark(*args: Any, **kwargs: Any) -> Any:
         app = create(*args, **kwargs)
-        _middleware_of(app, type(app).__call__.__stagescope__)
+        _middleware_of(app, getattr(type(app).__call__, PATCHED))
         return app
 
     return create_and_mark

@@ -44,7 +44,7 @@ def with_setup(runtime_env: Mapping[str, Any] | None) -> Mapping[str, Any]:
         )
         return runtime_env
     names: dict[str, Any] = {"__name__": "__main__"}
-    exec(_SOURCE, names)
+    exec(_SOURCE, names)  # noqa: S102 - a text of ours, and nothing else
     return {**(runtime_env or {}), SETUP: names["stagescope_setup"]}
 
 

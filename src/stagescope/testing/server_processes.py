@@ -48,9 +48,7 @@ def ask(
         connection.close()
 
 
-def ask_at_once(
-    port: int, path: str, bodies: Mapping[str, object]
-) -> dict[str, tuple[int, bytes]]:
+def ask_at_once(port: int, path: str, bodies: Mapping[str, object]) -> dict[str, tuple[int, bytes]]:
     """POST all *bodies*, given by trace id, at the same time; give the answers by trace id."""
     with ThreadPoolExecutor(len(bodies)) as pool:
         asked = {
@@ -137,5 +135,3 @@ def _environment(pid: int) -> list[bytes]:
         return Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
     except OSError:
         return []
-
-

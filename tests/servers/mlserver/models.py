@@ -32,9 +32,7 @@ class SlowCodec(InputCodec):  # type: ignore[misc]
     @classmethod
     def encode_output(cls, name: str, payload: list[int], **_: Any) -> ResponseOutput:
         time.sleep(0.01)
-        return ResponseOutput(
-            name=name, shape=[len(payload), 1], datatype="INT64", data=payload
-        )
+        return ResponseOutput(name=name, shape=[len(payload), 1], datatype="INT64", data=payload)
 
 
 class Slow(MLModel):  # type: ignore[misc]

@@ -9,7 +9,6 @@ import asyncio
 import os
 import signal
 import sys
-import time
 
 import ray
 from fastapi import FastAPI
@@ -30,7 +29,7 @@ class Model:
     @serve.batch(max_batch_size=4, batch_wait_timeout_s=0.1)
     async def predict(self, items: list[dict[str, str]]) -> list[str]:
         with stage("preprocess"):
-            time.sleep(0.02)
+            await asyncio.sleep(0.02)
         await asyncio.sleep(0.06)
         if any("fail" in item for item in items):
             raise ArithmeticError("the model's own")

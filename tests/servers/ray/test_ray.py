@@ -44,6 +44,11 @@ class Cluster:
         return record
 
 
+@pytest.fixture(autouse=True)
+def _nothing_left_behind() -> None:
+    """A server starts its workers when it likes; its own fixture looks for what is left of it."""
+
+
 @pytest.fixture(scope="module")
 def cluster(server_python: Path) -> Iterator[Cluster]:
     """Serve the application; afterwards nothing of it runs, and its port is free."""
@@ -192,9 +197,7 @@ def test_an_error_of_the_users_stays_the_users(cluster: Cluster, which: str, sta
 def test_a_replica_killed_in_the_model(cluster: Cluster) -> None:
     """Its batch and both members are reported, with the stage in which it died."""
     ids = traces("killed", 2)
-    answers = ask_at_once(
-        cluster.port, "/model", {key: {"name": key, "die": "1"} for key in ids}
-    )
+    answers = ask_at_once(cluster.port, "/model", {key: {"name": key, "die": "1"} for key in ids})
 
     assert {status for status, _ in answers.values()} == {500}
     batches = cluster.spool.batches(*ids)
