@@ -31,12 +31,25 @@ def client_side(client: ir.Table, run: Run) -> tuple[Client, int]:
         answered=answered,
         failed=failed,
         asked_rate_per_s=run.plan.rate_per_s,
-        achieved_rate_per_s=answered / run.measured_s if run.measured_s > 0 else 0.0,
+        achieved_rate_per_s=_answers_per_s(client, run.measured_s),
         errors=_sums(outcomes, "error", answered=False),
         status=_sums(outcomes, "status", answered=True),
         latency=latency,
         service_time=service,
     ), sum(row["unsent"] for row in outcomes if not row["answered"])
+
+
+def _answers_per_s(client: ir.Table, measured_s: float) -> float:
+    """Give the answers that came within the measured phase, per second of it.
+
+    To whichever requests, warm-up included: beyond its capacity a server answers the plan's
+    requests long after the plan has ended, and counting those would show the rate asked for.
+    """
+    begin = client.filter(client.measured).intended_ns.min().as_scalar()
+    since = client.last_byte_ns - begin
+    inside = client.answered & (since >= 0) & (since <= round(measured_s * 1e9))
+    (row,) = rows(client.aggregate(n=inside.sum()))
+    return int(row["n"] or 0) / measured_s if measured_s > 0 else 0.0
 
 
 def _word(client: ir.Table) -> ir.Value:

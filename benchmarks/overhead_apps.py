@@ -117,9 +117,9 @@ def raw_apps(spool: Path) -> dict[str, Built]:
     mark = with_five[0].get_tracer("app").start_as_current_span
     return {
         "bare": (plain, None),
-        "stagescope-0": (StageMiddleware(plain, spool=spool), None),
-        "stagescope-6": (StageMiddleware(marked(stage), spool=spool), None),
-        "stagescope-6-run": (StageMiddleware(marked(stage), spool=spool), None),
+        "stagescope-0": (StageMiddleware(plain, spool=spool, hooks=False), None),
+        "stagescope-6": (StageMiddleware(marked(stage), spool=spool, hooks=False), None),
+        "stagescope-6-run": (StageMiddleware(marked(stage), spool=spool, hooks=False), None),
         "otel-asgi-0": (OpenTelemetryMiddleware(plain, tracer_provider=without[0]), without),
         "otel-asgi-5": (
             OpenTelemetryMiddleware(marked(mark), tracer_provider=with_five[0]),
@@ -137,7 +137,10 @@ def fastapi_apps(spool: Path) -> dict[str, Built]:
     exported.add_middleware(PrometheusMiddleware, group_paths=True)
     return {
         "fastapi-bare": (fastapi_app(None), None),
-        "fastapi-stagescope-6": (StageMiddleware(fastapi_app(stage), spool=spool), None),
+        "fastapi-stagescope-6": (
+            StageMiddleware(fastapi_app(stage), spool=spool, hooks=False),
+            None,
+        ),
         "fastapi-starlette-exporter": (exported, None),
         "fastapi-otel-asgi-5": (
             OpenTelemetryMiddleware(fastapi_app(contrib_mark), tracer_provider=contrib[0]),

@@ -6,9 +6,9 @@ the same record gives the same spans however often it is exported.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from hashlib import blake2b
 from typing import Final
 
 from opentelemetry.sdk.resources import OTELResourceDetector, Resource
@@ -30,6 +30,7 @@ from stagescope.exporters.span_attributes import (
     request_attributes,
     stage_attributes,
 )
+from stagescope.identity import stage_span_id
 from stagescope.records import BatchRecord, Process, Record, RequestRecord, State
 from stagescope.stages import StageSpan
 
@@ -92,12 +93,6 @@ class SpanBuilder:
             known = resource, InstrumentationScope("stagescope", process.version)
             self._of_ring[process.ring_id] = known
         return known
-
-
-def stage_span_id(span_id: str, index: int) -> int:
-    """Derive the id of the *index*-th stage span under the span with hex id *span_id*."""
-    digest = blake2b(f"{span_id}/{index}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") or 1
 
 
 def _request_span(
@@ -179,14 +174,16 @@ def _status(record: Record) -> Status:
 
 def _stage_spans(record: Record, own: ReadableSpan) -> Iterator[ReadableSpan]:
     own_context = own.context
-    owner = record.span_id if isinstance(record, RequestRecord) else record.batch_id
+    owner = int(record.span_id if isinstance(record, RequestRecord) else record.batch_id, 16)
+    seen: Counter[int] = Counter()
     begin = own.start_time or 0
     contexts: list[SpanContext] = []
     died = record.state is State.DIED
-    for index, (stage, parent) in enumerate(
-        zip(record.stages, enclosing(record.stages), strict=True)
-    ):
-        context = _context(record.trace_id, stage_span_id(owner, index))
+    for stage, parent in zip(record.stages, enclosing(record.stages), strict=True):
+        opened = max(stage.start_ns, 0)
+        span_id = stage_span_id(owner, opened, seen[opened])
+        seen[opened] += 1
+        context = _context(record.trace_id, span_id)
         contexts.append(context)
         start, end = clamped(stage, record.duration_ns)
         yield ReadableSpan(

@@ -3,22 +3,34 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
 from stagescope.middleware.calibration import calibrate
 from stagescope.middleware.exchange import Exchange, begin
-from stagescope.middleware.guard import fault
+from stagescope.middleware.guard import fault, guarded, say_once
+from stagescope.middleware.hooks.hook import install_loaded
+from stagescope.middleware.nesting import Attached, Nesting
 from stagescope.middleware.process import process_recorder
 from stagescope.middleware.recorder import Recorder
 from stagescope.middleware.timeline import current
 from stagescope.middleware.types import ASGIApp, Receive, Scope, Send
+from stagescope.middleware.watch import watch
 from stagescope.spool import default_spool
 
 SERVICE_VARIABLE = "OTEL_SERVICE_NAME"
 DISABLE_VARIABLE = "STAGESCOPE_DISABLE"
+WEB_FRAMEWORKS = ("anyio", "starlette", "fastapi")
+"""Their hooks are installed where the framework is loaded by the time that the app is wrapped."""
+
 SCOPE_KEY = "stagescope.timeline"
+
+TWICE = (
+    "StageMiddleware is around this app twice; the outer one times the request, "
+    "the inner one does nothing: remove one of the two"
+)
 
 
 class Companion(Protocol):
@@ -33,9 +45,10 @@ class StageMiddleware:
 
     *service* names the service in every record (default `OTEL_SERVICE_NAME`, else
     `model-server`); *spool* is the folder of the recorder files (default: see
-    `stagescope.spool.default_spool`); *beside* is called once in each process, with the spool,
-    when its recorder opens, and what it gives is stopped when the app's lifespan ends: the face
-    passes the embedded agent.
+    `stagescope.spool.default_spool`); *hooks* says whether Starlette, FastAPI and anyio are timed
+    by themselves where they are loaded (docs/hooks/fastapi.md); *beside* is called once in each
+    process, with the spool, when its recorder opens, and what it gives is stopped when the app's
+    lifespan ends: the face passes the embedded agent.
     With `STAGESCOPE_DISABLE=1` in the environment every request goes straight to *app*.
 
     Raises nothing of its own; exceptions of the app pass through as they are.
@@ -46,6 +59,8 @@ class StageMiddleware:
         app: ASGIApp,
         service: str | None = None,
         spool: str | Path | None = None,
+        *,
+        hooks: bool = True,
         beside: Callable[[Path], Companion | None] | None = None,
     ) -> None:
         self.app = app
@@ -53,20 +68,27 @@ class StageMiddleware:
         self.spool = Path(spool) if spool else default_spool()
         self._beside = beside
         self._off = os.environ.get(DISABLE_VARIABLE, "") not in ("", "0")
+        self._hooks = hooks and not self._off
         self._recorder: Recorder | None = None
         self._companion: Companion | None = None
+        if self._hooks:
+            install_loaded(WEB_FRAMEWORKS)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection scope, as ASGI says."""
         if scope["type"] != "http" or self._off or SCOPE_KEY in scope:
-            if scope["type"] == "lifespan" and not self._off:
+            if self._off:
+                await self.app(scope, receive, send)
+            elif scope["type"] == "lifespan":
                 await self._live(scope, receive, send)
             else:
+                if SCOPE_KEY in scope:
+                    say_once(TWICE)
                 await self.app(scope, receive, send)
             return
         recorder = self._recorder
         if recorder is None or recorder.closed:
-            recorder = self.open()
+            recorder = self.open(scope)
         try:
             timeline = begin(recorder, scope) if recorder else None
         except Exception as error:
@@ -76,6 +98,9 @@ class StageMiddleware:
         if timeline is None:
             await self.app(scope, receive, send)
             return
+        nesting, attached = timeline.nesting, None
+        if nesting is not None:
+            scope, attached = _nested(nesting, scope, recorder)
         scope[SCOPE_KEY] = timeline
         exchange = Exchange(timeline, scope, receive, send)
         app = self.app  # In a local: `self.app(...)` would look for a method first.
@@ -87,6 +112,8 @@ class StageMiddleware:
             failure = type(error).__name__
             raise
         finally:
+            if nesting is not None and attached is not None:
+                nesting.leave(attached)
             if not timeline.done:
                 exchange.finish(failure)
             try:  # noqa: SIM105 - `suppress` costs a request 0.3 µs
@@ -101,21 +128,27 @@ class StageMiddleware:
         was ended by a signal may never come to.
         """
         if self._recorder is None:
-            self.open()
+            self.open(scope)
         try:
             await self.app(scope, receive, send)
         finally:
             if self._companion is not None:
                 self._companion.stop()
 
-    def open(self) -> Recorder | None:
-        """Open this process's recorder; None, and from then on pass through, where it cannot."""
+    def open(self, scope: Scope | None = None) -> Recorder | None:
+        """Open this process's recorder; None, and from then on pass through, where it cannot.
+
+        *scope* is the connection that found it closed.
+        """
         try:
             recorder = process_recorder(self.spool, self.service)
             if recorder is None:
                 self._off = True
             elif recorder is not self._recorder:
                 calibrate(recorder, StageMiddleware.around)
+                watch(recorder)
+                if self._hooks and "starlette" in sys.modules:
+                    self._look_around(scope or {})
                 if self._beside is not None:
                     self._companion = self._beside(self.spool)
         except Exception as error:
@@ -126,9 +159,23 @@ class StageMiddleware:
         self._recorder = recorder
         return recorder
 
+    def _look_around(self, scope: Scope) -> None:
+        from stagescope.middleware.hooks.starlette import advise
+
+        advise(self.app, scope, StageMiddleware)
+
     @classmethod
     def around(cls, app: ASGIApp, recorder: Recorder) -> StageMiddleware:
         """Wrap *app* with a given recorder, for tests and for measuring ourselves."""
-        middleware = cls(app, spool=os.devnull)
+        middleware = cls(app, spool=os.devnull, hooks=False)
         middleware._recorder = recorder
         return middleware
+
+
+def _nested(
+    nesting: Nesting, scope: Scope, recorder: Recorder | None
+) -> tuple[Scope, Attached | None]:
+    """Put the app's own spans under the request's; the scope to go on with, and what to undo."""
+    with guarded(recorder):
+        return nesting.told(scope), nesting.enter_request()
+    return scope, None

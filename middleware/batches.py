@@ -144,7 +144,7 @@ class batch:
 
     @property
     def timeline(self) -> Timeline | None:
-        """The batch's own timeline; None before its first member."""
+        """Its own timeline, with the ids of its span; None before it has a member."""
         return self._timeline
 
     @property

@@ -71,6 +71,8 @@ class AttachedTimeline(Timeline):
         self.done = False
         self.dropped = 0
         self.chain = None
+        self.nesting = None
+        self.waits = 0
         self.next_index = count().__next__
         memory = _memory_of(path)
         slot = self.slot = Slot(memory, int(at))

@@ -7,13 +7,18 @@ from collections.abc import Awaitable
 from stagescope import recorder_format as fmt
 from stagescope.identity import parse_run, parse_traceparent
 from stagescope.middleware.guard import fault
+from stagescope.middleware.ingress import HEADERS as _STAMPS
+from stagescope.middleware.ingress import waited_ns
 from stagescope.middleware.names import CODES
+from stagescope.middleware.nesting import Nesting, app_tracing, server_span_below
 from stagescope.middleware.outer_span import outer_span
 from stagescope.middleware.recorder import Recorder
+from stagescope.middleware.route import template
 from stagescope.middleware.server_timing import header_value
 from stagescope.middleware.timeline import Timeline
 from stagescope.middleware.types import Message, Receive, Scope, Send
 
+_INGRESS = CODES["queue.ingress"]
 _READ = CODES["preprocess.read"]
 _RESPOND = CODES["respond"]
 _FIRST_BYTE = CODES["respond.first_byte"]
@@ -35,11 +40,15 @@ SLOW_SEND_NS = 1_000_000
 
 
 def begin(recorder: Recorder, scope: Scope) -> Timeline:
-    """Start the timeline of a request from its scope."""
+    """Start the timeline of a request from its scope.
+
+    It starts now, or when a proxy in front of us says that the request reached it; the time
+    between is `queue.ingress` (see ingress.py).
+    """
     clock = recorder.clock
-    start_ns = clock()
-    if start_ns >= recorder.anchor_due_ns:
-        recorder.anchor(start_ns)
+    now_ns = start_ns = clock()
+    if now_ns >= recorder.anchor_due_ns:
+        recorder.anchor(now_ns)
     parent = None
     run = b""
     traceparents = 0
@@ -49,6 +58,8 @@ def begin(recorder: Recorder, scope: Scope) -> Timeline:
             parent = parse_traceparent(value)
         elif name == b"baggage" and not run:
             run = parse_run(value)
+        elif name in _STAMPS and start_ns == now_ns:
+            start_ns -= waited_ns(value, recorder.wall())
     if traceparents > 1:
         parent = None  # As the specification asks: several are as good as none.
     flags = fmt.FLAG_SAMPLED
@@ -56,22 +67,36 @@ def begin(recorder: Recorder, scope: Scope) -> Timeline:
     if outer is not None:
         parent = outer
         flags |= fmt.FLAG_INTERNAL
+    tracing = app_tracing(outer is not None)
     bits = recorder.random_bits
+    method = scope["method"]
     if parent is None:
-        trace_id, parent_id = (bits(128) or 1).to_bytes(16, "big"), b""
+        number = bits(128) or 1
+        trace_id, parent_id = number.to_bytes(16, "big"), b""
+        sampled = tracing is None or tracing.samples(number, method)
     else:
         trace_id, parent_id, sampled = parent
-        if not sampled:
-            flags &= ~fmt.FLAG_SAMPLED
-    method = scope["method"]
+    if not sampled:
+        flags &= ~fmt.FLAG_SAMPLED
     path = scope.get("raw_path") or scope["path"].encode("utf-8", "replace")
     if b"?" in path:
         path = path[: path.index(b"?")]  # Some servers leave the query in; we never keep it.
-    return Timeline(
-        recorder, fmt.KIND_REQUEST, start_ns, trace_id, (bits(64) or 1).to_bytes(8, "big"),
+    span_id = (bits(64) or 1).to_bytes(8, "big")
+    nesting = None
+    if tracing is not None:
+        flags |= fmt.FLAG_NESTED
+        nesting = Nesting(
+            tracing, trace_id, span_id, start_ns, sampled=sampled, inside=outer is not None
+        )
+    timeline = Timeline(
+        recorder, fmt.KIND_REQUEST, start_ns, trace_id, span_id,
         parent_id, run, _METHODS.get(method) or method.encode("utf-8", "replace"),
         path, flags,
     )  # fmt: skip
+    timeline.nesting = nesting
+    if start_ns != now_ns:
+        timeline.close_at(timeline.open_at(_INGRESS, start_ns), now_ns)
+    return timeline
 
 
 class Exchange:
@@ -145,6 +170,8 @@ class Exchange:
         if timeline.run:
             message = self._with_server_timing(message, now)
         self._respond_index = timeline.open_at(_RESPOND, now)
+        if timeline.nesting is not None and server_span_below(self._scope):
+            timeline.flag(fmt.FLAG_INTERNAL)
         return message
 
     async def _send_body(self, message: Message) -> None:
@@ -201,24 +228,21 @@ class Exchange:
     def finish(self, error: str) -> None:
         """Write the record; *error* is the exception's class name, or empty."""
         try:
-            self._finish(error)
+            timeline = self._timeline
+            end_ns = self.ended_ns
+            if not end_ns:
+                end_ns = timeline.clock()
+                error = error or ("disconnect" if self._disconnected else "incomplete")
+            timeline.close_at(self._respond_index, end_ns)
+            timeline.finish(
+                end_ns, self._request_bytes, self._response_bytes, self._first_byte_ns,
+                self._send_wait_ns, self._chunks, _STATUSES.get(self._status, 0),
+                error.encode("utf-8", "replace") if error else b"",
+                template(self._scope),
+            )  # fmt: skip
         except Exception as problem:
             recorder = self._timeline.recorder
-            if recorder.closed and isinstance(problem, ValueError):
+            if recorder.abandoned:
                 return  # A forked child ends its parent's request: see Recorder.abandon.
             if fault(problem, recorder):
                 raise
-
-    def _finish(self, error: str) -> None:
-        timeline = self._timeline
-        end_ns = self.ended_ns
-        if not end_ns:
-            end_ns = timeline.clock()
-            error = error or ("disconnect" if self._disconnected else "incomplete")
-        timeline.close_at(self._respond_index, end_ns)
-        route = getattr(self._scope.get("route"), "path", None)
-        timeline.finish(
-            end_ns, self._request_bytes, self._response_bytes, self._first_byte_ns,
-            self._send_wait_ns, self._chunks, _STATUSES.get(self._status, 0), error.encode("utf-8", "replace"),
-            route.encode("utf-8", "replace") if isinstance(route, str) else b"",
-        )  # fmt: skip

@@ -44,6 +44,13 @@ class guarded:
         return not fault(error, self._recorder)
 
 
+def say_once(sentence: str) -> None:
+    """Log what the user should know, the first time only."""
+    if sentence not in _said:
+        _said.add(sentence)
+        log.warning("stagescope: %s", sentence)
+
+
 def fault(error: Exception, recorder: Counting | None) -> bool:
     """Count and say a fault of ours; True where it is to be raised again (under tests)."""
     where = type(error).__name__

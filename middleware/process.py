@@ -11,6 +11,7 @@ from stagescope.errors import StagescopeError
 from stagescope.middleware import recorder as recorders
 from stagescope.middleware.recorder import Recorder
 from stagescope.middleware.recorder_file import RecorderFile, create_recorder_file
+from stagescope.middleware.run_notes import RECORDER, note
 from stagescope.spool import default_spool
 
 log = logging.getLogger("stagescope")
@@ -38,6 +39,7 @@ def _create(spool: Path, service: str) -> tuple[Recorder, RecorderFile] | None:
     except StagescopeError as reason:
         log.warning("stagescope: nothing is recorded in this process: %s", reason)
         return None
+    note(RECORDER)
     return Recorder(memoryview(file.memory), path=file.path), file
 
 

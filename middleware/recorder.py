@@ -20,6 +20,8 @@ from stagescope.middleware.slots import Slot
 
 REANCHOR_NS = 60_000_000_000
 
+_WAIT_WORD = {name: fmt.WAIT_WORDS + index for index, name in enumerate(fmt.WAITS)}
+
 live: WeakSet[Recorder] = WeakSet()
 """Recorders of this process; a forked child abandons them."""
 
@@ -42,12 +44,12 @@ class Recorder:
         path: Path | None = None,
     ) -> None:
         self.clock = clock
-        self.closed = False
+        self.closed = self.abandoned = False
         self.path = path
         """The file behind *buffer*, where there is one: other processes write to it by its name."""
         # Never the global generator: an app that seeds it would repeat our ids in each worker.
         self.random_bits = (random or Random()).getrandbits
-        self._wall = wall
+        self.wall = wall
         self._bytes = buffer
         self._words = buffer.cast("Q")
         self._ring_slots = ring_slots
@@ -100,12 +102,24 @@ class Recorder:
         done = self._words[fmt.ANCHOR_COUNT_WORD]
         pair = fmt.ANCHOR_WORDS + 2 * (done % 2)
         self._words[pair] = self.clock()
-        self._words[pair + 1] = self._wall()
+        self._words[pair + 1] = self.wall()
         self._words[fmt.ANCHOR_COUNT_WORD] = done + 1
 
     def count(self, counter: str) -> None:
         """Add one to a counter of the file's header (see recorder_format.COUNTERS)."""
         self._words[fmt.COUNTER_WORDS + fmt.COUNTERS.index(counter)] += 1
+
+    def add_wait(self, name: str, value: int) -> None:
+        """Add to one of the process's waits (see recorder_format.WAITS)."""
+        self._words[_WAIT_WORD[name]] += value
+
+    def raise_wait(self, name: str, value: int) -> None:
+        """Make one of the process's waits *value* if it is less."""
+        self._words[_WAIT_WORD[name]] = max(self._words[_WAIT_WORD[name]], value)
+
+    def set_wait(self, name: str, value: int) -> None:
+        """Make one of the process's waits *value*."""
+        self._words[_WAIT_WORD[name]] = value
 
     def write_cost(self, base_ns: int, stage_ns: int) -> None:
         """Tell what a request and a stage cost in this process."""
@@ -144,6 +158,7 @@ class Recorder:
         take for "write nowhere".
         """
         self.close()
+        self.abandoned = True
         for slot in self._slots:
             slot.release()
         self._words.release()

@@ -8,7 +8,9 @@ from collections.abc import AsyncIterator, Callable, Generator
 from types import TracebackType
 from typing import Any, ParamSpec, TypeVar, cast
 
+from stagescope.middleware.guard import guarded
 from stagescope.middleware.names import CODES, intern
+from stagescope.middleware.nesting import Attached
 from stagescope.middleware.slots import ENDS
 from stagescope.middleware.timeline import Timeline, current
 
@@ -39,8 +41,9 @@ class stage:
     Nothing that can go wrong with it reaches the caller.
     """
 
-    __slots__ = ("_code", "_index", "_timeline")
+    __slots__ = ("_attached", "_code", "_index", "_timeline")
 
+    _attached: Attached | None
     _timeline: Timeline | None
     _index: int
 
@@ -66,9 +69,12 @@ class stage:
             index = self._index = next_index()
             try:
                 timeline.codes[index] = self._code
-                timeline.times[index] = clock()
+                timeline.times[index] = now = clock()
             except (IndexError, ValueError):
-                timeline.spill(index, self._code, clock())
+                now = clock()
+                timeline.spill(index, self._code, now)
+            if timeline.nesting is not None:
+                self._nest(timeline, now)
 
     def __exit__(
         self,
@@ -78,6 +84,8 @@ class stage:
     ) -> None:
         timeline = self._timeline
         if timeline is not None:
+            if timeline.nesting is not None:
+                self.leave_app_spans()
             index = self._index
             if kind is None and index < 32:
                 clock = timeline.clock
@@ -89,6 +97,22 @@ class stage:
                 # A cancelled or closed stage is not a failed one: that is no Exception.
                 failed = kind is not None and issubclass(kind, Exception)
                 timeline.close_at(index, timeline.clock(), failed=failed)
+
+    def _nest(self, timeline: Timeline, at_ns: int) -> None:
+        """Let the app's own spans hang under this stage's; not once the request has ended."""
+        self._attached = None
+        if timeline.nesting is not None and not timeline.done:
+            with guarded(timeline.recorder):
+                self._attached = timeline.nesting.enter_stage(at_ns)
+
+    def leave_app_spans(self) -> None:
+        """Let the app's own spans hang where they did before this stage."""
+        timeline = self._timeline
+        if timeline is None or timeline.nesting is None or self._attached is None:
+            return
+        attached, self._attached = self._attached, None
+        with guarded(timeline.recorder):
+            timeline.nesting.leave(attached)
 
     def __call__(self, function: F) -> F:
         """Decorate *function*; each call is an opening of its own."""
@@ -196,6 +220,8 @@ class _Steps:
         if self._open is None:
             self._open = stage.of_code(self._code)
             self._open.__enter__()
+            if not self._left:
+                self._open.leave_app_spans()
 
     def end(self) -> None:
         if self._left:

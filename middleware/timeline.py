@@ -8,12 +8,14 @@ is computed here.
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from contextvars import ContextVar
 from itertools import count
 from struct import Struct
 from threading import Lock
 
 from stagescope import recorder_format as fmt
+from stagescope.middleware.nesting import Nesting
 from stagescope.middleware.recorder import Recorder
 from stagescope.middleware.slots import ENDS, NO_CODES, NO_TIMES, Slot
 
@@ -37,7 +39,7 @@ _OPENED = Struct(f"<16xBxBx{fmt.OPENED.format[5:]}{fmt.SLOT_BYTES - fmt.FINISHED
 _pack_opened = _OPENED.pack_into
 _pack_words = Struct("<40s112s").pack_into
 _WORDS_AT = fmt.ENTRIES_AT - 152
-_pack_finished = Struct(fmt.FINISHED.format.removesuffix("HI40s112s")).pack_into
+_pack_finished = Struct(fmt.FINISHED.format.removesuffix("I40s112s")).pack_into
 
 
 class Timeline:
@@ -47,8 +49,8 @@ class Timeline:
     """
 
     __slots__ = (
-        "chain", "clock", "codes", "done", "dropped", "lent", "next_index", "recorder", "run", "slot",
-        "span_id", "start_ns", "times", "trace_id",
+        "chain", "clock", "codes", "done", "dropped", "lent", "nesting", "next_index", "recorder", "run",
+        "slot", "span_id", "start_ns", "times", "trace_id", "waits",
     )  # fmt: skip
 
     def __init__(
@@ -74,6 +76,9 @@ class Timeline:
         self.dropped = 0
         self.chain: list[Slot] | None = None
         self.lent: list[Slot] | None = None
+        self.nesting: Nesting | None = None
+        self.waits = 0
+        """Waits for a thread that got an entry of their own (see hooks/anyio.py)."""
         self.next_index = count().__next__
         slot = self.slot = recorder.acquire()
         self.codes = slot.codes
@@ -126,6 +131,12 @@ class Timeline:
         except ValueError:
             return  # A forked child's view of its parent's timeline: see Recorder.abandon.
 
+    def flag(self, flag: int) -> None:
+        """Add a flag (FLAG_INTERNAL, ...) to what was said of this timeline when it began."""
+        with suppress(ValueError):  # As in recode.
+            if not self.done:
+                self.slot.raw[fmt.FLAGS_AT] |= flag
+
     def mark(self, code: int, start: int, end: int) -> None:
         """Add an entry that is no stage."""
         self.close_at(self.open_at(code, start), end)
@@ -138,6 +149,8 @@ class Timeline:
                 slot.codes[at] = code
                 slot.times[at] = start
             elif not self.done:
+                if not self.dropped:
+                    self.recorder.count("chains_refused")
                 self.dropped += 1
         except ValueError:
             return  # As in recode.
@@ -153,7 +166,7 @@ class Timeline:
 
     def place(self, index: int) -> tuple[Slot, int] | None:
         """Find slot and position of an entry, chaining a slot where needed; None: nowhere."""
-        if self.done:
+        if self.done or self.recorder.abandoned:
             return None
         chained, at = divmod(index, fmt.ENTRIES_PER_SLOT)
         if chained == 0:
@@ -184,7 +197,7 @@ class Timeline:
         """
         with _chain_lock:
             lent = self.lent = self.lent or []
-            if self.done:
+            if self.done or self.recorder.abandoned:
                 return None
             slot = self._chained_slot(fmt.MAX_CHAIN + len(lent))
             lent.append(slot)
@@ -212,15 +225,17 @@ class Timeline:
         self.codes = NO_CODES
         self.times = NO_TIMES
         recorder, slot = self.recorder, self.slot
+        continuations = 0
         if self.chain is not None or self.lent is not None:
             # `done` is set, so no thread adds to these once it waits for the lock that we take.
             with _chain_lock:
+                continuations = len(self.chain or ())
                 for further in (self.chain or []) + (self.lent or []):
                     recorder.commit(further)
         raw = slot.raw
         _pack_finished(
             raw, 240, end_ns - self.start_ns, request_bytes, response_bytes, first_byte_ns,
-            send_wait_ns, chunks, self.dropped, status,
+            send_wait_ns, chunks, self.dropped, status, continuations,
         )  # fmt: skip
         if error or route:
             _pack_words(raw, _WORDS_AT, error, route)

@@ -7,10 +7,18 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing import resource_tracker
+from pathlib import Path
 from typing import TypeVar
 
 import psutil
 import pytest
+from hypothesis import settings
+
+from stagescope.middleware.timeline import current
+
+# No test is timed. CI tries the same examples each time; at the desk each run tries new ones.
+settings.register_profile("ours", deadline=None, derandomize=bool(os.environ.get("CI")))
+settings.load_profile("ours")
 
 SETTLE_S = 5.0
 """How long what a test has stopped may take to be gone."""
@@ -21,6 +29,8 @@ MARK = "STAGESCOPE_TEST_SESSION"
 By it those are found whose parent died first: they are nobody's children any more.
 """
 
+SOURCE = Path(__file__).resolve().parent.parent / "src"
+
 Found = TypeVar("Found")
 
 
@@ -28,6 +38,10 @@ Found = TypeVar("Found")
 def _session_mark() -> Iterator[str]:
     """Mark whatever this session starts as its own."""
     os.environ[MARK] = mark = uuid.uuid4().hex
+    # A fresh clone runs its tests without an install: the programs that they start do, too.
+    os.environ["PYTHONPATH"] = os.pathsep.join(
+        filter(None, (str(SOURCE), os.environ.get("PYTHONPATH")))
+    )
     yield mark
     del os.environ[MARK]
 
@@ -45,6 +59,9 @@ def _nothing_left_behind(_session_mark: str) -> Iterator[None]:
     for process in left_processes:
         _end(process)
     assert not told, f"left behind by the test: {'; '.join(told)}"
+    inherited = current.get()
+    current.set(None)
+    assert inherited is None, "the test left its request current in this context"
 
 
 def _settle(look: Callable[[], Sequence[Found]]) -> Sequence[Found]:
@@ -71,7 +88,7 @@ def _new_processes(before: set[int], mark: str) -> list[psutil.Process]:
             process = psutil.Process(pid)
             if _is_ours(process, mark) and not _belongs_to_python(process):
                 found.append(process)
-        except psutil.Error:  # gone meanwhile, or another user's
+        except (psutil.Error, ProcessLookupError):  # gone meanwhile, or another user's
             continue
     return found
 

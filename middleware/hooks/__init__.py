@@ -8,7 +8,14 @@ framework is. A user calls `stagescope.install("litserve")`, or starts the serve
 from __future__ import annotations
 
 HOOKS: dict[str, str] = {
+    "anyio": "stagescope.middleware.hooks.anyio",
+    "fastapi": "stagescope.middleware.hooks.fastapi",
+    "granian": "stagescope.middleware.hooks.granian",
+    "gunicorn.workers.gasgi": "stagescope.middleware.hooks.gunicorn",
+    "hypercorn": "stagescope.middleware.hooks.hypercorn",
     "mlserver": "stagescope.middleware.hooks.mlserver",
     "ray.serve": "stagescope.middleware.hooks.ray",
+    "starlette": "stagescope.middleware.hooks.starlette",
+    "uvicorn": "stagescope.middleware.hooks.uvicorn",
 }
 """Framework's import name → our module, both by name alone."""

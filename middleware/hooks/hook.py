@@ -5,14 +5,14 @@ from __future__ import annotations
 import functools
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from stagescope.errors import UsageError
-from stagescope.middleware.guard import fault
+from stagescope.middleware.guard import fault, guarded
 from stagescope.middleware.hooks import HOOKS
 
 log = logging.getLogger("stagescope")
@@ -67,6 +67,14 @@ def install(name: str) -> bool:
             raise
         return False
     return True
+
+
+def install_loaded(names: Sequence[str]) -> None:
+    """Install the hooks of those frameworks of *names* that this process has loaded."""
+    for name in names:
+        if name in sys.modules:
+            with guarded():
+                install(name)
 
 
 def _known(hook: Hook) -> bool:

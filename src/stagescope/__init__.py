@@ -1,13 +1,14 @@
 """stagescope: where did this request's time go, stage by stage, and what holds the server back?
 
-The face is lazy: naming `StageMiddleware`, `stage`, `carry` or `batch` loads the standard library
-alone; `load_run` loads the load driver and what it needs.
+The face is lazy: naming `StageMiddleware`, `stage`, `carry`, `batch` or `install` loads the
+standard library alone; `load_run` loads the load driver and what it needs.
 """
 
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING
+
+TYPE_CHECKING = False  # type checkers know it; `typing` itself would be most of what this costs
 
 if TYPE_CHECKING:
     from stagescope.face import StageMiddleware, install

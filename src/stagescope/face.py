@@ -1,4 +1,4 @@
-"""`StageMiddleware` as users get it: with the embedded agent as the default beside it."""
+"""`StageMiddleware` and `install` as users get them: the embedded agent is the default beside."""
 
 from __future__ import annotations
 
@@ -19,9 +19,14 @@ class StageMiddleware(asgi.StageMiddleware):
     __doc__ = (__doc__ or "") + (asgi.StageMiddleware.__doc__ or "")
 
     def __init__(
-        self, app: ASGIApp, service: str | None = None, spool: str | Path | None = None
+        self,
+        app: ASGIApp,
+        service: str | None = None,
+        spool: str | Path | None = None,
+        *,
+        hooks: bool = True,
     ) -> None:
-        super().__init__(app, service, spool, beside=start_embedded)
+        super().__init__(app, service, spool, hooks=hooks, beside=start_embedded)
 
 
 def start_embedded(spool: Path) -> asgi.Companion | None:

@@ -12,6 +12,9 @@ from binascii import Error as HexError
 from binascii import unhexlify
 from struct import Struct
 
+_GOLDEN = 0x9E3779B97F4A7C15
+"""2**64 divided by the golden ratio, odd: multiplying by it maps 64 bits onto 64 bits."""
+
 RUN_KEY = "stagescope.run"
 MAX_BAGGAGE_BYTES = 8192
 RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,39}")
@@ -52,6 +55,17 @@ def parse_traceparent(value: bytes) -> TraceParent | None:
 def format_traceparent(trace_id: str, span_id: str, *, sampled: bool = True) -> str:
     """Give the `traceparent` value of hex *trace_id* (32 digits) and *span_id* (16 digits)."""
     return f"00-{trace_id}-{span_id}-0{int(sampled)}"
+
+
+def stage_span_id(owner: int, start_ns: int, twin: int = 0) -> int:
+    """Derive the id of the span of a stage that opened *start_ns* (0 or more) after its timeline.
+
+    *owner* is the span id of the timeline's own span. The served process derives it when the
+    stage opens, so that the app's own spans nest under it, and an exporter when it makes the
+    span; neither has to tell the other. Of stages of one timeline that open in the same
+    nanosecond *twin* counts from 0: the served process knows the first alone.
+    """
+    return (owner + (start_ns + (twin << 48) + 1) * _GOLDEN) % 2**64 or 1
 
 
 def parse_run(baggage: bytes) -> bytes:

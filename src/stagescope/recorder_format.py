@@ -31,6 +31,14 @@ COUNTER_WORDS = LIVE_WORD + 8
 COUNTERS = ("faults", "unlisted", "names_refused", "chains_refused", "stale_writes")
 """Counters of the writer's: guarded faults, requests that found no in-flight slot, stage names
 refused, timelines that outgrew their slots, writes to a timeline already finished."""
+WAIT_WORDS = LIVE_WORD + 24
+WAITS = (
+    "loop_ticks", "loop_lag_ns", "loop_lag_max_ns", "pool_threads", "pool_busy", "pool_waiting",
+    "pool_waiting_max", "gc_pauses", "gc_pause_ns", "gc_pause_max_ns", "watch_cost_ns",
+)  # fmt: skip
+"""Waits of the whole process: readings of the event loop's timer (10/s), by how much they came
+late (sum, most); worker threads there are, busy and waited for at the last reading, and the most
+that were waited for at any; pauses of the garbage collector (count, sum, most); cost of it all."""
 
 NAMES_AT = 1024
 NAME_BYTES = 64
@@ -56,10 +64,11 @@ OPENED = Struct("<BBBBIQ16s8s8s40s8s128s")
 start (monotonic ns), trace id, span id, parent span id, run id, method, path (a batch: model)."""
 OPENED_AT = 16
 STATE_AT = 17
+FLAGS_AT = 18
 FINISHED = Struct("<QQQQQIIHHI40s112s")
 """From FINISHED_AT, written when it ends: duration ns, request bytes (a batch: device ns),
 response bytes, first byte ns, send wait ns, chunks (a batch: size), entries dropped,
-status, reserved, reserved, error, route."""
+status, continuations, reserved, error, route."""
 FINISHED_AT = OPENED_AT + OPENED.size
 ENTRIES_AT = 448
 ENTRIES_PER_SLOT = 32
@@ -75,7 +84,9 @@ MAX_CHAIN = 64
 
 KIND_REQUEST, KIND_BATCH, KIND_CHAIN = 1, 2, 3
 STATE_FREE, STATE_OPEN, STATE_FINISHED = 0, 1, 2
-FLAG_INTERNAL, FLAG_SAMPLED = 1, 2
+FLAG_INTERNAL, FLAG_SAMPLED, FLAG_NESTED = 1, 2, 4
+"""A span is around ours or makes the SERVER span; the trace is sampled; the app's own spans hang
+under those of this request."""
 
 # --- codes of entries ---------------------------------------------------------------------------
 CODE_UNUSED = 0
@@ -93,6 +104,8 @@ CODE_MEMBER_TRACE = 0xFFFD
 """The high half of the trace id of the member before it: start."""
 
 assert HEADER_CRC_AT + 4 <= LIVE_WORD * 8
+assert COUNTER_WORDS + len(COUNTERS) <= WAIT_WORDS
+assert (WAIT_WORDS + len(WAITS)) * 8 <= NAMES_AT
 assert FINISHED_AT + FINISHED.size == ENTRIES_AT, FINISHED_AT + FINISHED.size
 assert ENDS_AT + 8 * ENTRIES_PER_SLOT == SLOT_BYTES
 assert NAMES_AT + NAME_CAPACITY * NAME_BYTES <= DATA_AT

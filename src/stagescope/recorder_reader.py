@@ -132,6 +132,10 @@ class RecorderReader:
         counts = {name: self._words[fmt.COUNTER_WORDS + i] for i, name in enumerate(fmt.COUNTERS)}
         return counts | {"overwritten": self.overwritten, "lost": self.lost}
 
+    def waits(self) -> dict[str, int]:
+        """Give the process's own waits (`recorder_format.WAITS`): loop lag, thread pool, GC."""
+        return {name: self._words[fmt.WAIT_WORDS + i] for i, name in enumerate(fmt.WAITS)}
+
     def writer_alive(self) -> bool:
         """Tell whether the process still holds the file; killed processes do not."""
         if not try_lock(self._fd, shared=True):

@@ -49,11 +49,12 @@ class Chains:
         """Give the earliest slot that is kept here; *default* where there is none."""
         return min(self._first_seq.values(), default=default)
 
-    def entries(self, owner: bytes) -> Entries:
-        """Give, and forget, the entries that continue the timeline of *owner*."""
+    def entries(self, owner: bytes) -> tuple[Entries, int]:
+        """Give, and forget, what continues the timeline of *owner*: entries, and own slots."""
         self._first_seq.pop(owner, None)
         chained = sorted(self._slots.pop(owner, ()))
-        return [entry for _, slot in chained for entry in entries_of(slot)]
+        own = sum(index < fmt.MAX_CHAIN for index, _ in chained)
+        return [entry for _, slot in chained for entry in entries_of(slot)], own
 
 
 def entries_of(slot: bytes) -> Entries:
@@ -114,14 +115,19 @@ class SlotDecoder:
         if chains.take(slot, seq):
             return None
         (kind, state, flags, _, _, start, trace, span, parent, run, method, path,
-         duration, n1, n2, first_byte, send_wait, chunks, dropped, status, _, _, error,
+         duration, n1, n2, first_byte, send_wait, chunks, dropped, status, continuations, _, error,
          route) = _HEAD.unpack_from(slot)  # fmt: skip
         finished = state == fmt.STATE_FINISHED
         if not finished:
             duration = max(0, now_ns - start)
         entries, text = entries_of(slot), self._text
+        own = 0
         if chains:
-            entries += chains.entries(span)
+            further, own = chains.entries(span)
+            entries += further
+        if continuations > own and finished:
+            # The oldest of its slots were written over before they could be read.
+            dropped += (continuations - own) * fmt.ENTRIES_PER_SLOT
         if kind == fmt.KIND_REQUEST:
             stages, batches = self._request_entries(entries, start, duration)
             return RequestRecord(
@@ -129,7 +135,7 @@ class SlotDecoder:
                 parent.hex() if parent != _NO_PARENT else "", bool(flags & fmt.FLAG_INTERNAL),
                 bool(flags & fmt.FLAG_SAMPLED), text(run), start, duration, text(method),
                 text(path), text(route), status, text(error), n1, n2, first_byte, send_wait,
-                chunks, stages, batches, dropped,
+                chunks, stages, batches, dropped, bool(flags & fmt.FLAG_NESTED),
             )  # fmt: skip
         if kind == fmt.KIND_BATCH:
             intervals, members = _batch_entries(entries)

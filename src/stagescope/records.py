@@ -99,6 +99,8 @@ class RequestRecord:
     batch_ids: tuple[str, ...]
     stages_dropped: int
     """Openings that found no room; their time stays with the stage around them."""
+    nested: bool = False
+    """True where the app's own spans hang under those of this request, and miss them if dropped."""
 
     def self_ns(self) -> dict[str, int]:
         """Give nanoseconds by full stage name, `other` included; the values sum to duration_ns."""

@@ -28,7 +28,11 @@ def default_spool() -> Path:
         return Path(runtime) / "stagescope"
     shared_memory = Path("/dev/shm")
     parent = shared_memory if os.access(shared_memory, os.W_OK) else Path(tempfile.gettempdir())
-    return parent / f"stagescope-{os.getuid()}"
+    return parent / _own_name()
+
+
+def _own_name() -> str:
+    return f"stagescope-{os.getuid()}"
 
 
 def ensure_spool(spool: Path) -> Path:
@@ -43,7 +47,10 @@ def ensure_spool(spool: Path) -> Path:
         raise StagescopeError(f"spool {spool} is a file; name a folder") from None
     except OSError as problem:
         raise StagescopeError(f"spool {spool} cannot be made: {problem.strerror}") from None
-    if found.st_uid != os.getuid() and found.st_mode & stat.S_IWOTH == 0 and os.getuid() != 0:
+    # A folder for all may be shared between containers, but only by name: the default one lies
+    # where anybody could have made it before us.
+    shared = found.st_mode & stat.S_IWOTH and spool.name != _own_name()
+    if found.st_uid != os.getuid() and not shared and os.getuid() != 0:
         raise StagescopeError(
             f"spool {spool} belongs to uid {found.st_uid}, not to you; name another with "
             f"{SPOOL_VARIABLE}"

@@ -203,3 +203,15 @@ def test_what_the_driver_says_against_itself_stands_in_the_report(tmp_path: Path
     report = build_report(write_run_folder(tmp_path, client, server, run=run))
 
     assert (report.valid, report.invalid_reasons) == (False, run.invalid_reasons)
+
+
+def test_answers_after_the_measured_phase_are_no_throughput(tmp_path: Path) -> None:
+    """A server that answers one request in two in time shows half the rate that was asked."""
+    client = [client_row(seq, latency_ns=(20 if seq % 2 else 20_000) * MS) for seq in range(120)]
+    server = [server_row(row, STAGES) for row in client]
+    run = example_run()
+
+    report = build_report(write_run_folder(tmp_path, client, server, run=run))
+
+    inside = sum(row["last_byte_ns"] <= client[0]["intended_ns"] + 10**10 for row in client)
+    assert report.client.achieved_rate_per_s == inside / run.measured_s < 6

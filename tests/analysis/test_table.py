@@ -25,7 +25,7 @@ from stagescope.testing.runs import (
 
 GOLDEN = """\
 GET http://127.0.0.1:8000/predict
-rate        10.0/s asked (constant), 12.0/s answered, over 10.0 s
+rate        10.0/s asked (constant), 10.0/s answered, over 10.0 s
 requests    121 measured, 120 answered, 120 of 2xx
 errors      1: refused 1
 server      agent; 120 requests joined by trace_id+parent_span_id; one clock

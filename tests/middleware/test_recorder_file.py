@@ -211,7 +211,7 @@ def test_a_request_without_a_free_slot_is_recorded_unlisted(recording: Recording
     for request in entered:
         request.__enter__()
     assert len(recording.reader.in_flight(10**18)) == 4
-    for request in entered:
+    for request in reversed(entered):
         request.__exit__(None, None, None)
 
     assert len(recording.requests) == 7
@@ -245,6 +245,18 @@ def test_what_outgrows_its_slots_is_counted(tmp_path: Path) -> None:
         (record,) = recording.requests
         assert (len(record.stages), record.stages_dropped) == (many, 10)
         assert sum(record.self_ns().values()) == record.duration_ns == many + 10
+        assert recording.reader.counters()["chains_refused"] == 1
+
+
+def test_continuations_that_were_written_over_are_counted(recording: Recording) -> None:
+    """A long timeline of which the ring holds only the end says how much is missing."""
+    write(recording.recorder, 5, 32 * 4)
+    for number in range(6):
+        write(recording.recorder, number)
+
+    first = recording.requests[0]
+    assert (number_told(first), len(first.stages), first.stages_dropped) == (5, 64, 64)
+    assert recording.reader.overwritten == 2
 
 
 # --- many at once ------------------------------------------------------------------------------

@@ -131,6 +131,7 @@ def test_outside_a_request_a_stage_does_nothing(recording: Recording) -> None:
     with stage("inference"):
         pass
 
+    assert current.get() is None
     assert carry(len) is len
     assert recording.requests == []
 

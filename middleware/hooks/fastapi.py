@@ -1,0 +1,24 @@
+"""FastAPI: validation and dependencies, the endpoint, serialization.
+
+What FastAPI takes from Starlette and anyio (bodies, threads, JSON, mounts) is timed by their hooks.
+"""
+
+from __future__ import annotations
+
+import fastapi.routing
+
+from stagescope.middleware.hooks.hook import Hook, wrap
+from stagescope.middleware.hooks.starlette import PARSE, SERIALIZE, staged
+from stagescope.middleware.names import intern
+
+ENDPOINT = "endpoint"
+"""A stage beside the six: the endpoint's own code, as far as it opens no stage itself."""
+
+
+def _install() -> None:
+    wrap(fastapi.routing, "solve_dependencies", staged(PARSE))
+    wrap(fastapi.routing, "run_endpoint_function", staged(intern(ENDPOINT)))
+    wrap(fastapi.routing, "serialize_response", staged(SERIALIZE))
+
+
+HOOK = Hook("fastapi", "fastapi", ("0.110", "1"), _install)

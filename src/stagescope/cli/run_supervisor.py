@@ -1,0 +1,126 @@
+"""Runs the server of `stagescope run`, from its start until nothing of it is left."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from stagescope.cli.run_agent import AgentBeside, AgentOptions
+from stagescope.cli.run_command import CannotRunError, served_environment
+from stagescope.cli.run_linux import adopt_orphans, before_exec
+from stagescope.cli.run_processes import end_descendants, reap
+from stagescope.cli.run_signals import (
+    FORWARDED,
+    TO_END,
+    drop_pending,
+    hold_back,
+    next_signal,
+    reached_the_group,
+)
+from stagescope.cli.run_summary import unrecorded
+from stagescope.spool import default_spool, ensure_spool
+
+LOOK_S = 2.0
+"""How often the agent is looked after."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What the command line says; None where it says nothing."""
+
+    words: tuple[str, ...]
+    service: str | None = None
+    spool: Path | None = None
+    otlp: str | None = None
+    metrics: str | None = None
+    agent: bool = True
+    quiet: bool = False
+    grace_s: float = 5.0
+
+
+def supervise(program: str, settings: Settings) -> int:
+    """Run the server and the agent; gives the server's exit code.
+
+    Raises StagescopeError for what keeps the server from being started.
+    """
+    spool = ensure_spool((settings.spool or default_spool()).absolute())
+    adopt_orphans()
+    prepare = before_exec(hold_back())
+    agent = AgentBeside(_options(settings, spool), prepare, say)
+    others = {child.pid for child in psutil.Process().children()}  # of a shell that was us before
+    # In the spool, since it is the one place that must be writable.
+    with tempfile.NamedTemporaryFile(dir=spool, prefix="run-", suffix=".notes") as notes:
+        environment = served_environment(
+            os.environ, spool=spool, notes=Path(notes.name), service=settings.service
+        )
+        if settings.agent:
+            agent.start()
+        try:
+            server = _start(program, settings.words, environment, prepare)
+            asked = _wait(server, agent if settings.agent else None)
+            _end_leftovers(settings, others | agent.pids, asked=asked)
+        finally:
+            agent.stop()
+        if why := unrecorded(notes.read().decode(), settings.words[0]):
+            say(why)
+    return server.returncode if server.returncode >= 0 else 128 - server.returncode
+
+
+def _options(settings: Settings, spool: Path) -> AgentOptions:
+    return AgentOptions(spool, settings.otlp, settings.metrics, settings.quiet)
+
+
+def _start(
+    program: str, words: Sequence[str], environment: dict[str, str], prepare: Callable[[], None]
+) -> subprocess.Popen[bytes]:
+    try:
+        return subprocess.Popen(
+            words,
+            executable=program,
+            env=environment,
+            close_fds=False,  # a socket that it was to inherit from our parent is inherited
+            preexec_fn=prepare,  # noqa: PLW1509 - there are no threads here
+        )
+    except OSError as problem:
+        raise CannotRunError(f"{program} cannot be run: {problem.strerror}") from None
+
+
+def _wait(server: subprocess.Popen[bytes], agent: AgentBeside | None) -> bool:
+    """Wait for the server's end; True where it was asked to end.
+
+    What we are signalled meanwhile is for the server.
+    """
+    asked = False
+    while server.poll() is None:
+        found = next_signal(LOOK_S)
+        if found is not None and found.si_signo in FORWARDED:
+            asked = asked or found.si_signo in TO_END
+            if not reached_the_group(found):
+                server.send_signal(found.si_signo)
+        if agent:
+            agent.look_after()
+        reap({server.pid} | (agent.pids if agent else set()))
+    drop_pending()
+    return asked
+
+
+def _end_leftovers(settings: Settings, kept: set[int], *, asked: bool) -> None:
+    ended = end_descendants(kept, settings.grace_s)
+    if ended:
+        hint = "" if asked else "; a server has to stay in the foreground here"
+        say(f"{settings.words[0]} has ended; ended what it left behind: {', '.join(ended)}{hint}")
+
+
+def say(what: str) -> None:
+    """Say it on standard error: standard output is the server's."""
+    try:
+        print(f"stagescope run: {what}", file=sys.stderr, flush=True)
+    except OSError:
+        return  # Nobody listens any more; the server's end is still ours to wait for.
