@@ -30,6 +30,7 @@ class Together(Timeline):
         self.dropped = 0
         self.chain = None
         self.lent = None
+        self.nesting = None
         # No entry of its own: `stage` finds none in the views, and comes to `spill`.
         self.codes = NO_CODES
         self.times = NO_TIMES
