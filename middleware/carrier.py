@@ -21,6 +21,7 @@ from itertools import count
 from pathlib import Path
 
 from stagescope import recorder_format as fmt
+from stagescope.middleware.borrowed_names import BorrowedCodes, BorrowedNames
 from stagescope.middleware.recorder import Recorder
 from stagescope.middleware.slots import Slot
 from stagescope.middleware.timeline import Timeline, current
@@ -54,7 +55,7 @@ def lend() -> str | None:
 class AttachedTimeline(Timeline):
     """A timeline that another process of this host owns; ended by its owner alone."""
 
-    __slots__ = ("lent_ns",)
+    __slots__ = ("lent_ns", "names")
 
     def __init__(self, carrier: str, recorder: Recorder, clock: Callable[[], int]) -> None:
         # Not the parent's __init__: that would take a slot of this process.
@@ -73,8 +74,10 @@ class AttachedTimeline(Timeline):
         self.nesting = None
         self.waits = 0
         self.next_index = count().__next__
-        slot = self.slot = Slot(_memory_of(path), int(at))
-        self.codes = slot.codes
+        memory = _memory_of(path)
+        slot = self.slot = Slot(memory, int(at))
+        self.names = _names_of(path)
+        self.codes = BorrowedCodes(slot.codes, self.names)  # type: ignore[assignment]
         self.times = slot.times
         if slot.raw[fmt.OPENED_AT + 32 : fmt.OPENED_AT + 40] != self.span_id:
             raise ValueError("the slot belongs to another request by now")
@@ -84,6 +87,10 @@ class AttachedTimeline(Timeline):
         if self.done or index >= fmt.ENTRIES_PER_SLOT:
             return None
         return self.slot, index
+
+    def recode(self, index: int, code: int, *, add: bool = False) -> None:
+        """Say that the stage of entry *index* is another one, from its start on."""
+        super().recode(index, code if add else self.names.code(code), add=add)
 
     def lend(self) -> int | None:
         """Lend nothing on: a lent slot has one writer."""
@@ -142,3 +149,8 @@ def _memory_of(path: str) -> memoryview:
     if bytes(memory[:8]) != fmt.MAGIC:
         raise ValueError(f"{path} is no recorder file")
     return memory
+
+
+@lru_cache(maxsize=64)
+def _names_of(path: str) -> BorrowedNames:
+    return BorrowedNames(path, _memory_of(path))

@@ -16,6 +16,9 @@ log = logging.getLogger("stagescope")
 CODES: dict[str, int] = {name: index + 1 for index, name in enumerate(KNOWN)}
 """Code by name: read without a lock, grows under one, never shrinks."""
 
+MOST = fmt.NAME_CAPACITY - fmt.BORROWED_NAMES
+"""Names that one process may use."""
+
 lock = Lock()
 _said: set[str] = set()
 
@@ -63,8 +66,8 @@ def intern(name: object) -> int:
     with lock:
         if name in CODES:
             return CODES[name]
-        if len(CODES) >= fmt.NAME_CAPACITY:
-            return _refuse("many", f"this process uses more than {fmt.NAME_CAPACITY} stage names; "
+        if len(CODES) >= MOST:
+            return _refuse("many", f"this process uses more than {MOST} stage names; "
                                    f"{name!r} and further ones")  # fmt: skip
         code = len(CODES) + 1
         for table in list(tables):

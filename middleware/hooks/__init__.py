@@ -15,6 +15,8 @@ HOOKS: dict[str, str] = {
     "gunicorn.workers.gasgi": "stagescope.middleware.hooks.gunicorn",
     "hypercorn": "stagescope.middleware.hooks.hypercorn",
     "litserve": "stagescope.middleware.hooks.litserve",
+    "mlserver": "stagescope.middleware.hooks.mlserver",
+    "ray.serve": "stagescope.middleware.hooks.ray",
     "starlette": "stagescope.middleware.hooks.starlette",
     "ts.service": "stagescope.middleware.hooks.torchserve",
     "uvicorn": "stagescope.middleware.hooks.uvicorn",

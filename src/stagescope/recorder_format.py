@@ -43,6 +43,8 @@ that were waited for at any; pauses of the garbage collector (count, sum, most);
 NAMES_AT = 1024
 NAME_BYTES = 64
 NAME_CAPACITY = 256
+BORROWED_NAMES = 64
+"""The table's last entries: names of other processes that write into lent slots, from the back."""
 DATA_AT = 20480
 """Names end at 17408; the slots begin on the next page."""
 

@@ -85,18 +85,25 @@ class SlotDecoder:
 
     def name(self, code: int) -> str:
         """Give the stage name of *code*; `other` where the table does not hold it."""
+        if code > self._capacity - fmt.BORROWED_NAMES:
+            return self._read(code) or OTHER if code <= self._capacity else OTHER
         if code >= len(self._names):
             self._grow()
         return self._names[code] if code < len(self._names) else OTHER
 
     def _grow(self) -> None:
-        while len(self._names) <= self._capacity:
-            at = fmt.NAMES_AT + (len(self._names) - 1) * fmt.NAME_BYTES
-            length = self._file[at]
-            if not 0 < length < fmt.NAME_BYTES:
+        while len(self._names) <= self._capacity - fmt.BORROWED_NAMES:
+            text = self._read(len(self._names))
+            if not text:
                 return
-            text = bytes(self._file[at + 1 : at + 1 + length]).decode("utf-8", "replace")
             self._names.append(text)
+
+    def _read(self, code: int) -> str:
+        at = fmt.NAMES_AT + (code - 1) * fmt.NAME_BYTES
+        length = self._file[at]
+        if not 0 < length < fmt.NAME_BYTES:
+            return ""
+        return bytes(self._file[at + 1 : at + 1 + length]).decode("utf-8", "replace")
 
     def decode(
         self, slot: bytes, process: Process, seq: int, chains: Chains, *, now_ns: int = 0

@@ -71,6 +71,38 @@ def test_a_worker_killed_in_the_model_leaves_its_stage_open(tmp_path: Path) -> N
     recording.close()
 
 
+NAMING = """
+import sys
+from pathlib import Path
+from stagescope import stage
+from stagescope.middleware.carrier import attached
+from stagescope.testing.recording import Recording
+
+own = Recording(Path(sys.argv[1]))
+with stage("mine"): pass
+with attached(sys.argv[2], own.recorder) as timeline:
+    for name in ("theirs", "shared", "theirs"):
+        with stage(name): pass
+own.close()
+"""
+
+
+def test_a_workers_own_stage_names_are_its_own(tmp_path: Path) -> None:
+    """A name has a code for each process: the worker's are found again in the owner's file."""
+    recording = Recording(tmp_path)
+    with recording.request():
+        with stage("shared"):
+            pass
+        for _ in range(2):
+            command = [sys.executable, "-c", NAMING, str(tmp_path), lend() or ""]
+            assert subprocess.run(command, timeout=60, check=False).returncode == 0
+
+    (record,) = recording.requests
+    names = [span.stage for span in record.stages]
+    assert names == ["shared", *["theirs", "shared", "theirs"] * 2]
+    recording.close()
+
+
 def test_a_late_or_foreign_carrier_is_nothing(tmp_path: Path) -> None:
     """After its slot went to another request, or where text is no carrier, nothing is written."""
     recording = Recording(tmp_path, in_flight_slots=2)
