@@ -13,7 +13,11 @@ HOOKS: dict[str, str] = {
     "granian": "stagescope.middleware.hooks.granian",
     "gunicorn.workers.gasgi": "stagescope.middleware.hooks.gunicorn",
     "hypercorn": "stagescope.middleware.hooks.hypercorn",
+    "onnxruntime": "stagescope.middleware.hooks.onnxruntime",
+    "pytriton": "stagescope.middleware.hooks.pytriton",
     "starlette": "stagescope.middleware.hooks.starlette",
+    "transformers.generation.utils": "stagescope.middleware.hooks.transformers_generation",
+    "transformers.pipelines": "stagescope.middleware.hooks.transformers",
     "uvicorn": "stagescope.middleware.hooks.uvicorn",
 }
 """Framework's import name → our module, both by name alone."""
