@@ -116,7 +116,9 @@ def _ns(span: OtlpSpan, name: str) -> int:
 def _row(
     span: OtlpSpan, start: int, duration: int, intervals: list[Interval], *, first_byte_ns: int = 0
 ) -> dict[str, Any]:
-    within = [(stage, min(first, duration), min(last, duration)) for stage, first, last in intervals]
+    within = [
+        (stage, min(first, duration), min(last, duration)) for stage, first, last in intervals
+    ]
     charged, _ = partition([(first, last) for _, first, last in within], duration)
     sums = dict.fromkeys([*STAGES, OTHER], 0)
     for (stage, _, _), spent in zip(within, charged, strict=True):

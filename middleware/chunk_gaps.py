@@ -27,8 +27,7 @@ class ChunkGaps:
         self.last_ns = at_ns
         self.count += 1
         self.sum_ns += gap
-        if gap > self.longest_ns:
-            self.longest_ns = gap
+        self.longest_ns = max(self.longest_ns, gap)
 
     def write(self, timeline: Timeline) -> None:
         """Write them into the record, before it is finished."""

@@ -13,7 +13,24 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-WORDS = "a cat dog good bad film the was very and not it i liked saw this".split()
+WORDS = [
+    "a",
+    "cat",
+    "dog",
+    "good",
+    "bad",
+    "film",
+    "the",
+    "was",
+    "very",
+    "and",
+    "not",
+    "it",
+    "i",
+    "liked",
+    "saw",
+    "this",
+]
 SPECIAL = ["[PAD]", "[UNK]"]
 
 

@@ -69,9 +69,7 @@ def _forwarding_config(config: Any) -> Any:
 
     config, outside = config or TritonConfig(), TritonConfig.from_env()
     names = ("http_header_forward_pattern", "grpc_header_forward_pattern")
-    patterns = {
-        name: forwarding(getattr(config, name) or getattr(outside, name)) for name in names
-    }
+    patterns = {name: forwarding(getattr(config, name) or getattr(outside, name)) for name in names}
     return dataclasses.replace(config, **patterns)
 
 

@@ -79,7 +79,9 @@ class Received:
         """End all of them: the last answer was handed to Triton, or an error was."""
         self._end_sending()
         end_ns = self.recorder.clock()
-        status, error = (200, b"") if self.failure is None else (500, self.failure.__name__.encode())
+        status, error = (
+            (200, b"") if self.failure is None else (500, self.failure.__name__.encode())
+        )
         for timeline in self._timelines:
             timeline.finish(end_ns, 0, 0, 0, 0, 0, status, error, b"")
 

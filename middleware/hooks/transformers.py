@@ -45,7 +45,8 @@ def wrap_methods(pipeline: type) -> None:
 
 def _with_subclasses(base: type) -> Iterator[type]:
     yield base
-    for subclass in base.__subclasses__():
+    subclasses: list[type] = base.__subclasses__()
+    for subclass in subclasses:
         yield from _with_subclasses(subclass)
 
 

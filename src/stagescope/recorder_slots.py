@@ -9,7 +9,9 @@ from stagescope.records import BatchRecord, Member, Process, Record, RequestReco
 from stagescope.stages import OTHER, StageSpan, partition
 
 _HEAD = Struct(
-    f"<{fmt.OPENED_AT}x" + fmt.OPENED.format.lstrip("<") + fmt.FINISHED.format.lstrip("<")
+    f"<{fmt.OPENED_AT}x"
+    + fmt.OPENED.format.lstrip("<")
+    + fmt.FINISHED.format.lstrip("<")
     + fmt.GAPS.format.lstrip("<")
 )
 _KEY = slice(fmt.OPENED_AT + 32, fmt.OPENED_AT + 40)

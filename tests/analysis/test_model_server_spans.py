@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-from opentelemetry.trace import SpanKind, Status, StatusCode
+from opentelemetry.trace import SpanKind
 
 from stagescope.analysis.model_server_spans import llm_row, server_rows
 from stagescope.analysis.otlp import OtlpSpan, parse_span, spans_of
@@ -28,7 +29,7 @@ TRITON = Path(__file__).parent / "triton_trace.json"
 START_NS = 1_764_000_000_000_000_000
 MS = 1_000_000
 
-VLLM = {
+VLLM: dict[str, str | int | float] = {
     "gen_ai.latency.time_to_first_token": 0.05,
     "gen_ai.latency.e2e": 0.3,
     "gen_ai.latency.time_in_queue": 0.01,
@@ -42,7 +43,7 @@ VLLM = {
 """The attributes of an `llm_request` span of vLLM's, in its units: seconds."""
 
 
-def json_export(attributes: dict[str, Any], **span: Any) -> dict[str, Any]:
+def json_export(attributes: Mapping[str, Any], **span: Any) -> dict[str, Any]:
     """Give an OTLP export in JSON with one request span of an LLM server's."""
 
     def value(found: Any) -> dict[str, Any]:
@@ -50,7 +51,7 @@ def json_export(attributes: dict[str, Any], **span: Any) -> dict[str, Any]:
             return {"stringValue": found}
         return {"intValue": str(found)} if isinstance(found, int) else {"doubleValue": found}
 
-    def pairs(found: dict[str, Any]) -> list[dict[str, Any]]:
+    def pairs(found: Mapping[str, Any]) -> list[dict[str, Any]]:
         return [{"key": name, "value": value(worth)} for name, worth in found.items()]
 
     own = {
@@ -166,7 +167,9 @@ def test_a_row_adds_up_whatever_a_span_claims(told: dict[str, Any], length_ns: i
 
 def test_a_triton_request_is_exact() -> None:
     """Three spans of a real Triton make one row a request; the second one's queue is the first."""
-    rows = {row["trace_id"][-1]: row for row in server_rows(spans_of(json.loads(TRITON.read_text())))}
+    rows = {
+        row["trace_id"][-1]: row for row in server_rows(spans_of(json.loads(TRITON.read_text())))
+    }
 
     assert rows.keys() == {"1", "5"}
     for row in rows.values():

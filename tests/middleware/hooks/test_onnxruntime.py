@@ -36,10 +36,10 @@ def recording(tmp_path: Path) -> Iterator[Recording]:
 
 
 @pytest.fixture(scope="module")
-def session() -> Iterator[onnxruntime.InferenceSession]:
+def session() -> onnxruntime.InferenceSession:
     """A session of a model that multiplies a loop of matrices; its input says how many times."""
     assert install("onnxruntime")
-    yield onnxruntime.InferenceSession(model(), providers=["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(model(), providers=["CPUExecutionProvider"])
 
 
 def model() -> bytes:

@@ -120,8 +120,11 @@ def test_a_compiled_module_is_timed_around(recording: Recording, way: str) -> No
     torch._dynamo.reset()
     plain = Sleeper()
     expected = plain(INPUT)
+    model: nn.Module
     if way == "torch.compile":
-        model = time_module(torch.compile(plain, backend="eager", fullgraph=True))
+        compiled = torch.compile(plain, backend="eager", fullgraph=True)
+        assert isinstance(compiled, nn.Module)
+        model = time_module(compiled)
     else:
         plain.compile(backend="eager", fullgraph=True)
         model = time_module(time_module(plain))
@@ -137,6 +140,7 @@ def test_compiling_a_timed_module_breaks_nothing(recording: Recording) -> None:
     plain = Sleeper()
     expected = plain(INPUT)
     model = torch.compile(time_module(plain), backend="eager", fullgraph=True)
+    assert isinstance(model, nn.Module)
 
     assert stages(called(recording, model)) == []
     assert torch.equal(model(INPUT), expected)

@@ -44,7 +44,7 @@ assert install("transformers.pipelines")
 assert install("transformers.generation.utils")
 
 
-class Sleeping(TextClassificationPipeline):
+class Sleeping(TextClassificationPipeline):  # type: ignore[misc] # of no type
     """A user's own pipeline, each step of which takes a known time."""
 
     def preprocess(self, inputs: Any, **options: Any) -> Any:
@@ -169,7 +169,7 @@ def test_an_error_in_the_users_preprocess_is_the_users(
 def test_a_chunk_pipeline_is_timed_chunk_by_chunk(recording: Recording) -> None:
     """Where `preprocess` is a generator, it is charged while it makes a chunk, not while it waits."""
 
-    class Chunks(TokenClassificationPipeline):
+    class Chunks(TokenClassificationPipeline):  # type: ignore[misc] # of no type
         def preprocess(self, sentence: Any, **options: Any) -> Any:
             """Take a while for each chunk."""
             for chunk in super().preprocess(sentence, **options):

@@ -102,16 +102,15 @@ def stop(process: subprocess.Popen[bytes]) -> None:
     try:
         process.wait(40)
     finally:
-        for left in [process, *family]:
+        process.kill()
+        process.wait(10)
+        for left in family:
             with suppress(psutil.NoSuchProcess):
                 left.kill()
-        process.wait(10)
 
 
 @pytest.fixture(scope="module")
-def served(
-    server_python: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Served]:
+def served(server_python: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """A ready server; gone, with all its processes, at the end."""
     spool = tmp_path_factory.mktemp("spool")
     log, ready = (spool / "server.log").open("wb"), spool / "ready"
@@ -148,7 +147,9 @@ def test_concurrent_requests_have_each_their_own_stages(served: Served) -> None:
     """Twelve at once, batched by Triton: none lost, none on another's trace, times as slept."""
     sent = {f"aaaa{number:028x}": float(number) for number in range(12)}
     with ThreadPoolExecutor(12) as clients:
-        answers = list(clients.map(lambda item: served.ask("double", item[1], item[0]), sent.items()))
+        answers = list(
+            clients.map(lambda item: served.ask("double", item[1], item[0]), sent.items())
+        )
     assert answers == [number * 2 for number in sent.values()]
     records = wait_until(lambda: len(found := served.requests("aaaa")) == 12 and found, 10)
     assert isinstance(records, dict)
@@ -197,9 +198,7 @@ def test_an_error_of_the_function_is_in_the_record(served: Served) -> None:
     (record,) = served.requests("cccc").values()
     assert (record.status, record.error) == (500, "ValueError")
     assert [span.stage for span in record.stages if span.failed] == ["inference"]
-    (failed,) = [
-        batch for batch in served.read() if isinstance(batch, BatchRecord) and batch.error
-    ]
+    (failed,) = [batch for batch in served.read() if isinstance(batch, BatchRecord) and batch.error]
     assert (failed.batch_id,) == record.batch_ids
 
 
