@@ -36,7 +36,7 @@ def predict(asked: Rows) -> list[int]:
         features = np.zeros((len(asked.rows), FEATURES), np.float32)
         for row, values in zip(features, asked.rows, strict=True):
             row[: len(values)] = values[:FEATURES]
-    (shares,) = session.run(["shares"], {"features": features})
+    shares = np.asarray(session.run(["shares"], {"features": features})[0])
     with stage("postprocess"):
         return [int(best) for best in np.argmax(shares, axis=1)]
 

@@ -34,8 +34,11 @@ _SOCKET = re.compile(r"(.+)_\d+_\d+-server\.sock")
 
 def install() -> None:
     """Wrap the way of requests from Triton to the user's function and back."""
-    from pytriton.proxy.inference import InferenceHandler, RequestsResponsesConnector
-    from pytriton.triton import Triton
+    from pytriton.proxy.inference import (  # pyright: ignore[reportMissingImports]
+        InferenceHandler,
+        RequestsResponsesConnector,
+    )
+    from pytriton.triton import Triton  # pyright: ignore[reportMissingImports]
 
     wrap(Triton, "__init__", _forwarding_init)
     wrap(RequestsResponsesConnector, "__init__", _named_init)
@@ -65,7 +68,7 @@ def _forwarding_init(init: Callable[..., None]) -> Callable[..., None]:
 
 
 def _forwarding_config(config: Any) -> Any:
-    from pytriton.triton import TritonConfig
+    from pytriton.triton import TritonConfig  # pyright: ignore[reportMissingImports]
 
     config, outside = config or TritonConfig(), TritonConfig.from_env()
     names = ("http_header_forward_pattern", "grpc_header_forward_pattern")

@@ -64,6 +64,7 @@ class Received:
     @contextmanager
     def serializing(self) -> Iterator[None]:
         """Be making bytes of an answer; what comes after it is handing it over."""
+        opened: list[int] = []
         with guarded(self.recorder):
             self._end_sending()
             opened = [timeline.open(_SERIALIZE) for timeline in self._timelines]
@@ -71,7 +72,7 @@ class Received:
             yield
         finally:
             with guarded(self.recorder):
-                for timeline, index in zip(self._timelines, opened, strict=True):
+                for timeline, index in zip(self._timelines, opened, strict=False):
                     timeline.close(index)
                     self._sending.append(timeline.open(_RESPOND))
 

@@ -8,7 +8,7 @@ queued (device time is a matter of the agent's).
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -37,11 +37,15 @@ def time_module(module: M, stage: str = "inference") -> M:
     compiled = getattr(module, "_compiled_call_impl", None)
     if compiled is not None:  # `module.compile()`: hooks would be part of what is compiled.
         if not hasattr(compiled, PATCHED):
-            module._compiled_call_impl = _around(compiled, stage)
-    elif not any(isinstance(hook, Begin) for hook in module._forward_pre_hooks.values()):
+            module._compiled_call_impl = _around(compiled, stage)  # pyright: ignore[reportPrivateUsage]
+    elif not any(isinstance(hook, Begin) for hook in _pre_hooks(module)):
         module.register_forward_pre_hook(Begin(stage), prepend=True)
         module.register_forward_hook(End(), always_call=True)
     return module
+
+
+def _pre_hooks(module: nn.Module) -> Iterable[object]:
+    return module._forward_pre_hooks.values()  # pyright: ignore[reportPrivateUsage]
 
 
 @dataclass(slots=True)
