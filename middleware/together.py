@@ -30,6 +30,8 @@ class Together(Timeline):
         self.dropped = 0
         self.chain = None
         self.lent = None
+        self.nesting = None
+        self.waits = 0
         # No entry of its own: `stage` finds none in the views, and comes to `spill`.
         self.codes = NO_CODES
         self.times = NO_TIMES
@@ -62,6 +64,6 @@ class Together(Timeline):
         """Lend nothing: a lent slot belongs to one request."""
         return None
 
-    def finish(self, *_: object) -> None:
+    def end(self) -> None:
         """Write no more; each of the timelines is ended by itself."""
         self.done = True

@@ -7,9 +7,8 @@ import onnxruntime
 from fastapi import FastAPI
 from pydantic import BaseModel, Field
 
-from stagescope import StageMiddleware, stage
+from stagescope import StageMiddleware, install, stage
 from stagescope.examples.onnxruntime_server.model import FEATURES, network
-from stagescope.middleware.hooks.hook import install
 
 install("onnxruntime")
 

@@ -11,9 +11,8 @@ from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, Field
 from transformers import TextIteratorStreamer, pipeline
 
-from stagescope import StageMiddleware
+from stagescope import StageMiddleware, install
 from stagescope.examples.transformers_server import models
-from stagescope.middleware.hooks.hook import install
 
 install("transformers.pipelines")  # preprocess, inference, postprocess
 install("transformers.generation.utils")  # generate, and streamers

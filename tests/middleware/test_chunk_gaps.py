@@ -71,8 +71,9 @@ def test_times_between_tokens_are_in_the_record(recording: Recording, http: str)
         record = wait_until(lambda: recording.requests)[0]
 
     assert record.chunk_gaps == 3
-    assert 100 * MS <= record.chunk_gap_sum_ns < 300 * MS
-    assert 60 * MS <= record.chunk_gap_max_ns < 200 * MS
+    # Each token is a little late by itself, which shortens the time to the next one.
+    assert 90 * MS <= record.chunk_gap_sum_ns < 300 * MS
+    assert 50 * MS <= record.chunk_gap_max_ns < 200 * MS
     assert record.first_byte_ns + record.chunk_gap_sum_ns <= record.duration_ns
     assert {"respond.first_byte", "respond.stream"} <= set(record.self_ns())
 
