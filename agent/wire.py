@@ -73,7 +73,9 @@ def _request_line(r: RequestRecord) -> str:
         f'"request_bytes":{r.request_bytes},"response_bytes":{r.response_bytes},'
         f'"first_byte_ns":{r.first_byte_ns},"send_wait_ns":{r.send_wait_ns},"chunks":{r.chunks},'
         f'"stages":[{_stages(r.stages)}],"batch_ids":[{batches}],'
-        f'"stages_dropped":{r.stages_dropped},"nested":{_TRUTH[r.nested]}}}\n'
+        f'"stages_dropped":{r.stages_dropped},"chunk_gaps":{r.chunk_gaps},'
+        f'"chunk_gap_sum_ns":{r.chunk_gap_sum_ns},"chunk_gap_max_ns":{r.chunk_gap_max_ns},'
+        f'"nested":{_TRUTH[r.nested]}}}\n'
     )
 
 

@@ -37,6 +37,8 @@ DIED_IN_STAGE: Final = "model_server.died_in_stage"
 FIRST_BYTE_NS: Final = "model_server.response.first_byte_ns"
 SEND_WAIT_NS: Final = "model_server.response.send_wait_ns"
 CHUNKS: Final = "model_server.response.chunks"
+CHUNK_GAP_MEAN_NS: Final = "model_server.response.chunk_gap.mean_ns"
+CHUNK_GAP_MAX_NS: Final = "model_server.response.chunk_gap.max_ns"
 LOAD_RUN_ID: Final = "model_server.load_run.id"
 MODEL: Final = "model_server.model"
 BATCH_ID: Final = "model_server.batch.id"
@@ -145,6 +147,10 @@ ATTRIBUTES: Final = (
     Attribute(SEND_WAIT_NS, "int", "ns", (REQUEST_SPAN,),
               "Time in which the server waited for the client to take bytes."),
     Attribute(CHUNKS, "int", "", (REQUEST_SPAN,), "Body chunks that were sent."),
+    Attribute(CHUNK_GAP_MEAN_NS, "int", "ns", (REQUEST_SPAN,),
+              "Mean time between one chunk with bytes and the next; absent where there was one."),
+    Attribute(CHUNK_GAP_MAX_NS, "int", "ns", (REQUEST_SPAN,),
+              "The longest of these times."),
     Attribute(LOAD_RUN_ID, "string", "", (REQUEST_SPAN, BATCH_SPAN),
               "The load run that sent it (W3C baggage `stagescope.run`)."),
     Attribute(MODEL, "string", "", (BATCH_SPAN,), "The model that the batch went to."),

@@ -109,6 +109,9 @@ def server_row(record: RequestRecord) -> dict[str, Any]:
         "send_wait_ns": record.send_wait_ns,
         "chunks": record.chunks,
         "stages_dropped": record.stages_dropped,
+        "chunk_gaps": record.chunk_gaps,
+        "chunk_gap_sum_ns": record.chunk_gap_sum_ns,
+        "chunk_gap_max_ns": record.chunk_gap_max_ns,
         "source": "agent",
     }
 

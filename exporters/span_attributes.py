@@ -53,6 +53,9 @@ def request_attributes(record: RequestRecord) -> Iterator[tuple[str, Value]]:
         yield names.FIRST_BYTE_NS, record.first_byte_ns
     if record.send_wait_ns:
         yield names.SEND_WAIT_NS, record.send_wait_ns
+    if record.chunk_gaps:
+        yield names.CHUNK_GAP_MEAN_NS, record.chunk_gap_sum_ns // record.chunk_gaps
+        yield names.CHUNK_GAP_MAX_NS, record.chunk_gap_max_ns
     if record.batch_ids:
         yield names.BATCH_IDS, record.batch_ids
     if record.stages_dropped:

@@ -6,6 +6,7 @@ from collections.abc import Awaitable
 
 from stagescope import recorder_format as fmt
 from stagescope.identity import parse_run, parse_traceparent
+from stagescope.middleware.chunk_gaps import ChunkGaps
 from stagescope.middleware.guard import fault
 from stagescope.middleware.ingress import HEADERS as _STAMPS
 from stagescope.middleware.ingress import waited_ns
@@ -103,9 +104,9 @@ class Exchange:
     """Stands between server and app for one request; passes every message on unchanged."""
 
     __slots__ = (
-        "_body_read", "_chunks", "_disconnected", "_first_byte_ns", "_receive", "_request_bytes",
-        "_respond_index", "_response_bytes", "_scope", "_send", "_send_wait_ns", "_status",
-        "_timeline", "ended_ns",
+        "_body_read", "_chunks", "_disconnected", "_first_byte_ns", "_gaps", "_receive",
+        "_request_bytes", "_respond_index", "_response_bytes", "_scope", "_send", "_send_wait_ns",
+        "_status", "_timeline", "ended_ns",
     )  # fmt: skip
 
     def __init__(self, timeline: Timeline, scope: Scope, receive: Receive, send: Send) -> None:
@@ -116,6 +117,7 @@ class Exchange:
         self._body_read = self._disconnected = False
         self._status = self._chunks = self._request_bytes = self._response_bytes = 0
         self._first_byte_ns = self._send_wait_ns = 0
+        self._gaps: ChunkGaps | None = None
         self._respond_index = _NOWHERE
         self.ended_ns = 0
         """When the last byte was handed over; 0 until then."""
@@ -189,10 +191,17 @@ class Exchange:
             self._response_bytes += len(body)
             if not self._first_byte_ns:
                 self._first_byte_ns = after - timeline.start_ns
+            else:
+                self._further_chunk(after)
         if more:
             self._chunk_sent(before, after)
         else:
             self.end(after)
+
+    def _further_chunk(self, after: int) -> None:
+        if self._gaps is None:
+            self._gaps = ChunkGaps(self._timeline.start_ns + self._first_byte_ns)
+        self._gaps.chunk(after)
 
     async def _send_file(self, message: Message) -> None:
         send = self._send
@@ -234,6 +243,8 @@ class Exchange:
                 end_ns = timeline.clock()
                 error = error or ("disconnect" if self._disconnected else "incomplete")
             timeline.close_at(self._respond_index, end_ns)
+            if self._gaps is not None:
+                self._gaps.write(timeline)
             timeline.finish(
                 end_ns, self._request_bytes, self._response_bytes, self._first_byte_ns,
                 self._send_wait_ns, self._chunks, _STATUSES.get(self._status, 0),

@@ -148,7 +148,7 @@ def _generator(function: Callable[..., Any], code: int) -> Callable[..., Any]:
     def timed(*args: Any, **kwargs: Any) -> Generator[Any, Any, Any]:
         inner = function(*args, **kwargs)
         step: Callable[[], Any] = inner.__next__
-        steps = _Steps(code)
+        steps = Steps(code)
         try:
             while True:
                 steps.begin()
@@ -179,7 +179,7 @@ def _async_generator(function: Callable[..., Any], code: int) -> Callable[..., A
     async def timed(*args: Any, **kwargs: Any) -> AsyncIterator[Any]:
         inner = function(*args, **kwargs)
         step: Callable[[], Any] = inner.__anext__
-        steps = _Steps(code)
+        steps = Steps(code)
         try:
             while True:
                 steps.begin()
@@ -206,7 +206,7 @@ def _async_generator(function: Callable[..., Any], code: int) -> Callable[..., A
     return timed
 
 
-class _Steps:
+class Steps:
     """Openings of one running generator: the first ones apart, the rest as one."""
 
     __slots__ = ("_code", "_left", "_open")
@@ -217,6 +217,7 @@ class _Steps:
         self._open: stage | None = None
 
     def begin(self) -> None:
+        """Say that a step begins."""
         if self._open is None:
             self._open = stage.of_code(self._code)
             self._open.__enter__()
@@ -224,11 +225,13 @@ class _Steps:
                 self._open.leave_app_spans()
 
     def end(self) -> None:
+        """Say that it has ended."""
         if self._left:
             self._left -= 1
             self.close()
 
     def close(self, failed: type[BaseException] | None = None) -> None:
+        """Say that there is no further step."""
         if self._open is not None:
             self._open.__exit__(failed, None, None)
             self._open = None

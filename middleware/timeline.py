@@ -37,9 +37,9 @@ os.register_at_fork(after_in_child=_fresh_lock_in_child)
 # words of the commit and all entries become zero at no further cost.
 _OPENED = Struct(f"<16xBxBx{fmt.OPENED.format[5:]}{fmt.SLOT_BYTES - fmt.FINISHED_AT}x")
 _pack_opened = _OPENED.pack_into
-_pack_words = Struct("<40s112s").pack_into
-_WORDS_AT = fmt.ENTRIES_AT - 152
-_pack_finished = Struct(fmt.FINISHED.format.removesuffix("I40s112s")).pack_into
+_pack_words = Struct("<40s92s").pack_into
+_WORDS_AT = fmt.GAPS_AT - 132
+_pack_finished = Struct(fmt.FINISHED.format.removesuffix("I40s92s")).pack_into
 
 
 class Timeline:

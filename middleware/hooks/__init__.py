@@ -16,8 +16,12 @@ HOOKS: dict[str, str] = {
     "hypercorn": "stagescope.middleware.hooks.hypercorn",
     "litserve": "stagescope.middleware.hooks.litserve",
     "mlserver": "stagescope.middleware.hooks.mlserver",
+    "onnxruntime": "stagescope.middleware.hooks.onnxruntime",
+    "pytriton": "stagescope.middleware.hooks.pytriton",
     "ray.serve": "stagescope.middleware.hooks.ray",
     "starlette": "stagescope.middleware.hooks.starlette",
+    "transformers.generation.utils": "stagescope.middleware.hooks.transformers_generation",
+    "transformers.pipelines": "stagescope.middleware.hooks.transformers",
     "ts.service": "stagescope.middleware.hooks.torchserve",
     "uvicorn": "stagescope.middleware.hooks.uvicorn",
 }

@@ -65,11 +65,15 @@ start (monotonic ns), trace id, span id, parent span id, run id, method, path (a
 OPENED_AT = 16
 STATE_AT = 17
 FLAGS_AT = 18
-FINISHED = Struct("<QQQQQIIHHI40s112s")
+FINISHED = Struct("<QQQQQIIHHI40s92s")
 """From FINISHED_AT, written when it ends: duration ns, request bytes (a batch: device ns),
 response bytes, first byte ns, send wait ns, chunks (a batch: size), entries dropped,
 status, continuations, reserved, error, route."""
 FINISHED_AT = OPENED_AT + OPENED.size
+GAPS = Struct("<IQQ")
+"""From GAPS_AT, written when it ends where the body went out in several chunks, else 0: times from
+one chunk to the next, how many, their sum ns, the longest ns."""
+GAPS_AT = FINISHED_AT + FINISHED.size
 ENTRIES_AT = 448
 ENTRIES_PER_SLOT = 32
 """An entry is a code, a start and an end, kept in three arrays one behind the other."""
@@ -106,7 +110,7 @@ CODE_MEMBER_TRACE = 0xFFFD
 assert HEADER_CRC_AT + 4 <= LIVE_WORD * 8
 assert COUNTER_WORDS + len(COUNTERS) <= WAIT_WORDS
 assert (WAIT_WORDS + len(WAITS)) * 8 <= NAMES_AT
-assert FINISHED_AT + FINISHED.size == ENTRIES_AT, FINISHED_AT + FINISHED.size
+assert GAPS_AT + GAPS.size == ENTRIES_AT, GAPS_AT + GAPS.size
 assert ENDS_AT + 8 * ENTRIES_PER_SLOT == SLOT_BYTES
 assert NAMES_AT + NAME_CAPACITY * NAME_BYTES <= DATA_AT
 

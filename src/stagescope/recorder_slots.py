@@ -9,7 +9,10 @@ from stagescope.records import BatchRecord, Member, Process, Record, RequestReco
 from stagescope.stages import OTHER, StageSpan, partition
 
 _HEAD = Struct(
-    f"<{fmt.OPENED_AT}x" + fmt.OPENED.format.lstrip("<") + fmt.FINISHED.format.lstrip("<")
+    f"<{fmt.OPENED_AT}x"
+    + fmt.OPENED.format.lstrip("<")
+    + fmt.FINISHED.format.lstrip("<")
+    + fmt.GAPS.format.lstrip("<")
 )
 _KEY = slice(fmt.OPENED_AT + 32, fmt.OPENED_AT + 40)
 _CHAIN_INDEX = slice(fmt.OPENED_AT + 4, fmt.OPENED_AT + 8)
@@ -116,7 +119,7 @@ class SlotDecoder:
             return None
         (kind, state, flags, _, _, start, trace, span, parent, run, method, path,
          duration, n1, n2, first_byte, send_wait, chunks, dropped, status, continuations, _, error,
-         route) = _HEAD.unpack_from(slot)  # fmt: skip
+         route, gaps, gap_sum, gap_max) = _HEAD.unpack_from(slot)  # fmt: skip
         finished = state == fmt.STATE_FINISHED
         if not finished:
             duration = max(0, now_ns - start)
@@ -135,7 +138,8 @@ class SlotDecoder:
                 parent.hex() if parent != _NO_PARENT else "", bool(flags & fmt.FLAG_INTERNAL),
                 bool(flags & fmt.FLAG_SAMPLED), text(run), start, duration, text(method),
                 text(path), text(route), status, text(error), n1, n2, first_byte, send_wait,
-                chunks, stages, batches, dropped, bool(flags & fmt.FLAG_NESTED),
+                chunks, stages, batches, dropped, bool(flags & fmt.FLAG_NESTED), gaps, gap_sum,
+                gap_max,
             )  # fmt: skip
         if kind == fmt.KIND_BATCH:
             intervals, members = _batch_entries(entries)

@@ -101,6 +101,11 @@ class RequestRecord:
     """Openings that found no room; their time stays with the stage around them."""
     nested: bool = False
     """True where the app's own spans hang under those of this request, and miss them if dropped."""
+    chunk_gaps: int = 0
+    """Times between a chunk of the body that held bytes and the next one: between tokens, where a
+    model streams them. A stream has one less than such chunks."""
+    chunk_gap_sum_ns: int = 0
+    chunk_gap_max_ns: int = 0
 
     def self_ns(self) -> dict[str, int]:
         """Give nanoseconds by full stage name, `other` included; the values sum to duration_ns."""

@@ -103,8 +103,12 @@ SERVER = Table(
         Column("send_wait_ns", "int64", "waiting for the client to take bytes"),
         Column("chunks", "int32", "body messages written"),
         Column("stages_dropped", "int32", "openings that found no room in the record"),
-        Column("source", "string", "`agent` (exact) or `server-timing` (response header: sums "
-               "only, until the response began)"),
+        Column("chunk_gaps", "int32", "times between one body chunk with bytes and the next"),
+        Column("chunk_gap_sum_ns", "int64", "their sum; divided by chunk_gaps, the mean time between "
+               "chunks, or tokens"),
+        Column("chunk_gap_max_ns", "int64", "the longest of them"),
+        Column("source", "string", "`agent` (exact), `server-timing` (response header: sums "
+               "only, until the response began), or `otlp` (the spans of a model server)"),
     ),
 )  # fmt: skip
 

@@ -66,6 +66,9 @@ REQUESTS = st.builds(
     chunks=st.integers(0, 2**32),
     batch_ids=st.lists(SPAN_ID).map(tuple),
     stages_dropped=st.integers(0, 2**32),
+    chunk_gaps=st.integers(0, 2**32),
+    chunk_gap_sum_ns=NS,
+    chunk_gap_max_ns=NS,
 )
 BATCHES = st.builds(
     BatchRecord,

@@ -173,7 +173,7 @@ def test_every_attribute_is_in_the_table() -> None:
     """What spans carry is in the published table, on that kind of span and of that type."""
     request = request_record(
         method="BREW", run_id="r1", send_wait_ns=5, batch_ids=("00f067aa0ba902b7",),
-        stages_dropped=1, state=State.DIED,
+        stages_dropped=1, state=State.DIED, chunk_gaps=2, chunk_gap_sum_ns=9, chunk_gap_max_ns=6,
         stages=tuple(stage._replace(open=True) for stage in request_record().stages),
     )  # fmt: skip
     batch = batch_record(device_ns=5, members_dropped=1, run_id="r1", state=State.DIED)

@@ -171,7 +171,8 @@ class RingWriter:
         )  # fmt: skip
         rows = list(entries) + [(0, 0, 0)] * (fmt.ENTRIES_PER_SLOT - len(entries))
         codes, starts, ends = zip(*rows, strict=True)
-        return bytes(fmt.OPENED_AT) + opened + finished + _ENTRIES.pack(*codes, *starts, *ends)
+        head = (bytes(fmt.OPENED_AT) + opened + finished).ljust(fmt.ENTRIES_AT, b"\0")
+        return head + _ENTRIES.pack(*codes, *starts, *ends)
 
     def _commit(self, slot: bytes) -> int:
         seq = self.next_seq

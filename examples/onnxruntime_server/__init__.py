@@ -1,0 +1,1 @@
+"""An ONNX model behind FastAPI, timed without marks."""

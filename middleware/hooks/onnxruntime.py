@@ -1,0 +1,64 @@
+"""ONNX Runtime: each run of an `InferenceSession` is `inference`.
+
+`run_async` comes back at once; its stage lasts until the runtime's own thread has called back,
+and the callback belongs to the request again.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+from stagescope.middleware.hooks.hook import Hook, wrap
+from stagescope.middleware.hooks.model_call import timed_call
+from stagescope.middleware.names import CODES
+from stagescope.middleware.timeline import Timeline, current
+
+_INFERENCE = CODES["inference"]
+
+RUNS = ("run", "run_with_iobinding", "run_with_ort_values", "run_with_ortvaluevector")
+"""Methods that come back when the model has run."""
+
+
+def install() -> None:
+    """Wrap the methods that run a model."""
+    from onnxruntime import InferenceSession
+
+    for name in RUNS:
+        wrap(InferenceSession, name, timed_call)
+    wrap(InferenceSession, "run_async", _timed_async)
+
+
+def _timed_async(run_async: Callable[..., Any]) -> Callable[..., Any]:
+    def timed(
+        self: Any, output_names: Any, input_feed: Any, callback: Any, *args: Any, **kwargs: Any
+    ) -> Any:
+        timeline = current.get()
+        if timeline is None:
+            return run_async(self, output_names, input_feed, callback, *args, **kwargs)
+        index = timeline.open(_INFERENCE)
+        closing = _closing(callback, timeline, index)
+        try:
+            return run_async(self, output_names, input_feed, closing, *args, **kwargs)
+        except Exception:
+            timeline.close_at(index, timeline.clock(), failed=True)
+            raise
+
+    return timed
+
+
+def _closing(callback: Callable[..., Any], timeline: Timeline, index: int) -> Callable[..., Any]:
+    @functools.wraps(callback)
+    def called_back(results: Any, user_data: Any, error: str) -> Any:
+        timeline.close_at(index, timeline.clock(), failed=bool(error))
+        token = current.set(timeline)
+        try:
+            return callback(results, user_data, error)
+        finally:
+            current.reset(token)
+
+    return called_back
+
+
+HOOK = Hook("onnxruntime", "onnxruntime", ("1.17", "2"), install)
