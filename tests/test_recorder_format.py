@@ -73,8 +73,9 @@ def test_the_slot_is_the_pages() -> None:
     ]  # fmt: skip
     words = [(8 * fmt.BEGIN_WORD, 8), (8 * fmt.COMMIT_WORD, 8)]
     opened, finished = fields(fmt.OPENED, fmt.OPENED_AT), fields(fmt.FINISHED, fmt.FINISHED_AT)
+    gaps = fields(fmt.GAPS, fmt.GAPS_AT)
 
-    assert places(table("Slots")) == words + opened + finished + entries
+    assert places(table("Slots")) == words + opened + finished + gaps + entries
     assert opened[1][0] == fmt.STATE_AT
 
 
