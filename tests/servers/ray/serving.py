@@ -18,6 +18,8 @@ from ray.serve.handle import DeploymentHandle
 import stagescope
 from stagescope import stage
 
+stagescope.install("ray.serve")
+
 api = FastAPI()
 SMALL = {"num_cpus": 0.1}
 
@@ -76,7 +78,6 @@ class Api:
 
 
 if __name__ == "__main__":
-    stagescope.install("ray.serve")
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=10**8)
     try:
         serve.start(http_options={"host": "127.0.0.1", "port": int(sys.argv[1])})
