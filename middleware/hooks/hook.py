@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
+from types import ModuleType
 from typing import Any
 
 from stagescope.errors import UsageError
@@ -114,4 +115,10 @@ def wrap(owner: Any, name: str, make: Callable[[Callable[..., Any]], Callable[..
         return
     wrapper = functools.wraps(inner)(make(inner))
     setattr(wrapper, PATCHED, inner)
+    # By the name under which it is found, not the one it was made with: Ray pickles whole apps,
+    # and what is not found under its name is pickled by value, our context variables with it.
+    if isinstance(owner, ModuleType):
+        wrapper.__module__, wrapper.__qualname__ = owner.__name__, name
+    elif isinstance(owner, type):
+        wrapper.__module__, wrapper.__qualname__ = owner.__module__, f"{owner.__qualname__}.{name}"
     setattr(owner, name, wrapper)

@@ -11,8 +11,8 @@ from collections.abc import Callable
 from typing import Any
 
 import ray
-import ray.serve.batching
-from ray.serve._private import default_impl, proxy, replica
+from ray.serve._private import default_impl, http_util, proxy, replica
+from ray.serve.batching import _BatchQueue as queue
 
 from stagescope.middleware.hooks import ray_batches, ray_calls, ray_http, ray_workers
 from stagescope.middleware.hooks.entry import disabled
@@ -33,8 +33,7 @@ def _install() -> None:
     }.items():
         wrap(callables, name, _on_user_loop(callables, around))
     wrap(proxy.HTTPProxy, "__call__", ray_http.arriving)
-    ray_http.leave_proxy_alone(proxy.HTTPProxy)
-    queue = ray.serve.batching._BatchQueue
+    wrap(http_util, "_apply_middlewares", ray_http.left_alone)
     wrap(queue, "put", ray_batches.putting)
     wrap(queue, "wait_for_batch", ray_batches.forming)
     wrap(queue, "_process_sub_batches", ray_batches.freeing)

@@ -44,13 +44,24 @@ def arriving(call: Callable[..., Any]) -> Callable[..., Any]:
     return note_and_call
 
 
-def leave_proxy_alone(proxy: Any) -> None:
-    """Keep a web server's hook from timing the proxy: the ingress replica has the record.
+def left_alone(apply_middlewares: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap the making of the proxy's app: the ingress replica has the record, not the proxy."""
 
-    Such hooks look for a middleware of ours along `app` attributes.
-    """
-    if not hasattr(proxy, "app"):
-        proxy.app = StageMiddleware(_passed)
+    def apply_and_mark(*args: Any, **kwargs: Any) -> Any:
+        return _Proxy(apply_middlewares(*args, **kwargs))
+
+    return apply_and_mark
+
+
+class _Proxy:
+    """The proxy's app, for the hooks of web servers: they look for our middleware along `app`."""
+
+    def __init__(self, proxy: Any) -> None:
+        self._proxy = proxy
+        self.app = StageMiddleware(_passed)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._proxy(scope, receive, send)
 
 
 async def _passed(scope: Scope, receive: Receive, send: Send) -> None:

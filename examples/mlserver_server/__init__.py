@@ -1,0 +1,1 @@
+"""A batching model on MLServer, with one worker process."""

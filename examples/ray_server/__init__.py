@@ -1,0 +1,1 @@
+"""A batching model behind a FastAPI ingress on Ray Serve."""
