@@ -200,7 +200,7 @@ def test_ten_thousand_names_are_bounded(
     recording: Recording, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The table takes what it holds; the rest is `other`, said once and counted, and served."""
-    room = fmt.NAME_CAPACITY - len(names.CODES)
+    room = names.MOST - len(names.CODES)
     for first in range(0, 10_000, 100):
         with recording.request():
             for index in range(first, first + 100):
