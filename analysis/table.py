@@ -126,12 +126,13 @@ def _percent(share: float) -> str:
 
 def _foot(report: Report) -> list[RenderableType]:
     unmatched, cost = report.unmatched, report.instrument
-    client, doubled = unmatched.client, report.join.extra_server
+    client, further = unmatched.client, report.join.extra_server
+    inner = f"; {further:,} more in these traces (inner services, retries)" if further else ""
     lines = {
         "batches": _batches(report.batches),
         "unmatched": f"{client.total:,} of the client's ({client.before_server:,} never sent, "
         f"{client.failed:,} failed, {client.answered:,} answered), "
-        f"{unmatched.server:,} of the server's" + (f"; {doubled:,} doubled" if doubled else ""),
+        f"{unmatched.server:,} of the server's{inner}",
         "instrument": f"{cost.cost_us:.1f} µs a request "
         f"({cost.stages_per_request:.1f} stages), {cost.dropped:,} dropped, "
         f"{cost.overwritten:,} overwritten; the server went on for "
