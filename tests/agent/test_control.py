@@ -229,5 +229,6 @@ def test_twenty_servers_leave_no_thread_and_no_descriptor(control: Control) -> N
         AgentClient(control.spool / "agent.sock").health()
         server.stop()
         idle.close()
-    assert threading.active_count() == threads
-    assert len(os.listdir("/proc/self/fd")) == descriptors
+    # Fewer is fine: the garbage collector may close what other tests have left to it.
+    assert threading.active_count() <= threads
+    assert len(os.listdir("/proc/self/fd")) <= descriptors

@@ -98,7 +98,11 @@ DAMAGES: dict[str, tuple[Callable[[bytes], bytes], int, str]] = {
     "newer": (lambda data: with_header(data, 8, b"\x02\0"), 8, "upgrade stagescope"),
     "newer, other header": (lambda data: data[:8] + b"\x02\0" + bytes(2000), 8, "upgrade"),
     "version 0": (lambda data: with_header(data, 8, b"\0\0"), 8, "its format is 0"),
-    "a flipped bit": (lambda data: data[:40] + b"!" + data[41:], fmt.HEADER_CRC_AT, "damaged"),
+    "a flipped bit": (
+        lambda data: data[:40] + bytes([data[40] ^ 1]) + data[41:],
+        fmt.HEADER_CRC_AT,
+        "damaged",
+    ),
     "no ring": (lambda data: with_header(data, 24, bytes(4)), 12, "layout"),
     "tiny slots": (lambda data: with_header(data, 16, b"\x08\0\0\0"), 12, "layout"),
     "huge": (lambda data: with_header(data, 32, b"\xff" * 8), 12, "layout"),
