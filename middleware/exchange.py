@@ -16,6 +16,7 @@ from stagescope.middleware.outer_span import outer_span
 from stagescope.middleware.recorder import Recorder
 from stagescope.middleware.route import template
 from stagescope.middleware.server_timing import header_value
+from stagescope.middleware.slots import ENDS
 from stagescope.middleware.timeline import Timeline
 from stagescope.middleware.types import Message, Receive, Scope, Send
 
@@ -34,6 +35,8 @@ _METHODS = {m: m.encode() for m in ("GET", "POST", "PUT", "HEAD", "DELETE", "OPT
 
 _STATUSES = {status: status for status in range(1000)}
 """What else an app gives as status is the server's to refuse; we write 0 then."""
+
+assert ENDS == 32  # A literal below; a name costs a look-up for each request.
 
 _NOWHERE = fmt.MAX_CHAIN * fmt.ENTRIES_PER_SLOT
 """An entry that no timeline has: closing or renaming it does nothing."""
@@ -130,6 +133,9 @@ class Exchange:
         """When the last byte was handed over; 0 until then."""
 
     # What is called often stands in a local first: `timeline.clock()` would look for a method.
+    # `open_at` and `close_at` are written out where every request comes by: a call of each costs
+    # as much as what it writes. Where the entry has no place in the first slot, or the timeline
+    # ended, the views raise, and the method that is called then knows what to do.
 
     async def receive(self) -> Message:
         """Time the reading of the body; waiting for a disconnect after it is not timed."""
@@ -140,12 +146,20 @@ class Exchange:
                 self._disconnected = True
             return message
         timeline = self._timeline
-        clock = timeline.clock
-        index = timeline.open_at(_READ, clock())
+        next_index, clock = timeline.next_index, timeline.clock
+        index = next_index()
+        try:
+            timeline.codes[index] = _READ
+            timeline.times[index] = clock()
+        except (IndexError, ValueError):
+            timeline.spill(index, _READ, clock())
         try:
             message = await receive()
         finally:
-            timeline.close_at(index, clock())
+            try:
+                timeline.times[index + 32] = clock()
+            except (IndexError, ValueError):
+                timeline.close_at(index, clock())
         if message["type"] == "http.disconnect":
             self._disconnected = True
         else:
@@ -174,11 +188,16 @@ class Exchange:
     def _started(self, message: Message) -> Message:
         self._status = message.get("status", 0)  # A missing one is the server's to refuse.
         timeline = self._timeline
-        clock = timeline.clock
+        next_index, clock = timeline.next_index, timeline.clock
         now = clock()
         if timeline.run:
             message = self._with_server_timing(message, now)
-        self._respond_index = timeline.open_at(_RESPOND, now)
+        index = self._respond_index = next_index()
+        try:
+            timeline.codes[index] = _RESPOND
+            timeline.times[index] = now
+        except (IndexError, ValueError):
+            timeline.spill(index, _RESPOND, now)
         if timeline.nesting is not None and server_span_below(self._scope):
             timeline.flag(fmt.FLAG_INTERNAL)
         return message
@@ -242,12 +261,16 @@ class Exchange:
             if not end_ns:
                 end_ns = timeline.clock()
                 error = error or ("disconnect" if self._disconnected else "incomplete")
-            timeline.close_at(self._respond_index, end_ns)
+            scope, index = self._scope, self._respond_index
+            try:
+                timeline.times[index + 32] = end_ns
+            except (IndexError, ValueError):
+                timeline.close_at(index, end_ns)
             timeline.finish(
                 end_ns, self._request_bytes, self._response_bytes, self._first_byte_ns,
                 self._send_wait_ns, self._chunks, _STATUSES.get(self._status, 0),
                 error.encode("utf-8", "replace") if error else b"",
-                template(self._scope),
+                template(scope) if "route" in scope else b"",
             )  # fmt: skip
         except Exception as problem:
             recorder = self._timeline.recorder

@@ -83,7 +83,9 @@ class Recorder:
         Killed at any point between, a reader finds the record exactly once: in the ring if its
         begin word is there, else in flight as finished.
         """
-        next_place = self._next_place  # In a local: a call of an attribute looks for a method first.
+        next_place = (
+            self._next_place
+        )  # In a local: a call of an attribute looks for a method first.
         seq, at = next_place()
         words, slot_words = self._words, slot.words
         slot_words[1] = seq
