@@ -60,7 +60,8 @@ class Recorder:
             Slot(buffer, fmt.DATA_AT + index * fmt.SLOT_BYTES) for index in range(in_flight_slots)
         ]
         free = deque(self._slots)
-        self._take_slot, self._free_slot = free.popleft, free.append
+        self.take_slot, self._free_slot = free.popleft, free.append
+        """The first raises IndexError when all slots are taken; then `acquire` helps."""
         self._copy_names()
         self.anchor(clock())
         live.add(self)
@@ -72,7 +73,7 @@ class Recorder:
         still holds a finished timeline does not meet a new one.
         """
         try:
-            return self._take_slot()
+            return self.take_slot()
         except IndexError:
             self.count("unlisted")
             return Slot(memoryview(bytearray(fmt.SLOT_BYTES)), 0, listed=False)

@@ -80,7 +80,11 @@ class Timeline:
         self.waits = 0
         """Waits for a thread that got an entry of their own (see hooks/anyio.py)."""
         self.next_index = count().__next__
-        slot = self.slot = recorder.acquire()
+        take_slot = recorder.take_slot
+        try:
+            slot = self.slot = take_slot()
+        except IndexError:
+            slot = self.slot = recorder.acquire()
         self.codes = slot.codes
         self.times = slot.times
         raw = slot.raw
