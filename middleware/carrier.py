@@ -72,7 +72,7 @@ class AttachedTimeline(Timeline):
         self.chain = None
         self.nesting = None
         self.waits = 0
-        self.next_index = count().__next__
+        self.indices = count()
         slot = self.slot = Slot(_memory_of(path), int(at))
         self.codes = slot.codes
         self.times = slot.times

@@ -146,8 +146,8 @@ class Exchange:
                 self._disconnected = True
             return message
         timeline = self._timeline
-        next_index, clock = timeline.next_index, timeline.clock
-        index = next_index()
+        clock = timeline.clock
+        index = next(timeline.indices)
         try:
             timeline.codes[index] = _READ
             timeline.times[index] = clock()
@@ -188,11 +188,11 @@ class Exchange:
     def _started(self, message: Message) -> Message:
         self._status = message.get("status", 0)  # A missing one is the server's to refuse.
         timeline = self._timeline
-        next_index, clock = timeline.next_index, timeline.clock
+        clock = timeline.clock
         now = clock()
         if timeline.run:
             message = self._with_server_timing(message, now)
-        index = self._respond_index = next_index()
+        index = self._respond_index = next(timeline.indices)
         try:
             timeline.codes[index] = _RESPOND
             timeline.times[index] = now

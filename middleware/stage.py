@@ -65,8 +65,8 @@ class stage:
         if timeline is not None:
             # Timeline.open, written out: this runs for each stage of each request. What is
             # called stands in a local first: `timeline.clock()` would look for a method.
-            next_index, clock = timeline.next_index, timeline.clock
-            index = self._index = next_index()
+            clock = timeline.clock
+            index = self._index = next(timeline.indices)
             try:
                 timeline.codes[index] = self._code
                 timeline.times[index] = now = clock()
