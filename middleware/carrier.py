@@ -73,7 +73,7 @@ class AttachedTimeline(Timeline):
         self.chain = None
         self.nesting = None
         self.waits = 0
-        self.next_index = count().__next__
+        self.indices = count()
         memory = _memory_of(path)
         slot = self.slot = Slot(memory, int(at))
         self.names = _names_of(path)

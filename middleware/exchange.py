@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable
+from sys import modules
 
 from stagescope import recorder_format as fmt
 from stagescope.identity import parse_run, parse_traceparent
@@ -16,6 +17,7 @@ from stagescope.middleware.outer_span import outer_span
 from stagescope.middleware.recorder import Recorder
 from stagescope.middleware.route import template
 from stagescope.middleware.server_timing import header_value
+from stagescope.middleware.slots import ENDS
 from stagescope.middleware.timeline import Timeline
 from stagescope.middleware.types import Message, Receive, Scope, Send
 
@@ -25,10 +27,17 @@ _RESPOND = CODES["respond"]
 _FIRST_BYTE = CODES["respond.first_byte"]
 _STREAM = CODES["respond.stream"]
 
+_LOOKED_AT = _STAMPS | {b"traceparent", b"baggage"}
+
+_QUERY = ord("?")
+"""As a number: looking for bytes in bytes costs five times as much (CPython raises inside)."""
+
 _METHODS = {m: m.encode() for m in ("GET", "POST", "PUT", "HEAD", "DELETE", "OPTIONS", "PATCH")}
 
 _STATUSES = {status: status for status in range(1000)}
 """What else an app gives as status is the server's to refuse; we write 0 then."""
+
+assert ENDS == 32  # A literal below; a name costs a look-up for each request.
 
 _NOWHERE = fmt.MAX_CHAIN * fmt.ENTRIES_PER_SLOT
 """An entry that no timeline has: closing or renaming it does nothing."""
@@ -54,21 +63,24 @@ def begin(recorder: Recorder, scope: Scope) -> Timeline:
     run = b""
     traceparents = 0
     for name, value in scope["headers"]:
-        if name == b"traceparent":
-            traceparents += 1
-            parent = parse_traceparent(value)
-        elif name == b"baggage" and not run:
-            run = parse_run(value)
-        elif name in _STAMPS and start_ns == now_ns:
-            start_ns -= waited_ns(value, recorder.wall())
+        if name in _LOOKED_AT:  # One test for each of the headers that say nothing to us.
+            if name == b"traceparent":
+                traceparents += 1
+                parent = parse_traceparent(value)
+            elif name == b"baggage":
+                run = run or parse_run(value)
+            elif start_ns == now_ns:
+                start_ns -= waited_ns(value, recorder.wall())
     if traceparents > 1:
         parent = None  # As the specification asks: several are as good as none.
     flags = fmt.FLAG_SAMPLED
-    outer = outer_span()
-    if outer is not None:
-        parent = outer
-        flags |= fmt.FLAG_INTERNAL
-    tracing = app_tracing(outer is not None)
+    outer = tracing = None
+    if "opentelemetry.trace" in modules:
+        outer = outer_span()
+        if outer is not None:
+            parent = outer
+            flags |= fmt.FLAG_INTERNAL
+        tracing = app_tracing(outer is not None)
     bits = recorder.random_bits
     method = scope["method"]
     if parent is None:
@@ -80,8 +92,8 @@ def begin(recorder: Recorder, scope: Scope) -> Timeline:
     if not sampled:
         flags &= ~fmt.FLAG_SAMPLED
     path = scope.get("raw_path") or scope["path"].encode("utf-8", "replace")
-    if b"?" in path:
-        path = path[: path.index(b"?")]  # Some servers leave the query in; we never keep it.
+    if _QUERY in path:
+        path = path[: path.index(_QUERY)]  # Some servers leave the query in; we never keep it.
     span_id = (bits(64) or 1).to_bytes(8, "big")
     nesting = None
     if tracing is not None:
@@ -123,6 +135,9 @@ class Exchange:
         """When the last byte was handed over; 0 until then."""
 
     # What is called often stands in a local first: `timeline.clock()` would look for a method.
+    # `open_at` and `close_at` are written out where every request comes by: a call of each costs
+    # as much as what it writes. Where the entry has no place in the first slot, or the timeline
+    # ended, the views raise, and the method that is called then knows what to do.
 
     async def receive(self) -> Message:
         """Time the reading of the body; waiting for a disconnect after it is not timed."""
@@ -134,11 +149,19 @@ class Exchange:
             return message
         timeline = self._timeline
         clock = timeline.clock
-        index = timeline.open_at(_READ, clock())
+        index = next(timeline.indices)
+        try:
+            timeline.codes[index] = _READ
+            timeline.times[index] = clock()
+        except (IndexError, ValueError):
+            timeline.spill(index, _READ, clock())
         try:
             message = await receive()
         finally:
-            timeline.close_at(index, clock())
+            try:
+                timeline.times[index + 32] = clock()
+            except (IndexError, ValueError):
+                timeline.close_at(index, clock())
         if message["type"] == "http.disconnect":
             self._disconnected = True
         else:
@@ -171,7 +194,12 @@ class Exchange:
         now = clock()
         if timeline.run:
             message = self._with_server_timing(message, now)
-        self._respond_index = timeline.open_at(_RESPOND, now)
+        index = self._respond_index = next(timeline.indices)
+        try:
+            timeline.codes[index] = _RESPOND
+            timeline.times[index] = now
+        except (IndexError, ValueError):
+            timeline.spill(index, _RESPOND, now)
         if timeline.nesting is not None and server_span_below(self._scope):
             timeline.flag(fmt.FLAG_INTERNAL)
         return message
@@ -242,14 +270,18 @@ class Exchange:
             if not end_ns:
                 end_ns = timeline.clock()
                 error = error or ("disconnect" if self._disconnected else "incomplete")
-            timeline.close_at(self._respond_index, end_ns)
+            scope, index = self._scope, self._respond_index
+            try:
+                timeline.times[index + 32] = end_ns
+            except (IndexError, ValueError):
+                timeline.close_at(index, end_ns)
             if self._gaps is not None:
                 self._gaps.write(timeline)
             timeline.finish(
                 end_ns, self._request_bytes, self._response_bytes, self._first_byte_ns,
                 self._send_wait_ns, self._chunks, _STATUSES.get(self._status, 0),
                 error.encode("utf-8", "replace") if error else b"",
-                template(self._scope),
+                template(scope) if "route" in scope else b"",
             )  # fmt: skip
         except Exception as problem:
             recorder = self._timeline.recorder

@@ -28,7 +28,7 @@ class Late(NamedTuple):
 
 def reserve(timeline: Timeline) -> int:
     """Keep an entry for a stage that is written later, or never."""
-    return timeline.next_index()
+    return next(timeline.indices)
 
 
 def move_start(timeline: Timeline, start_ns: int) -> None:

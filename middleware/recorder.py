@@ -1,7 +1,7 @@
 """Writes the recorder file: in-flight slots in place, finished ones copied to the ring.
 
 No lock, no system call and no allocation that grows: the free slots are a deque, positions are
-handed out by `itertools.count`, both atomic in CPython.
+handed out by iterators written in C; both are atomic in CPython.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable
-from itertools import count
+from itertools import count, cycle
 from pathlib import Path
 from random import Random
 from weakref import WeakSet
@@ -52,14 +52,16 @@ class Recorder:
         self.wall = wall
         self._bytes = buffer
         self._words = buffer.cast("Q")
-        self._ring_slots = ring_slots
-        self._ring_word = (fmt.DATA_AT + in_flight_slots * fmt.SLOT_BYTES) >> 3
-        self._next_seq = count().__next__
+        first = (fmt.DATA_AT + in_flight_slots * fmt.SLOT_BYTES) >> 3
+        places = range(first, first + ring_slots * 128, 128)
+        self._next_place = zip(count(1), cycle(places)).__next__
+        """Each seq + 1 with the word at which its place in the ring begins."""
         self._slots = [
             Slot(buffer, fmt.DATA_AT + index * fmt.SLOT_BYTES) for index in range(in_flight_slots)
         ]
         free = deque(self._slots)
-        self._take_slot, self._free_slot = free.popleft, free.append
+        self.take_slot, self._free_slot = free.popleft, free.append
+        """The first raises IndexError when all slots are taken; then `acquire` helps."""
         self._copy_names()
         self.anchor(clock())
         live.add(self)
@@ -71,7 +73,7 @@ class Recorder:
         still holds a finished timeline does not meet a new one.
         """
         try:
-            return self._take_slot()
+            return self.take_slot()
         except IndexError:
             self.count("unlisted")
             return Slot(memoryview(bytearray(fmt.SLOT_BYTES)), 0, listed=False)
@@ -82,11 +84,11 @@ class Recorder:
         Killed at any point between, a reader finds the record exactly once: in the ring if its
         begin word is there, else in flight as finished.
         """
-        next_seq = self._next_seq  # In a local: a call of an attribute looks for a method first.
-        position = next_seq()
-        seq = position + 1
+        next_place = (
+            self._next_place
+        )  # In a local: a call of an attribute looks for a method first.
+        seq, at = next_place()
         words, slot_words = self._words, slot.words
-        at = self._ring_word + position % self._ring_slots * 128
         slot_words[1] = seq
         words[at] = 0
         words[at : at + 128] = slot_words

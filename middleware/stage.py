@@ -65,8 +65,8 @@ class stage:
         if timeline is not None:
             # Timeline.open, written out: this runs for each stage of each request. What is
             # called stands in a local first: `timeline.clock()` would look for a method.
-            next_index, clock = timeline.next_index, timeline.clock
-            index = self._index = next_index()
+            clock = timeline.clock
+            index = self._index = next(timeline.indices)
             try:
                 timeline.codes[index] = self._code
                 timeline.times[index] = now = clock()
@@ -87,16 +87,15 @@ class stage:
             if timeline.nesting is not None:
                 self.leave_app_spans()
             index = self._index
-            if kind is None and index < 32:
-                clock = timeline.clock
+            clock = timeline.clock
+            if kind is None:
                 try:
                     timeline.times[index + 32] = clock()
                 except (IndexError, ValueError):
-                    return  # The timeline ended before its stage, or is a forked parent's.
+                    timeline.close_at(index, clock())  # Beyond the first slot, or nowhere.
             else:
                 # A cancelled or closed stage is not a failed one: that is no Exception.
-                failed = kind is not None and issubclass(kind, Exception)
-                timeline.close_at(index, timeline.clock(), failed=failed)
+                timeline.close_at(index, clock(), failed=issubclass(kind, Exception))
 
     def _nest(self, timeline: Timeline, at_ns: int) -> None:
         """Let the app's own spans hang under this stage's; not once the request has ended."""

@@ -49,7 +49,7 @@ class Timeline:
     """
 
     __slots__ = (
-        "chain", "clock", "codes", "done", "dropped", "lent", "nesting", "next_index", "recorder", "run",
+        "chain", "clock", "codes", "done", "dropped", "indices", "lent", "nesting", "recorder", "run",
         "slot", "span_id", "start_ns", "times", "trace_id", "waits",
     )  # fmt: skip
 
@@ -79,8 +79,12 @@ class Timeline:
         self.nesting: Nesting | None = None
         self.waits = 0
         """Waits for a thread that got an entry of their own (see hooks/anyio.py)."""
-        self.next_index = count().__next__
-        slot = self.slot = recorder.acquire()
+        self.indices = count()
+        take_slot = recorder.take_slot
+        try:
+            slot = self.slot = take_slot()
+        except IndexError:
+            slot = self.slot = recorder.acquire()
         self.codes = slot.codes
         self.times = slot.times
         raw = slot.raw
@@ -100,8 +104,7 @@ class Timeline:
 
     def open_at(self, code: int, at_ns: int) -> int:
         """Open a stage at *at_ns*; give the entry that closes it."""
-        next_index = self.next_index
-        index = next_index()
+        index = next(self.indices)
         try:
             self.codes[index] = code
             self.times[index] = at_ns

@@ -35,13 +35,13 @@ class Together(Timeline):
         # No entry of its own: `stage` finds none in the views, and comes to `spill`.
         self.codes = NO_CODES
         self.times = NO_TIMES
-        self.next_index = count(ENDS).__next__
+        self.indices = count(ENDS)
         self.timelines = tuple(timelines)
         self._places: dict[int, list[int]] = {}
 
     def open_at(self, code: int, at_ns: int) -> int:
         """Open a stage in each; give the number that closes them."""
-        index = self.next_index()
+        index = next(self.indices)
         self.spill(index, code, at_ns)
         return index
 
