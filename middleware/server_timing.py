@@ -13,7 +13,8 @@ from stagescope.middleware.slots import Slot
 from stagescope.middleware.timeline import Timeline
 from stagescope.stages import STAGES, partition, stage_of
 
-_STAGE_BY_CODE = {code: stage_of(name) for name, code in CODES.items()}
+_stages: list[str] = []
+"""By code, less one: names come in the order of their codes, and never go."""
 
 
 def header_value(timeline: Timeline, now_ns: int) -> bytes:
@@ -27,11 +28,18 @@ def header_value(timeline: Timeline, now_ns: int) -> bytes:
     charged, _ = partition(intervals, duration)
     sums = dict.fromkeys(STAGES, 0)
     for (_, _, code), spent in zip(entries, charged, strict=True):
-        stage = _STAGE_BY_CODE.get(code & ~fmt.CODE_FAILED, "")
+        stage = _stage(code & ~fmt.CODE_FAILED)
         if stage in sums:
             sums[stage] += spent
     parts = [f"{stage};dur={spent / 1e6:.6f}" for stage, spent in sums.items() if spent]
     return ", ".join([*parts, f"total;dur={duration / 1e6:.6f}"]).encode()
+
+
+def _stage(code: int) -> str:
+    """Give the stage of *code*; empty for one that another process borrowed."""
+    if code > len(_stages):
+        _stages[:] = [stage_of(name) for name in list(CODES)]
+    return _stages[code - 1] if code <= len(_stages) else ""
 
 
 def _entries(slot: Slot, since_ns: int) -> Iterator[tuple[int, int, int]]:
