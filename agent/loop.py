@@ -16,6 +16,7 @@ from stagescope.agent.checkpoint import Checkpoint
 from stagescope.agent.cursors import load_cursors
 from stagescope.agent.drain import WHOLE_BITE, Drain
 from stagescope.agent.runs import RunStore
+from stagescope.agent.waits import GROWING, PASSING, summed
 from stagescope.agent.sinks import Sink
 from stagescope.records import Record
 
@@ -181,6 +182,7 @@ class Agent:
         }
         return {
             **drained,
+            **summed(self._drain.waits().values(), GROWING),
             "writer_faults": faults,
             **self._counts,
             "cursor_failures": self._checkpoint.failures,
@@ -197,11 +199,16 @@ class Agent:
             "late_max_ns": self._late_max_ns,
             "request_base_ns": cost.base_ns,
             "request_stage_ns": cost.stage_ns,
+            **summed(self._drain.waits().values(), PASSING),
         } | self.runs.gauges()
 
     def in_flight(self) -> dict[str, int]:
         """Give the requests that each service is serving now."""
         return self._drain.in_flight()
+
+    def waits(self) -> dict[str, dict[str, int]]:
+        """Give what the processes of each service waited for (`recorder_format.WAITS`)."""
+        return self._drain.waits()
 
     def _deliver(self, records: Sequence[Record]) -> None:
         for name, sink in self.sinks.items():

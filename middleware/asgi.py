@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
-from stagescope.middleware import cold_start
+from stagescope.middleware import cold_start, process
 from stagescope.middleware.calibration import calibrate
 from stagescope.middleware.exchange import Exchange, begin
 from stagescope.middleware.guard import fault, guarded, say_once
@@ -22,6 +22,7 @@ from stagescope.middleware.types import ASGIApp, Receive, Scope, Send
 from stagescope.middleware.watch import watch
 from stagescope.spool import default_spool
 
+SERVICE_VARIABLE = process.SERVICE_VARIABLE
 DISABLE_VARIABLE = "STAGESCOPE_DISABLE"
 WEB_FRAMEWORKS = ("anyio", "starlette", "fastapi")
 """Their hooks are installed where the framework is loaded by the time that the app is wrapped."""

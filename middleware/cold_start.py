@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -26,6 +27,7 @@ from stagescope.stages import FIRST_REQUEST, IDLE, IMPORTS, STARTUP
 
 DISABLE_VARIABLE = "STAGESCOPE_DISABLE"
 RUN_VARIABLE = "STAGESCOPE_RUN"
+ASGI_SERVERS = {"uvicorn", "hypercorn", "granian", "gunicorn"}
 
 Getter = Callable[[], Timeline | None]
 """How `stage` finds the timeline that it writes to."""
@@ -58,7 +60,7 @@ def _timeline_for_stages() -> Timeline | None:
     timeline = begin()
     if timeline is None:
         return None
-    if not timeline.in_file and os.environ.get(RUN_VARIABLE):
+    if not timeline.in_file and os.environ.get(RUN_VARIABLE) and ASGI_SERVERS & sys.modules.keys():
         _open_early(timeline)
     if timeline.full():
         _tell(current.get)  # A loop of stages without requests: let it cost nothing.
@@ -82,7 +84,8 @@ def begin() -> ColdTimeline | None:
 def _open_early(timeline: ColdTimeline) -> None:
     """Open the recorder before the server asks for it, so that death in a load leaves a record.
 
-    Only under `stagescope run`, where the process is to be recorded in any case.
+    Only under `stagescope run`, and where one of ASGI_SERVERS is loaded: such a process will be
+    recorded in any case, and its first request will end the cold start.
     """
     from stagescope.middleware.process import default_service, process_recorder
 
