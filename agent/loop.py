@@ -16,8 +16,8 @@ from stagescope.agent.checkpoint import Checkpoint
 from stagescope.agent.cursors import load_cursors
 from stagescope.agent.drain import WHOLE_BITE, Drain
 from stagescope.agent.runs import RunStore
-from stagescope.agent.waits import GROWING, PASSING, summed
 from stagescope.agent.sinks import Sink
+from stagescope.agent.waits import GROWING, PASSING, summed
 from stagescope.records import Record
 
 SHORTEST_PAUSE_S = 0.05

@@ -84,10 +84,7 @@ def _request_line(r: RequestRecord) -> str:
 
 
 def _stalls(stalls: Sequence[StageStall]) -> str:
-    """Give what a few requests only have."""
-    if not stalls:
-        return ""
-    return f',"stalls":{json.dumps(stalls)}'
+    return json.dumps(stalls) if stalls else "[]"
 
 
 def _batch_line(b: BatchRecord) -> str:

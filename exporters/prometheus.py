@@ -205,7 +205,9 @@ class StageCollector(Collector):
 
     def _stage_stalls(self) -> Metric:
         named = _METRIC[names.METRIC_STAGE_STALL]
-        family = CounterMetricFamily(named.prometheus, named.doc, labels=named.labels)
+        family = CounterMetricFamily(
+            named.prometheus, named.doc, labels=named.labels, unit="seconds"
+        )
         for labels, spent_ns in self._metrics.stalls().items():
             family.add_metric(labels, spent_ns / 1e9)
         return family
@@ -215,10 +217,13 @@ class StageCollector(Collector):
         for name, kind, unit, _ in names.PROCESS_WAITS:
             named = _METRIC[f"model_server.process.{name}"]
             make = CounterMetricFamily if kind == "counter" else GaugeMetricFamily
-            family = make(named.prometheus, named.doc, labels=named.labels)
+            seconds = unit == "s"
+            family = make(
+                named.prometheus, named.doc, labels=named.labels, unit="seconds" if seconds else ""
+            )
             for service, figures in waits.items():
                 value = figures.get(names.WAIT_SECONDS.get(name, name), 0)
-                family.add_metric((service,), value / 1e9 if unit == "s" else value)
+                family.add_metric((service,), value / 1e9 if seconds else value)
             yield family
 
 
