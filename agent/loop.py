@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 from stagescope.agent.checkpoint import Checkpoint
+from stagescope.agent.cold_starts import ColdStarts
 from stagescope.agent.cursors import load_cursors
 from stagescope.agent.drain import WHOLE_BITE, Drain
 from stagescope.agent.runs import RunStore
@@ -83,7 +84,8 @@ class Agent:
     ) -> None:
         """*shared*: the process is a server's, so every bite ends with giving way to it."""
         self.runs = RunStore(spool / "runs")
-        self.sinks = {"runs": self.runs} | sinks
+        self.cold_starts = ColdStarts()
+        self.sinks = {"runs": self.runs, "cold_starts": self.cold_starts} | sinks
         self._drain = Drain(
             spool,
             load_cursors(spool),

@@ -214,7 +214,7 @@ def _stage_spans(record: Record, own: ReadableSpan) -> Iterator[ReadableSpan]:
             context,
             own_context if parent is None else contexts[parent],
             own.resource,
-            stage_attributes(stage, [stall for stall in stalls if stall.index == index]),
+            stage_attributes(stage, [stall for stall in stalls if stall.opening == index]),
             kind=SpanKind.INTERNAL,
             status=_FAILED if stage.failed or (died and stage.open) else _UNSET,
             start_time=begin + start,

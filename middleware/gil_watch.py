@@ -11,14 +11,15 @@ from __future__ import annotations
 import os
 import threading
 import time
-from typing import Protocol
+from typing import Any, Protocol
+from weakref import WeakSet
 
 VARIABLE = "STAGESCOPE_GIL"
 """Set to 1 it starts the thread."""
 PERIOD_S = 0.1
 NAP_S = 0.001
 
-_watched: set[int] = set()
+_watched: WeakSet[Any] = WeakSet()
 
 
 class Figures(Protocol):
@@ -38,9 +39,9 @@ class Figures(Protocol):
 
 def watch_gil(recorder: Figures) -> None:
     """Start the thread where `STAGESCOPE_GIL` asks for it, once a recorder."""
-    if os.environ.get(VARIABLE, "") in ("", "0") or id(recorder) in _watched:
+    if os.environ.get(VARIABLE, "") in ("", "0") or recorder in _watched:
         return
-    _watched.add(id(recorder))
+    _watched.add(recorder)
     watch = GilWatch(recorder)
     threading.Thread(target=watch.run, name="stagescope-gil", daemon=True).start()
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -36,8 +38,8 @@ def test_stalls_that_cover_a_request_cover_each_stage(
         for (start, end), spent in zip(intervals, charged, strict=True)
     ]
     edges = [-200, *sorted(cuts), 1_200]
-    stalls = [Stall("gc", 7 + a, 7 + b) for a, b in zip(edges, edges[1:], strict=False)]
+    stalls = [Stall("gc", 7 + a, 7 + b) for a, b in pairwise(edges)]
 
-    found = {stall.index: stall.stall_ns for stall in overlap(stalls, 7, 1_000, stages)}
+    found = {stall.opening: stall.stall_ns for stall in overlap(stalls, 7, 1_000, stages)}
 
     assert found == {i: spent for i, spent in [*enumerate(charged), (-1, other)] if spent}

@@ -20,8 +20,8 @@ class Stall(NamedTuple):
 class StageStall(NamedTuple):
     """What one opening of a stage was charged while stalls of one cause lasted."""
 
-    index: int
-    """Of the opening, in the request's stages; -1 for `other`."""
+    opening: int
+    """Its index in the request's stages; -1 for `other`."""
     stage: str
     cause: str
     stall_ns: int

@@ -68,11 +68,9 @@ REQUESTS = st.builds(
     chunks=st.integers(0, 2**32),
     batch_ids=st.lists(SPAN_ID).map(tuple),
     stages_dropped=st.integers(0, 2**32),
-<<<<<<< HEAD
     chunk_gaps=st.integers(0, 2**32),
     chunk_gap_sum_ns=NS,
     chunk_gap_max_ns=NS,
-=======
     stalls=st.lists(st.builds(StageStall, st.integers(-1, 99), TEXT, TEXT, NS)).map(tuple),
 )
 COLD_STARTS = st.builds(
@@ -81,7 +79,6 @@ COLD_STARTS = st.builds(
     span_id=SPAN_ID,
     first_request=st.none() | st.builds(Member, TRACE_ID, SPAN_ID),
     stages_dropped=st.integers(0, 2**32),
->>>>>>> f3eeaa8 (Tests of stalls, waits, cold starts and loads)
 )
 BATCHES = st.builds(
     BatchRecord,

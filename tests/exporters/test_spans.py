@@ -219,7 +219,7 @@ def test_every_attribute_is_in_the_table() -> None:
             (STAGE_SPAN, children[0]),
             (BATCH_SPAN, of_batch),
             (COLD_START_SPAN, of_cold),
-        ]  # fmt: skip
+        ]
         for key, value in (span.attributes or {}).items()
     }
     types = {"string": "str", "int": "int", "boolean": "bool", "string[]": "tuple"}

@@ -47,7 +47,7 @@ def test_a_stall_of_the_loop_is_laid_over_the_stage_that_it_overlaps(tmp_path: P
     recording.close()
 
     (stall,) = [stall for stall in record.stalls if stall.cause == "loop"]
-    assert (stall.index, stall.stage) == (0, "queue")
+    assert (stall.opening, stall.stage) == (0, "queue")
     assert 190_000_000 <= stall.stall_ns <= record.stages[0].self_ns
 
 
