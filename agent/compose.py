@@ -45,6 +45,8 @@ class Composed:
         if self._agent:
             for service, requests in self._agent.in_flight().items():
                 self._metrics.set_in_flight(service, requests)
+            for service, waits in self._agent.waits().items():
+                self._metrics.set_waits(service, waits)
         return self._metrics.render(accept)
 
 

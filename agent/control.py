@@ -57,6 +57,8 @@ class Control:
                     return self._run(run_id)
                 case "GET", ["runs", run_id, "records"]:
                     return self._records(run_id)
+                case "GET", ["cold-starts"]:
+                    return self._cold_starts()
                 case "POST", ["yield"]:
                     return self._yield()
                 case _:
@@ -87,6 +89,10 @@ class Control:
         blocks = self.agent.runs.read(run_id)
         return Reply(blocks, NDJSON) if blocks is not None else self._no_run(run_id)
 
+    def _cold_starts(self) -> Reply:
+        self.agent.catch_up()
+        return Reply(self.agent.cold_starts.read(), NDJSON)
+
     def _no_run(self, run_id: str) -> Reply:
         return problem(HTTPStatus.NOT_FOUND, f"nothing was recorded of load run {run_id} here")
 
@@ -103,7 +109,7 @@ def _nothing_there(request: Request) -> Reply:
     return problem(
         HTTPStatus.NOT_FOUND,
         f"{request.method} {request.path[:80]} is nothing the agent knows; it answers /health, "
-        "/counters, /metrics, /runs/ID and /runs/ID/records",
+        "/counters, /metrics, /cold-starts, /runs/ID and /runs/ID/records",
     )
 
 

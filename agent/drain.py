@@ -11,6 +11,7 @@ from pathlib import Path
 
 from stagescope import recorder_format as fmt
 from stagescope.agent.cursors import Cursor, Cursors
+from stagescope.agent.waits import GROWING, summed
 from stagescope.errors import RecorderFileError
 from stagescope.recorder_reader import RecorderReader
 from stagescope.records import InstrumentCost, Process, Record
@@ -64,8 +65,10 @@ class Drain:
         self._lock = threading.Lock()
         """Held where readers come and go, and where their counters are read."""
         self._serving: dict[str, int] = {}
-        summed = (*fmt.COUNTERS, "overwritten", "lost")
-        self._gone: dict[str, int] = dict.fromkeys(summed, 0)
+        of_writers = (*fmt.COUNTERS, "overwritten", "lost")
+        self._gone: dict[str, int] = dict.fromkeys(of_writers, 0)
+        self._waited: dict[str, dict[str, int]] = {}
+        """By service: what its processes that are gone had waited for."""
         own = ("records", "died", "rings_ended", "rings_broken")
         self._counts: dict[str, int] = dict.fromkeys(own, 0)
 
@@ -173,6 +176,9 @@ class Drain:
         with self._lock:
             for name, count in ring.reader.counters().items():
                 self._gone[name] += count
+            service = ring.process.service
+            waits = (self._waited.get(service, {}), ring.reader.waits())
+            self._waited[service] = summed(waits, GROWING)
             del self._rings[ring.path]
             ring.reader.close()
 
@@ -189,6 +195,14 @@ class Drain:
                 for name, count in ring.reader.counters().items():
                     sums[name] += count
             return self._counts | sums
+
+    def waits(self) -> dict[str, dict[str, int]]:
+        """Give what the processes of each service waited for; a service keeps its sums."""
+        with self._lock:
+            at_hand: dict[str, list[dict[str, int]]] = {s: [w] for s, w in self._waited.items()}
+            for ring in self._rings.values():
+                at_hand.setdefault(ring.process.service, []).append(ring.reader.waits())
+            return {service: summed(waits, fmt.WAITS) for service, waits in at_hand.items()}
 
     def rings(self) -> int:
         """Count the files at hand."""

@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 from stagescope.agent.checkpoint import Checkpoint
+from stagescope.agent.cold_starts import ColdStarts
 from stagescope.agent.cursors import load_cursors
 from stagescope.agent.drain import WHOLE_BITE, Drain
 from stagescope.agent.runs import RunStore
 from stagescope.agent.sinks import Sink
+from stagescope.agent.waits import GROWING, PASSING, summed
 from stagescope.records import Record
 
 SHORTEST_PAUSE_S = 0.05
@@ -82,7 +84,8 @@ class Agent:
     ) -> None:
         """*shared*: the process is a server's, so every bite ends with giving way to it."""
         self.runs = RunStore(spool / "runs")
-        self.sinks = {"runs": self.runs} | sinks
+        self.cold_starts = ColdStarts()
+        self.sinks = {"runs": self.runs, "cold_starts": self.cold_starts} | sinks
         self._drain = Drain(
             spool,
             load_cursors(spool),
@@ -181,6 +184,7 @@ class Agent:
         }
         return {
             **drained,
+            **summed(self._drain.waits().values(), GROWING),
             "writer_faults": faults,
             **self._counts,
             "cursor_failures": self._checkpoint.failures,
@@ -197,11 +201,16 @@ class Agent:
             "late_max_ns": self._late_max_ns,
             "request_base_ns": cost.base_ns,
             "request_stage_ns": cost.stage_ns,
+            **summed(self._drain.waits().values(), PASSING),
         } | self.runs.gauges()
 
     def in_flight(self) -> dict[str, int]:
         """Give the requests that each service is serving now."""
         return self._drain.in_flight()
+
+    def waits(self) -> dict[str, dict[str, int]]:
+        """Give what the processes of each service waited for (`recorder_format.WAITS`)."""
+        return self._drain.waits()
 
     def _deliver(self, records: Sequence[Record]) -> None:
         for name, sink in self.sinks.items():

@@ -149,8 +149,8 @@ class RunFile:
         self._died += is_request and died
 
 
-def _span(record: RequestRecord | BatchRecord) -> str:
-    return record.span_id if isinstance(record, RequestRecord) else record.batch_id
+def _span(record: Record) -> str:
+    return record.batch_id if isinstance(record, BatchRecord) else record.span_id
 
 
 def _write_whole(fd: int, data: bytes, at: int) -> None:

@@ -8,7 +8,7 @@ Field names are those of records.py; stages are lists in the order of StageSpan'
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
 from json.encoder import encode_basestring_ascii as quoted
 from typing import Any
@@ -17,6 +17,7 @@ from stagescope.errors import StagescopeError
 from stagescope.records import (
     Anchor,
     BatchRecord,
+    ColdStartRecord,
     InstrumentCost,
     Member,
     Process,
@@ -25,6 +26,7 @@ from stagescope.records import (
     State,
 )
 from stagescope.stages import StageSpan
+from stagescope.stalls import StageStall
 
 _TRUTH = ("false", "true")
 
@@ -42,7 +44,9 @@ def record_line(record: Record) -> str:
     """
     if isinstance(record, RequestRecord):
         return _request_line(record)
-    return _batch_line(record)
+    if isinstance(record, BatchRecord):
+        return _batch_line(record)
+    return _cold_start_line(record)
 
 
 def _head(kind: str, record: Record) -> str:
@@ -75,8 +79,12 @@ def _request_line(r: RequestRecord) -> str:
         f'"stages":[{_stages(r.stages)}],"batch_ids":[{batches}],'
         f'"stages_dropped":{r.stages_dropped},"chunk_gaps":{r.chunk_gaps},'
         f'"chunk_gap_sum_ns":{r.chunk_gap_sum_ns},"chunk_gap_max_ns":{r.chunk_gap_max_ns},'
-        f'"nested":{_TRUTH[r.nested]}}}\n'
+        f'"nested":{_TRUTH[r.nested]},"stalls":{_stalls(r.stalls)}}}\n'
     )
+
+
+def _stalls(stalls: Sequence[StageStall]) -> str:
+    return json.dumps(stalls) if stalls else "[]"
 
 
 def _batch_line(b: BatchRecord) -> str:
@@ -89,6 +97,16 @@ def _batch_line(b: BatchRecord) -> str:
         f'"start_ns":{b.start_ns},"duration_ns":{b.duration_ns},"error":{quoted(b.error)},'
         f'"size":{b.size},"members":[{members}],"members_dropped":{b.members_dropped},'
         f'"device_ns":{b.device_ns},"stages":[{_stages(b.stages)}],"run_id":{quoted(b.run_id)}}}\n'
+    )
+
+
+def _cold_start_line(c: ColdStartRecord) -> str:
+    return (
+        f'{_head("cold_start", c)}"span_id":"{c.span_id}","trace_id":"{c.trace_id}",'
+        f'"start_ns":{c.start_ns},"duration_ns":{c.duration_ns},"error":{quoted(c.error)},'
+        f'"first_request":{json.dumps(asdict(c.first_request) if c.first_request else None)},'
+        f'"stages":[{_stages(c.stages)}],"stages_dropped":{c.stages_dropped},'
+        f'"run_id":{quoted(c.run_id)}}}\n'
     )
 
 
@@ -135,6 +153,7 @@ def _request(fields: dict[str, Any], process: Process) -> RequestRecord:
     fields["state"] = State(fields["state"])
     fields["stages"] = tuple([StageSpan(*span) for span in fields["stages"]])
     fields["batch_ids"] = tuple(fields["batch_ids"])
+    fields["stalls"] = tuple([StageStall(*stall) for stall in fields.get("stalls", ())])
     return RequestRecord(process=process, **fields)
 
 
@@ -145,7 +164,16 @@ def _batch(fields: dict[str, Any], process: Process) -> BatchRecord:
     return BatchRecord(process=process, **fields)
 
 
+def _cold_start(fields: dict[str, Any], process: Process) -> ColdStartRecord:
+    fields["state"] = State(fields["state"])
+    fields["stages"] = tuple([StageSpan(*span) for span in fields["stages"]])
+    first = fields["first_request"]
+    fields["first_request"] = Member(**first) if first else None
+    return ColdStartRecord(process=process, **fields)
+
+
 _PARSERS: dict[str, Callable[[dict[str, Any], Process], Record]] = {
     "request": _request,
     "batch": _batch,
+    "cold_start": _cold_start,
 }

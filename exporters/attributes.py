@@ -47,11 +47,21 @@ BATCH_SIZE: Final = "model_server.batch.size"
 BATCH_DEVICE_NS: Final = "model_server.batch.device_ns"
 BATCH_MEMBERS_DROPPED: Final = "model_server.batch.members_dropped"
 
+COLD_START_READY_NS: Final = "model_server.cold_start.ready_ns"
+STAGE_STALLS: Final = {
+    "loop": "model_server.stage.stall.loop_ns",
+    "gc": "model_server.stage.stall.gc_ns",
+}
+"""By the cause of a stall."""
+
 METRIC_REQUEST_DURATION: Final = "http.server.request.duration"
 METRIC_ACTIVE_REQUESTS: Final = "http.server.active_requests"
 METRIC_STAGE_DURATION: Final = "model_server.stage.duration"
 METRIC_BATCH_SIZE: Final = "model_server.batch.size"
 METRIC_BATCH_DURATION: Final = "model_server.batch.duration"
+METRIC_STAGE_STALL: Final = "model_server.stage.stall"
+METRIC_COLD_START: Final = "model_server.cold_start.duration"
+METRIC_COLD_START_STAGE: Final = "model_server.cold_start.stage.duration"
 
 OTEL_STABLE: Final = "OpenTelemetry, stable"
 OTEL_DEVELOPMENT: Final = "OpenTelemetry, development"
@@ -61,6 +71,7 @@ RESOURCE: Final = "resource"
 REQUEST_SPAN: Final = "request span"
 STAGE_SPAN: Final = "stage span"
 BATCH_SPAN: Final = "batch span"
+COLD_START_SPAN: Final = "cold start span"
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,9 +135,10 @@ ATTRIBUTES: Final = (
     Attribute(URL_PATH, "string", "", (REQUEST_SPAN,),
               "Path without the query string, cut after 128 bytes.", OTEL_STABLE),
     Attribute(
-        ERROR_TYPE, "string", "", (REQUEST_SPAN, BATCH_SPAN),
+        ERROR_TYPE, "string", "", (REQUEST_SPAN, BATCH_SPAN, COLD_START_SPAN),
         "Class name of the exception; else `disconnect` (the client left), `incomplete` (the app "
-        "ended within its response), `process_died`, or the status of a 5xx response.",
+        "ended within its response), `process_died`, the status of a 5xx "
+        "response, or `startup failed`.",
         OTEL_STABLE,
     ),
     Attribute(STAGE, "string", "", (STAGE_SPAN,), "Full name of the stage: `queue.threadpool`."),
@@ -137,10 +149,19 @@ ATTRIBUTES: Final = (
     ),
     Attribute(STAGE_OPEN, "boolean", "", (STAGE_SPAN,),
               "True where the stage was still open when the request ended or the process died."),
-    Attribute(OTHER_NS, "int", "ns", (REQUEST_SPAN, BATCH_SPAN), "Time that no stage claimed."),
-    Attribute(STAGES_DROPPED, "int", "", (REQUEST_SPAN,),
+    Attribute(STAGE_STALLS["loop"], "int", "ns", (STAGE_SPAN,),
+              "What of this opening's time passed while the event loop was late; an overlap, not "
+              "a cause (docs/waits.md). Absent where there was none."),
+    Attribute(STAGE_STALLS["gc"], "int", "ns", (STAGE_SPAN,),
+              "What of this opening's time passed while the garbage collector ran. Absent where "
+              "there was none."),
+    Attribute(COLD_START_READY_NS, "int", "ns", (COLD_START_SPAN,),
+              "From the start of the process until the app could serve; absent where it never "
+              "could."),
+    Attribute(OTHER_NS, "int", "ns", (REQUEST_SPAN, BATCH_SPAN, COLD_START_SPAN), "Time that no stage claimed."),
+    Attribute(STAGES_DROPPED, "int", "", (REQUEST_SPAN, COLD_START_SPAN),
               "Openings that found no room in the record; their time is with the stage around."),
-    Attribute(DIED_IN_STAGE, "string", "", (REQUEST_SPAN, BATCH_SPAN),
+    Attribute(DIED_IN_STAGE, "string", "", (REQUEST_SPAN, BATCH_SPAN, COLD_START_SPAN),
               "The stage that was open when the process died."),
     Attribute(FIRST_BYTE_NS, "int", "ns", (REQUEST_SPAN,),
               "From the start until the first body byte had been handed over."),
@@ -166,6 +187,37 @@ ATTRIBUTES: Final = (
 )  # fmt: skip
 """In the order of the document."""
 
+WAIT_SECONDS: Final = {
+    "loop_lag_seconds": "loop_lag_ns",
+    "gc_pause_seconds": "gc_pause_ns",
+    "gil_wait_seconds": "gil_wait_ns",
+    "watch_seconds": "watch_cost_ns",
+    "gil_watch_seconds": "gil_cost_ns",
+    "loop_lag_max_seconds": "loop_lag_max_ns",
+    "gc_pause_max_seconds": "gc_pause_max_ns",
+    "gil_wait_max_seconds": "gil_wait_max_ns",
+}
+"""Metric name to the figure of the recorder file (`recorder_format.WAITS`) that it is made of."""
+
+PROCESS_WAITS: Final = (
+    ("loop_ticks", "counter", "", "Readings of the event loops' timers."),
+    ("loop_lag_seconds", "counter", "s", "By how much the readings came late, summed."),
+    ("gc_pauses", "counter", "", "Runs of the garbage collector."),
+    ("gc_pause_seconds", "counter", "s", "Time in them."),
+    ("gil_ticks", "counter", "", "Readings of the wait for the interpreter's lock."),
+    ("gil_wait_seconds", "counter", "s", "Those waits, summed; an estimate."),
+    ("watch_seconds", "counter", "s", "What the timer's readings cost."),
+    ("gil_watch_seconds", "counter", "s", "CPU time of the readings of the lock."),
+    ("loop_lag_max_seconds", "gauge", "s", "The latest reading of any process at hand."),
+    ("gc_pause_max_seconds", "gauge", "s", "The longest pause of any process at hand."),
+    ("gil_wait_max_seconds", "gauge", "s", "The longest wait of any process at hand."),
+    ("pool_threads", "gauge", "", "Worker threads that there may be (anyio's limiter)."),
+    ("pool_busy", "gauge", "", "Worker threads at work at the last reading."),
+    ("pool_waiting", "gauge", "", "Calls that waited for a worker thread at the last reading."),
+    ("pool_waiting_max", "gauge", "", "The most that waited at any reading of a process at hand."),
+)
+"""Name after `model_server.process.`, type, unit, meaning; by service, all its processes."""
+
 METRICS: Final = (
     MetricName(
         METRIC_REQUEST_DURATION, "http_server_request_duration_seconds", "histogram", "s",
@@ -186,6 +238,29 @@ METRICS: Final = (
         ("service", "model"), "From a batch's first member until its model was done.",
     ),
     MetricName(
+        METRIC_STAGE_STALL, "model_server_stage_stall_seconds", "counter", "s",
+        ("service", "stage", "cause"),
+        "What requests charged to a stage while the event loop was late (`loop`) or the garbage "
+        "collector ran (`gc`).",
+    ),
+    MetricName(
+        METRIC_COLD_START, "model_server_cold_start_duration_seconds", "histogram", "s",
+        ("service", "until"),
+        "From the start of a process until it was `ready`, had answered its `first_request`, was "
+        "`steady` (docs/cold-start.md).",
+    ),
+    MetricName(
+        METRIC_COLD_START_STAGE, "model_server_cold_start_stage_duration_seconds", "histogram",
+        "s", ("service", "stage"), "What one cold start charged to one stage, by full name.",
+    ),
+    *(
+        MetricName(
+            f"model_server.process.{name}", f"model_server_process_{name}", kind, unit,
+            ("service",), doc,
+        )
+        for name, kind, unit, doc in PROCESS_WAITS
+    ),
+    MetricName(
         METRIC_ACTIVE_REQUESTS, "http_server_active_requests", "gauge", "", ("service",),
         "Requests in flight when the agent last looked.", OTEL_DEVELOPMENT,
     ),
@@ -197,7 +272,7 @@ def page_tables() -> str:
     """Give the tables of docs/attributes.md; its test prints them where the page is behind."""
     parts = [
         f"### On the {place}\n\n{_attribute_table(place)}"
-        for place in (RESOURCE, REQUEST_SPAN, STAGE_SPAN, BATCH_SPAN)
+        for place in (RESOURCE, REQUEST_SPAN, STAGE_SPAN, BATCH_SPAN, COLD_START_SPAN)
     ]
     return "\n\n".join((*parts, f"### Metrics\n\n{_metric_table()}"))
 

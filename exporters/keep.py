@@ -5,11 +5,12 @@ The policy, in this order (docs/exporters.md):
 1. every request of a load run;
 2. every error: a 5xx, an exception, a client that left, a process that died;
 3. the slow tail: slower than the running p99 of its route;
-4. a share, by trace id, so that all services of one trace decide alike;
-5. one a second of each route, so that a quiet server is seen at all.
+4. every sampled request with spans of the app's own under it, which would miss their parent;
+5. a share, by trace id, so that all services of one trace decide alike;
+6. one a second of each route, so that a quiet server is seen at all.
 
-A caller that sent the sampled flag as 0 takes its request out of 5, and, unless the sampler that
-was asked for ignores callers, out of 4.
+A caller that sent the sampled flag as 0 takes its request out of 6, and, unless the sampler that
+was asked for ignores callers, out of 5.
 A batch is kept where one of its members is, or where it failed itself (held_batches.py).
 """
 
@@ -37,6 +38,7 @@ class Reason(StrEnum):
     LOAD_RUN = "load_run"
     ERROR = "error"
     SLOW = "slow"
+    NESTED = "nested"
     FLOOR = "floor"
     SHARE = "share"
 
@@ -132,6 +134,8 @@ class KeepPolicy:
             return Reason.ERROR
         if slow:
             return Reason.SLOW
+        if record.nested and record.sampled:
+            return Reason.NESTED
         if not record.sampled:
             bound = self._parent_not_sampled
         else:

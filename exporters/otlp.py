@@ -15,7 +15,7 @@ from stagescope.exporters.span_queue import (
 )
 from stagescope.exporters.span_sender import SpanSender
 from stagescope.exporters.spans import BatchLink
-from stagescope.records import BatchRecord, Record, RequestRecord
+from stagescope.records import BatchRecord, ColdStartRecord, Record, RequestRecord
 
 
 def otlp_from_environment(keep: KeepPolicy | None = None) -> OtlpSpans | None:
@@ -67,6 +67,8 @@ class OtlpSpans:
             if isinstance(record, BatchRecord):
                 kept = keeps_batch(record) and self._queue.put(Waiting((record,)))
                 self._batches.add(record, kept=kept)
+            elif isinstance(record, ColdStartRecord):
+                self._queue.put(Waiting((record,)))
             elif self._keep.reason(record):
                 self._put_request(record)
             else:

@@ -29,9 +29,12 @@ from stagescope.exporters.histograms import (
     Snapshot,
 )
 from stagescope.exporters.service_stats import Labels, ServiceStats
-from stagescope.records import Record, RequestRecord
+from stagescope.exporters.steady import Steady
+from stagescope.records import BatchRecord, ColdStartRecord, Record, RequestRecord, State
 from stagescope.stages import OTHER
 
+MAX_STARTING: Final = 256
+"""Processes followed at once until they are steady."""
 MAX_SERVICES: Final = 64
 """Services; records of further ones count under the service `other`."""
 
@@ -62,6 +65,9 @@ class StageMetrics:
         self._has_trace = has_trace
         self._services: dict[str, ServiceStats] = {}
         self._in_flight: dict[str, int] = {}
+        self._waits: dict[str, Mapping[str, int]] = {}
+        self._starting: dict[str, Steady] = {}
+        """Processes that are not steady yet, by ring id."""
         self._lock = threading.Lock()
 
     @property
@@ -77,9 +83,29 @@ class StageMetrics:
                 stats = self._services.get(record.process.service) or self._new_service(record)
                 if isinstance(record, RequestRecord):
                     stats.add_request(record, has_trace=has_trace is None or has_trace(record))
-                else:
+                    if self._starting:
+                        self._follow_start(stats, record)
+                elif isinstance(record, BatchRecord):
                     stats.add_batch(record)
+                else:
+                    stats.add_cold_start(record)
+                    self._begin_start(record)
             self.accepted += len(records)
+
+    def _begin_start(self, record: ColdStartRecord) -> None:
+        if record.state is State.FINISHED and len(self._starting) < MAX_STARTING:
+            self._starting[record.process.ring_id] = Steady(record)
+
+    def _follow_start(self, stats: ServiceStats, record: RequestRecord) -> None:
+        ring_id = record.process.ring_id
+        steady = self._starting.get(ring_id)
+        if steady is None:
+            return
+        steady_ns = steady.add(record)
+        if steady_ns is not None:
+            stats.add_until("steady", steady_ns)
+        if steady_ns is not None or steady.given_up or record.state is State.DIED:
+            del self._starting[ring_id]
 
     def counters(self) -> dict[str, int]:
         """Give nothing: what was counted is in the text, and nothing is ever dropped."""
@@ -93,6 +119,26 @@ class StageMetrics:
         with self._lock:
             if service in self._in_flight or len(self._in_flight) < MAX_SERVICES:
                 self._in_flight[service] = requests
+
+    def set_waits(self, service: str, waits: Mapping[str, int]) -> None:
+        """Say what the processes of *service* waited for (`recorder_format.WAITS`)."""
+        with self._lock:
+            if service in self._waits or len(self._waits) < MAX_SERVICES:
+                self._waits[service] = dict(waits)
+
+    def waits(self) -> dict[str, Mapping[str, int]]:
+        """Give what `set_waits` was told last, by service."""
+        with self._lock:
+            return dict(self._waits)
+
+    def stalls(self) -> dict[tuple[str, str, str], int]:
+        """Give nanoseconds by service, stage and cause."""
+        with self._lock:
+            return {
+                (service, *labels): spent
+                for service, stats in self._services.items()
+                for labels, spent in stats.stalls().items()
+            }
 
     def render(self, accept: str = "") -> tuple[bytes, str]:
         """Give the text in the format that an `Accept` header asks for, and its content type."""
@@ -138,9 +184,13 @@ class StageCollector(Collector):
             names.METRIC_STAGE_DURATION,
             names.METRIC_BATCH_DURATION,
             names.METRIC_BATCH_SIZE,
+            names.METRIC_COLD_START,
+            names.METRIC_COLD_START_STAGE,
         ):
             yield _histogram_family(_METRIC[name], self._metrics.snapshot(name))
         yield self._active_requests()
+        yield self._stage_stalls()
+        yield from self._process_waits()
         for name, count in sorted(self._counters().items()):
             yield CounterMetricFamily(_own_name(name), _own_doc(name), value=count)
         for name, value in sorted(self._gauges().items()):
@@ -152,6 +202,29 @@ class StageCollector(Collector):
         for service, requests in self._metrics.in_flight().items():
             family.add_metric((service,), requests)
         return family
+
+    def _stage_stalls(self) -> Metric:
+        named = _METRIC[names.METRIC_STAGE_STALL]
+        family = CounterMetricFamily(
+            named.prometheus, named.doc, labels=named.labels, unit="seconds"
+        )
+        for labels, spent_ns in self._metrics.stalls().items():
+            family.add_metric(labels, spent_ns / 1e9)
+        return family
+
+    def _process_waits(self) -> Iterator[Metric]:
+        waits = self._metrics.waits()
+        for name, kind, unit, _ in names.PROCESS_WAITS:
+            named = _METRIC[f"model_server.process.{name}"]
+            make = CounterMetricFamily if kind == "counter" else GaugeMetricFamily
+            seconds = unit == "s"
+            family = make(
+                named.prometheus, named.doc, labels=named.labels, unit="seconds" if seconds else ""
+            )
+            for service, figures in waits.items():
+                value = figures.get(names.WAIT_SECONDS.get(name, name), 0)
+                family.add_metric((service,), value / 1e9 if seconds else value)
+            yield family
 
 
 def _histogram_family(

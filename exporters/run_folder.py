@@ -45,7 +45,7 @@ def write_records(
             if isinstance(record, RequestRecord):
                 server.append(server_row(record))
                 side.requests += 1
-            else:
+            elif isinstance(record, BatchRecord):
                 batches.append(batch_row(record))
                 side.batches += 1
     return side

@@ -8,7 +8,7 @@ from typing import Final
 from stagescope.exporters import attributes as names
 from stagescope.exporters.histograms import SIZE_BOUNDS, Histogram, Seen
 from stagescope.exporters.span_attributes import known_method
-from stagescope.records import BatchRecord, RequestRecord
+from stagescope.records import BatchRecord, ColdStartRecord, RequestRecord, State
 from stagescope.stages import OTHER, stage_of
 
 MAX_STAGES: Final = 48
@@ -36,6 +36,10 @@ class ServiceStats:
         self._batch_sizes: dict[str, Histogram] = {}
         self._batch_seconds: dict[str, Histogram] = {}
 
+        self._stalls: dict[tuple[str, str], int] = {}
+        self._cold_starts: dict[str, Histogram] = {}
+        self._cold_stages: dict[str, Histogram] = {}
+
     def add_request(self, record: RequestRecord, *, has_trace: bool) -> None:
         """Count a request; *has_trace* where an exemplar may point at it."""
         counted_as, spent = self._counted_as, dict[str, int]()
@@ -45,6 +49,9 @@ class ServiceStats:
             spent[stage] = spent.get(stage, 0) + self_ns
             rest -= self_ns
         spent[OTHER] = spent.get(OTHER, 0) + rest
+        for stall in record.stalls:
+            key = counted_as.get(stall.stage) or self._new_stage(stall.stage), stall.cause
+            self._stalls[key] = self._stalls.get(key, 0) + stall.stall_ns
         if has_trace:
             self._add_with_exemplars(record, spent)
             return
@@ -61,6 +68,28 @@ class ServiceStats:
         self._batch_sizes[model].add(record.size)
         self._batch_seconds[model].add(record.duration_ns)
 
+    def add_cold_start(self, record: ColdStartRecord) -> None:
+        """Count a start: how long until it was ready, and until its first request was answered."""
+        if (ready_ns := record.ready_ns()) is not None:
+            self.add_until("ready", ready_ns)
+        if record.first_request is not None and record.state is State.FINISHED:
+            self.add_until("first_request", record.duration_ns)
+        spent: dict[str, int] = {}
+        for span in record.stages:
+            spent[span.stage] = spent.get(span.stage, 0) + span.self_ns
+        for stage, charged_ns in spent.items():
+            if stage not in self._cold_stages and len(self._cold_stages) >= MAX_STAGES:
+                stage = OTHER
+            self._cold_stages.setdefault(stage, Histogram()).add(charged_ns)
+
+    def add_until(self, until: str, duration_ns: int) -> None:
+        """Count what a cold start took until a point of it."""
+        self._cold_starts.setdefault(until, Histogram()).add(duration_ns)
+
+    def stalls(self) -> dict[tuple[str, str], int]:
+        """Give nanoseconds by stage and cause."""
+        return dict(self._stalls)
+
     def series(self, metric: str) -> Iterator[tuple[Labels, Histogram]]:
         """Give the histograms of *metric* (a name of attributes.METRICS) with their labels."""
         if metric == names.METRIC_REQUEST_DURATION:
@@ -71,6 +100,8 @@ class ServiceStats:
             names.METRIC_STAGE_DURATION: self._stages,
             names.METRIC_BATCH_SIZE: self._batch_sizes,
             names.METRIC_BATCH_DURATION: self._batch_seconds,
+            names.METRIC_COLD_START: self._cold_starts,
+            names.METRIC_COLD_START_STAGE: self._cold_stages,
         }
         for label, histogram in by_label[metric].items():
             yield (label,), histogram

@@ -6,8 +6,9 @@ from collections.abc import Iterator, Sequence
 from typing import Final
 
 from stagescope.exporters import attributes as names
-from stagescope.records import BatchRecord, Process, Record, RequestRecord, State
+from stagescope.records import BatchRecord, ColdStartRecord, Process, Record, RequestRecord, State
 from stagescope.stages import OTHER, StageSpan
+from stagescope.stalls import StageStall
 
 HTTP_METHODS: Final = frozenset(
     ("CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "TRACE")
@@ -76,6 +77,15 @@ def batch_attributes(record: BatchRecord) -> Iterator[tuple[str, Value]]:
     yield from _common_attributes(record)
 
 
+def cold_start_attributes(record: ColdStartRecord) -> Iterator[tuple[str, Value]]:
+    """Give the attributes of a cold start's span."""
+    if (ready_ns := record.ready_ns()) is not None:
+        yield names.COLD_START_READY_NS, ready_ns
+    if record.stages_dropped:
+        yield names.STAGES_DROPPED, record.stages_dropped
+    yield from _common_attributes(record)
+
+
 def _common_attributes(record: Record) -> Iterator[tuple[str, Value]]:
     yield names.OTHER_NS, record.duration_ns - sum([span.self_ns for span in record.stages])
     if record.run_id:
@@ -86,11 +96,14 @@ def _common_attributes(record: Record) -> Iterator[tuple[str, Value]]:
         yield names.DIED_IN_STAGE, last_stage(record)
 
 
-def stage_attributes(stage: StageSpan) -> dict[str, Value]:
-    """Give the attributes of a stage's span."""
+def stage_attributes(stage: StageSpan, stalls: Sequence[StageStall] = ()) -> dict[str, Value]:
+    """Give the attributes of a stage's span; *stalls* are those of this opening."""
     told: dict[str, Value] = {names.STAGE: stage.stage, names.STAGE_SELF_NS: stage.self_ns}
     if stage.open:
         told[names.STAGE_OPEN] = True
+    for stall in stalls:
+        if name := names.STAGE_STALLS.get(stall.cause):
+            told[name] = stall.stall_ns
     return told
 
 
@@ -98,7 +111,7 @@ def error_type(record: Record) -> str:
     """Give `error.type`, empty where nothing went wrong (a 4xx is the client's)."""
     if record.state is State.DIED:
         return PROCESS_DIED
-    if record.error or isinstance(record, BatchRecord):
+    if record.error or not isinstance(record, RequestRecord):
         return record.error
     return str(record.status) if record.status >= 500 else ""
 

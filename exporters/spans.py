@@ -23,6 +23,7 @@ from stagescope.exporters.span_attributes import (
     PROCESS_DIED,
     Value,
     batch_attributes,
+    cold_start_attributes,
     error_type,
     known_method,
     last_stage,
@@ -31,7 +32,7 @@ from stagescope.exporters.span_attributes import (
     stage_attributes,
 )
 from stagescope.identity import stage_span_id
-from stagescope.records import BatchRecord, Process, Record, RequestRecord, State
+from stagescope.records import BatchRecord, ColdStartRecord, Process, Record, RequestRecord, State
 from stagescope.stages import StageSpan
 
 MAX_RESOURCES: Final = 256
@@ -80,8 +81,10 @@ class SpanBuilder:
         resource, scope = self._resource(record.process)
         if isinstance(record, RequestRecord):
             own = _request_span(record, batches, resource, scope)
-        else:
+        elif isinstance(record, BatchRecord):
             own = _batch_span(record, resource, scope)
+        else:
+            own = _cold_start_span(record, resource, scope)
         return [own, *_stage_spans(record, own)]
 
     def _resource(self, process: Process) -> tuple[ProcessResource, InstrumentationScope]:
@@ -135,6 +138,23 @@ def _batch_span(
     )
 
 
+def _cold_start_span(
+    record: ColdStartRecord, resource: Resource, scope: InstrumentationScope
+) -> ReadableSpan:
+    first = record.first_request
+    return _span(
+        record,
+        "cold start",
+        _context(record.trace_id, int(record.span_id, 16)),
+        None,
+        SpanKind.INTERNAL,
+        dict(cold_start_attributes(record)),
+        [Link(_context(first.trace_id, int(first.span_id, 16), True))] if first else [],
+        resource,
+        scope,
+    )
+
+
 def _span(
     record: Record,
     name: str,
@@ -174,12 +194,15 @@ def _status(record: Record) -> Status:
 
 def _stage_spans(record: Record, own: ReadableSpan) -> Iterator[ReadableSpan]:
     own_context = own.context
-    owner = int(record.span_id if isinstance(record, RequestRecord) else record.batch_id, 16)
+    owner = int(record.batch_id if isinstance(record, BatchRecord) else record.span_id, 16)
     seen: Counter[int] = Counter()
     begin = own.start_time or 0
     contexts: list[SpanContext] = []
     died = record.state is State.DIED
-    for stage, parent in zip(record.stages, enclosing(record.stages), strict=True):
+    stalls = record.stalls if isinstance(record, RequestRecord) else ()
+    for index, (stage, parent) in enumerate(
+        zip(record.stages, enclosing(record.stages), strict=True)
+    ):
         opened = max(stage.start_ns, 0)
         span_id = stage_span_id(owner, opened, seen[opened])
         seen[opened] += 1
@@ -191,7 +214,7 @@ def _stage_spans(record: Record, own: ReadableSpan) -> Iterator[ReadableSpan]:
             context,
             own_context if parent is None else contexts[parent],
             own.resource,
-            stage_attributes(stage),
+            stage_attributes(stage, [stall for stall in stalls if stall.opening == index]),
             kind=SpanKind.INTERNAL,
             status=_FAILED if stage.failed or (died and stage.open) else _UNSET,
             start_time=begin + start,

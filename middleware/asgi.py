@@ -8,19 +8,21 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
+from stagescope.middleware import cold_start, process
 from stagescope.middleware.calibration import calibrate
 from stagescope.middleware.exchange import Exchange, begin
 from stagescope.middleware.guard import fault, guarded, say_once
 from stagescope.middleware.hooks.hook import install_loaded
+from stagescope.middleware.hooks.model_load import wrap_loaded
 from stagescope.middleware.nesting import Attached, Nesting
-from stagescope.middleware.process import process_recorder
+from stagescope.middleware.process import default_service, process_recorder
 from stagescope.middleware.recorder import Recorder
 from stagescope.middleware.timeline import current
 from stagescope.middleware.types import ASGIApp, Receive, Scope, Send
 from stagescope.middleware.watch import watch
 from stagescope.spool import default_spool
 
-SERVICE_VARIABLE = "OTEL_SERVICE_NAME"
+SERVICE_VARIABLE = process.SERVICE_VARIABLE
 DISABLE_VARIABLE = "STAGESCOPE_DISABLE"
 WEB_FRAMEWORKS = ("anyio", "starlette", "fastapi")
 """Their hooks are installed where the framework is loaded by the time that the app is wrapped."""
@@ -64,15 +66,18 @@ class StageMiddleware:
         beside: Callable[[Path], Companion | None] | None = None,
     ) -> None:
         self.app = app
-        self.service = service or os.environ.get(SERVICE_VARIABLE) or "model-server"
+        self.service = service or default_service()
         self.spool = Path(spool) if spool else default_spool()
         self._beside = beside
         self._off = os.environ.get(DISABLE_VARIABLE, "") not in ("", "0")
         self._hooks = hooks and not self._off
         self._recorder: Recorder | None = None
+        """None until the first request: so that no further one asks whether it is the first."""
+        self._opened: Recorder | None = None
         self._companion: Companion | None = None
         if self._hooks:
             install_loaded(WEB_FRAMEWORKS)
+            wrap_loaded()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection scope, as ASGI says."""
@@ -89,6 +94,9 @@ class StageMiddleware:
         recorder = self._recorder
         if recorder is None or recorder.closed:
             recorder = self.open(scope)
+            if recorder and cold_start.first_request():
+                await self._serve_first(scope, receive, send)
+                return
         try:
             timeline = begin(recorder, scope) if recorder else None
         except Exception as error:
@@ -127,13 +135,27 @@ class StageMiddleware:
         What runs beside is stopped here and not at the interpreter's exit, which a server that
         was ended by a signal may never come to.
         """
-        if self._recorder is None:
-            self.open(scope)
+        if self._opened is None and self.open(scope):
+            self._recorder = None
+        if self._hooks:
+            wrap_loaded()
+        startup = cold_start.Startup(send) if cold_start.begin() else None
         try:
-            await self.app(scope, receive, send)
+            await self.app(scope, receive, startup.send if startup else send)
         finally:
+            if startup:
+                startup.left()
             if self._companion is not None:
                 self._companion.stop()
+
+    async def _serve_first(self, scope: Scope, receive: Receive, send: Send) -> None:
+        first = cold_start.FirstRequest(send)
+        failed = True
+        try:
+            await self(scope, receive, first.send)
+            failed = False
+        finally:
+            first.end(failed=failed)
 
     def open(self, scope: Scope | None = None) -> Recorder | None:
         """Open this process's recorder; None, and from then on pass through, where it cannot.
@@ -144,7 +166,8 @@ class StageMiddleware:
             recorder = process_recorder(self.spool, self.service)
             if recorder is None:
                 self._off = True
-            elif recorder is not self._recorder:
+            elif recorder is not self._opened:
+                cold_start.keep(recorder)
                 calibrate(recorder, StageMiddleware.around)
                 watch(recorder)
                 if self._hooks and "starlette" in sys.modules:
@@ -156,7 +179,7 @@ class StageMiddleware:
             if fault(error, None):
                 raise
             return None
-        self._recorder = recorder
+        self._recorder = self._opened = recorder
         return recorder
 
     def _look_around(self, scope: Scope) -> None:
@@ -168,7 +191,7 @@ class StageMiddleware:
     def around(cls, app: ASGIApp, recorder: Recorder) -> StageMiddleware:
         """Wrap *app* with a given recorder, for tests and for measuring ourselves."""
         middleware = cls(app, spool=os.devnull, hooks=False)
-        middleware._recorder = recorder
+        middleware._recorder = middleware._opened = recorder
         return middleware
 
 

@@ -13,6 +13,7 @@ from statistics import median
 from typing import Any
 
 from stagescope import recorder_format as fmt
+from stagescope.middleware.cold_start import aside
 from stagescope.middleware.recorder import Recorder
 from stagescope.middleware.stage import stage
 from stagescope.middleware.types import ASGIApp, Message, Receive, Scope, Send
@@ -27,9 +28,10 @@ def calibrate(recorder: Recorder, around: Callable[[ASGIApp, Recorder], ASGIApp]
     scratch = Recorder(
         memoryview(bytearray(fmt.file_bytes(slots, slots))), in_flight_slots=slots, ring_slots=slots
     )
-    bare = _per_request_ns(_app)
-    empty = _per_request_ns(around(_app, scratch))
-    staged = _per_request_ns(around(_staged_app, scratch))
+    with aside():
+        bare = _per_request_ns(_app)
+        empty = _per_request_ns(around(_app, scratch))
+        staged = _per_request_ns(around(_staged_app, scratch))
     scratch.close()
     recorder.write_cost(max(0, empty - bare), max(0, (staged - empty) // STAGES_TIMED))
 

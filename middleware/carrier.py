@@ -21,6 +21,7 @@ from itertools import count
 from pathlib import Path
 
 from stagescope import recorder_format as fmt
+from stagescope.middleware import cold_start
 from stagescope.middleware.borrowed_names import BorrowedCodes, BorrowedNames
 from stagescope.middleware.recorder import Recorder
 from stagescope.middleware.slots import Slot
@@ -110,6 +111,8 @@ def attach(
     """
     if not carrier:
         return None
+    if cold_start.is_cold():
+        cold_start.end()  # A worker's first request has come.
     try:
         return AttachedTimeline(carrier, recorder, clock)
     except (OSError, ValueError):

@@ -20,6 +20,14 @@ _open: dict[tuple[Path, str], tuple[Recorder, RecorderFile] | None] = {}
 _lock = Lock()
 
 
+SERVICE_VARIABLE = "OTEL_SERVICE_NAME"
+
+
+def default_service() -> str:
+    """Give the name that a process's records have where nobody names the service."""
+    return os.environ.get(SERVICE_VARIABLE) or "model-server"
+
+
 def process_recorder(spool: Path | None, service: str) -> Recorder | None:
     """Give this process's recorder for *spool* and *service*; None where there can be none.
 

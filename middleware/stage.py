@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable, Generator
 from types import TracebackType
 from typing import Any, ParamSpec, TypeVar, cast
 
+from stagescope.middleware import cold_start
 from stagescope.middleware.guard import guarded
 from stagescope.middleware.names import CODES, intern
 from stagescope.middleware.nesting import Attached
@@ -19,8 +20,17 @@ R = TypeVar("R")
 F = TypeVar("F", bound=Callable[..., Any])
 
 _THREADPOOL = CODES["queue.threadpool"]
-_now = current.get
+_now: cold_start.Getter = current.get
 """The present timeline; a bound method in a global is found without looking it up."""
+
+
+def _ask(getter: cold_start.Getter) -> None:
+    """Find the timeline by *getter*; while the process is cold that is not `current.get`."""
+    global _now
+    _now = getter
+
+
+cold_start.follow(_ask)
 
 assert ENDS == 32  # a literal in `__exit__`
 
@@ -37,7 +47,8 @@ class stage:
     a stream of ten thousand tokens needs no ten thousand entries.
 
     Names are free (`preprocess`, `inference.decode`, `rerank`); the six of
-    `stagescope.stages.STAGES` have columns of their own. Outside a request it does nothing.
+    `stagescope.stages.STAGES` have columns of their own. Outside a request it does nothing, but
+    for the time until the first one is answered: then it is part of the cold start.
     Nothing that can go wrong with it reaches the caller.
     """
 

@@ -10,8 +10,12 @@ import asyncio
 import gc
 import time
 from contextlib import suppress
-from typing import Any, Protocol
+from typing import Any
 from weakref import WeakSet
+
+from stagescope.middleware.gil_watch import watch_gil
+from stagescope.middleware.recorder import Recorder
+from stagescope.middleware.stall import GC_FLOOR_NS, LOOP_FLOOR_NS, write_stall
 
 PERIOD_S = 0.1
 
@@ -19,29 +23,12 @@ pool: Any = None
 """anyio's limiter of worker threads, once its hook has seen one; its figures are read by the timer."""
 
 _watched: WeakSet[asyncio.AbstractEventLoop] = WeakSet()
-_collecting: WeakSet[Figures] = WeakSet()
+_collecting: WeakSet[Recorder] = WeakSet()
 
 
-class Figures(Protocol):
-    """A recorder, as far as these figures go."""
-
-    @property
-    def closed(self) -> bool:
-        """True once nothing more is to be written."""
-        ...
-
-    def add_wait(self, name: str, value: int) -> None:
-        """Add *value* to a figure."""
-
-    def raise_wait(self, name: str, value: int) -> None:
-        """Make a figure *value* if it is less."""
-
-    def set_wait(self, name: str, value: int) -> None:
-        """Make a figure *value*."""
-
-
-def watch(recorder: Figures) -> None:
+def watch(recorder: Recorder) -> None:
     """Watch the running event loop, where there is one, and the garbage collector."""
+    watch_gil(recorder)
     if recorder not in _collecting:
         _collecting.add(recorder)
         gc.callbacks.append(Collections(recorder).tell)
@@ -58,7 +45,7 @@ class LoopTimer:
     A timer and not a task: nothing has to be cancelled when the loop ends.
     """
 
-    def __init__(self, recorder: Figures, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, recorder: Recorder, loop: asyncio.AbstractEventLoop) -> None:
         self._recorder = recorder
         self._loop = loop
         self._due_s = 0.0
@@ -78,6 +65,9 @@ class LoopTimer:
             recorder.add_wait("loop_ticks", 1)
             recorder.add_wait("loop_lag_ns", late_ns)
             recorder.raise_wait("loop_lag_max_ns", late_ns)
+            if late_ns >= LOOP_FLOOR_NS:
+                now_ns = recorder.clock()
+                write_stall(recorder, b"loop", now_ns - late_ns, now_ns)
             self._tell_pool()
             recorder.add_wait("watch_cost_ns", time.perf_counter_ns() - begun_ns)
         except ValueError:
@@ -96,7 +86,7 @@ class LoopTimer:
 class Collections:
     """Times each run of the cyclic garbage collector, which stops every thread of the process."""
 
-    def __init__(self, recorder: Figures) -> None:
+    def __init__(self, recorder: Recorder) -> None:
         self._recorder = recorder
         self._since_ns = 0
 
@@ -114,6 +104,9 @@ class Collections:
             self._recorder.add_wait("gc_pauses", 1)
             self._recorder.add_wait("gc_pause_ns", pause_ns)
             self._recorder.raise_wait("gc_pause_max_ns", pause_ns)
+            if pause_ns >= GC_FLOOR_NS:
+                now_ns = self._recorder.clock()
+                write_stall(self._recorder, b"gc", now_ns - pause_ns, now_ns)
         except ValueError:
             with suppress(ValueError):
                 gc.callbacks.remove(self.tell)

@@ -26,3 +26,14 @@ HOOKS: dict[str, str] = {
     "uvicorn": "stagescope.middleware.hooks.uvicorn",
 }
 """Framework's import name → our module, both by name alone."""
+
+LOADS: dict[str, tuple[str, ...]] = {
+    "torch": ("load",),
+    "torch.jit": ("load",),
+    "torch.nn.modules.module": ("Module.load_state_dict", "Module.to"),
+    "safetensors.torch": ("load_file",),
+    "transformers.modeling_utils": ("PreTrainedModel.from_pretrained",),
+    "transformers.tokenization_utils_base": ("PreTrainedTokenizerBase.from_pretrained",),
+    "onnxruntime.capi.onnxruntime_inference_collection": ("InferenceSession.__init__",),
+}
+"""Module → what in it loads a model; wrapped once the module is loaded."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 
-from stagescope.middleware.hooks import HOOKS
+from stagescope.middleware.hooks import HOOKS, LOADS
 from stagescope.middleware.run_notes import HOOK, PYTHON, note
 
 TYPE_CHECKING = False
@@ -75,17 +75,23 @@ def begin() -> None:
     if any(isinstance(finder, ImportWatch) for finder in sys.meta_path):
         return
     note(PYTHON)
-    early = [name for name in HOOKS if name in sys.modules]
-    sys.meta_path.insert(0, ImportWatch(HOOKS.keys() - set(early), install_hook))
+    awaited = HOOKS.keys() | set(LOADS)
+    early = [name for name in awaited if name in sys.modules]
+    sys.meta_path.insert(0, ImportWatch(awaited - set(early), install_hook))
     for name in early:
         install_hook(name)
 
 
 def install_hook(name: str) -> None:
-    """Install a hook; what goes wrong stays here."""
+    """Install a hook, and time the load calls; what goes wrong stays here."""
     from stagescope.middleware.guard import guarded
     from stagescope.middleware.hooks.hook import install
 
+    if name in LOADS:
+        with guarded():
+            from stagescope.middleware.hooks.model_load import wrap_loads
+
+            wrap_loads(name)
     with guarded():
-        if install(name):
+        if name in HOOKS and install(name):
             note(HOOK + name)

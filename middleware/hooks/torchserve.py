@@ -19,6 +19,7 @@ from importlib import import_module
 from itertools import pairwise
 from typing import Any
 
+from stagescope.middleware import cold_start
 from stagescope.middleware.asgi import DISABLE_VARIABLE, SERVICE_VARIABLE
 from stagescope.middleware.guard import guarded
 from stagescope.middleware.hooks.hook import Hook, install, wrap
@@ -80,6 +81,8 @@ class Worker:
                 self.waits.hold(call.end(response, self.free_ns, service.context))
             self.free_ns = call.recorder.clock()
         self.reading_since_ns = 0
+        if cold_start.is_cold():
+            cold_start.end()
 
     def _cover(self, service: Any) -> None:
         # At the first batch: a handler that is a function may make its object when it is loaded.

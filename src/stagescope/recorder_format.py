@@ -35,10 +35,12 @@ WAIT_WORDS = LIVE_WORD + 24
 WAITS = (
     "loop_ticks", "loop_lag_ns", "loop_lag_max_ns", "pool_threads", "pool_busy", "pool_waiting",
     "pool_waiting_max", "gc_pauses", "gc_pause_ns", "gc_pause_max_ns", "watch_cost_ns",
+    "gil_ticks", "gil_wait_ns", "gil_wait_max_ns", "gil_cost_ns",
 )  # fmt: skip
 """Waits of the whole process: readings of the event loop's timer (10/s), by how much they came
 late (sum, most); worker threads there are, busy and waited for at the last reading, and the most
-that were waited for at any; pauses of the garbage collector (count, sum, most); cost of it all."""
+that were waited for at any; pauses of the garbage collector (count, sum, most); what the timer
+cost; readings of the wait for the interpreter's lock, an estimate (count, sum, most, cost)."""
 
 NAMES_AT = 1024
 NAME_BYTES = 64
@@ -86,7 +88,7 @@ ENDS_AT = STARTS_AT + 8 * ENTRIES_PER_SLOT
 MAX_CHAIN = 64
 """Slots that one timeline may fill, its first included."""
 
-KIND_REQUEST, KIND_BATCH, KIND_CHAIN = 1, 2, 3
+KIND_REQUEST, KIND_BATCH, KIND_CHAIN, KIND_COLD_START, KIND_STALL = 1, 2, 3, 4, 5
 STATE_FREE, STATE_OPEN, STATE_FINISHED = 0, 1, 2
 FLAG_INTERNAL, FLAG_SAMPLED, FLAG_NESTED = 1, 2, 4
 """A span is around ours or makes the SERVER span; the trace is sampled; the app's own spans hang
@@ -103,7 +105,7 @@ CODE_SPECIAL = 0xFF00
 CODE_BATCH = 0xFFFF
 """A request joined a batch: start = batch id, end = when."""
 CODE_MEMBER = 0xFFFE
-"""A batch's member: start = its span id, end = low half of its trace id."""
+"""A batch's member, or the first request of a cold start: start = its span id, end = low half of its trace id."""
 CODE_MEMBER_TRACE = 0xFFFD
 """The high half of the trace id of the member before it: start."""
 

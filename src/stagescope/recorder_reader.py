@@ -9,14 +9,16 @@ import stat
 import time
 import zlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
 from stagescope import recorder_format as fmt
 from stagescope.errors import RecorderFileError
 from stagescope.recorder_slots import Chains, SlotDecoder
-from stagescope.records import Anchor, InstrumentCost, Process, Record
+from stagescope.records import Anchor, InstrumentCost, Process, Record, RequestRecord
 from stagescope.spool import try_lock
+from stagescope.stalls import overlap
 
 HOLE_PATIENCE_NS = 1_000_000_000
 """How long a slot may stay reserved and unwritten, with later ones written, before it is skipped.
@@ -163,7 +165,23 @@ class RecorderReader:
             self.next_seq += 1
             if record is not None:
                 found.append(record)
-        return found
+        return self._stalled(found) if self._decoder.stalls else found
+
+    def _stalled(self, records: list[Record]) -> list[Record]:
+        """Lay the stalls read so far over *records*, which were read with them."""
+        stalls = self._decoder.stalls
+        earliest = min(stall.start_ns for stall in stalls)
+        return [
+            replace(r, stalls=overlap(stalls, r.start_ns, r.duration_ns, r.stages))
+            if isinstance(r, RequestRecord)
+            and r.start_ns + r.duration_ns > earliest
+            and any(
+                stall.end_ns > r.start_ns and stall.start_ns < r.start_ns + r.duration_ns
+                for stall in stalls
+            )
+            else r
+            for r in records
+        ]
 
     def _next_slot(self) -> bytes | None:
         """Copy the slot of `next_seq`; None where it is not written yet."""

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+from collections import deque
 from struct import Struct
 
 from stagescope import recorder_format as fmt
-from stagescope.records import BatchRecord, Member, Process, Record, RequestRecord, State
+from stagescope.records import (
+    BatchRecord,
+    ColdStartRecord,
+    Member,
+    Process,
+    Record,
+    RequestRecord,
+    State,
+)
 from stagescope.stages import OTHER, StageSpan, partition
+from stagescope.stalls import Stall
 
 _HEAD = Struct(
     f"<{fmt.OPENED_AT}x"
@@ -21,6 +31,7 @@ _TIMES = tuple(Struct(f"<{many}Q") for many in range(fmt.ENTRIES_PER_SLOT + 1))
 _NO_PARENT = bytes(8)
 _MAX_ORPHANS = 4096
 _MAX_TEXTS = 1024
+_MAX_STALLS = 256
 
 Entries = list[tuple[int, int, int]]
 """(code, start, end) as they stand in a slot."""
@@ -81,6 +92,8 @@ class SlotDecoder:
         self._capacity = capacity
         self._names = [OTHER, OTHER]
         self._texts: dict[bytes, str] = {}
+        self.stalls: deque[Stall] = deque(maxlen=_MAX_STALLS)
+        """The newest stalls of the process that were read."""
 
     def close(self) -> None:
         """Let go of the file's memory."""
@@ -147,6 +160,16 @@ class SlotDecoder:
                 process, seq, State.FINISHED if finished else State.DIED, span.hex(), trace.hex(),
                 text(path), start, duration, text(error), chunks or len(members), members,
                 max(0, chunks - len(members)), n1, self._stages(intervals, start, duration), text(run),
+            )  # fmt: skip
+        if kind == fmt.KIND_STALL:
+            self.stalls.append(Stall(text(method), start, start + duration))
+            return None
+        if kind == fmt.KIND_COLD_START:
+            intervals, members = _batch_entries(entries)
+            return ColdStartRecord(
+                process, seq, State.FINISHED if finished else State.DIED, trace.hex(), span.hex(),
+                start, duration, text(error), members[0] if members else None,
+                self._stages(intervals, start, duration), dropped,
             )  # fmt: skip
         return None
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
-from stagescope.stages import OTHER, StageSpan, stage_of
+from stagescope.stages import FIRST_REQUEST, IDLE, OTHER, StageSpan, stage_of
+from stagescope.stalls import StageStall
 
 
 class State(Enum):
@@ -106,6 +107,8 @@ class RequestRecord:
     model streams them. A stream has one less than such chunks."""
     chunk_gap_sum_ns: int = 0
     chunk_gap_max_ns: int = 0
+    stalls: tuple[StageStall, ...] = ()
+    """What stages were charged while the process stood still; see docs/waits.md."""
 
     def self_ns(self) -> dict[str, int]:
         """Give nanoseconds by full stage name, `other` included; the values sum to duration_ns."""
@@ -171,4 +174,40 @@ class BatchRecord:
     """The load run of its members; empty where they have none or several."""
 
 
-Record = RequestRecord | BatchRecord
+@dataclass(frozen=True, slots=True)
+class ColdStartRecord:
+    """One start of a served process, until its first request was answered: a trace of its own."""
+
+    process: Process
+    seq: int
+    """As in RequestRecord."""
+    state: State
+    """`DIED` where the process ended before; its last open stage is where it died."""
+    trace_id: str
+    span_id: str
+    start_ns: int
+    """When the kernel started the process; early by up to a clock tick (10 ms on Linux)."""
+    duration_ns: int
+    """Until the last byte of the first response; until the app's end where there was no request."""
+    error: str
+    """`startup failed`, or empty."""
+    first_request: Member | None
+    """The first request; None where there was none."""
+    stages: tuple[StageSpan, ...]
+    """The parts of COLD_START_PARTS, in this order, with loads and the user's stages in them."""
+    stages_dropped: int
+    run_id: str = ""
+    """Always empty: no load run asks for a start."""
+
+    def ready_ns(self) -> int | None:
+        """Give how long it took until the app could serve; None where it never could."""
+        served = [span.start_ns for span in self.stages if span.stage in (IDLE, FIRST_REQUEST)]
+        return min(served, default=None)
+
+    def last_stage(self) -> str:
+        """Give the stage charged at the record's end: for a death, the stage that it died in."""
+        still_open = [span for span in reversed(self.stages) if span.open]
+        return max(still_open, key=lambda span: span.start_ns).stage if still_open else OTHER
+
+
+Record = RequestRecord | BatchRecord | ColdStartRecord

@@ -35,6 +35,14 @@ KNOWN = (OTHER, *STAGES, *SUB_STAGES)
 """Names that every recorder file knows from its first byte on, in the order of their codes."""
 
 
+IMPORTS, STARTUP, IDLE, FIRST_REQUEST = "imports", "startup", "idle", "first_request"
+COLD_START_PARTS = (IMPORTS, STARTUP, IDLE, FIRST_REQUEST)
+"""What a cold start is made of, one after the other; loads and the user's stages lie in them."""
+
+LOAD = "load"
+"""Loading a model: `load.torch`, `load.onnxruntime`, or the user's own `stage("load")`."""
+
+
 def stage_of(name: str) -> str:
     """Give the stage that *name* (a stage or sub-stage) belongs to: `batch.wait` gives `batch`."""
     return name.partition(".")[0]

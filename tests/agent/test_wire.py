@@ -11,6 +11,7 @@ from stagescope.errors import StagescopeError
 from stagescope.records import (
     Anchor,
     BatchRecord,
+    ColdStartRecord,
     InstrumentCost,
     Member,
     Process,
@@ -19,6 +20,7 @@ from stagescope.records import (
     State,
 )
 from stagescope.stages import StageSpan
+from stagescope.stalls import StageStall
 
 NS = st.integers(0, 2**64 - 1)
 TEXT = st.text(max_size=20)
@@ -69,6 +71,14 @@ REQUESTS = st.builds(
     chunk_gaps=st.integers(0, 2**32),
     chunk_gap_sum_ns=NS,
     chunk_gap_max_ns=NS,
+    stalls=st.lists(st.builds(StageStall, st.integers(-1, 99), TEXT, TEXT, NS)).map(tuple),
+)
+COLD_STARTS = st.builds(
+    ColdStartRecord,
+    **COMMON,
+    span_id=SPAN_ID,
+    first_request=st.none() | st.builds(Member, TRACE_ID, SPAN_ID),
+    stages_dropped=st.integers(0, 2**32),
 )
 BATCHES = st.builds(
     BatchRecord,
@@ -82,13 +92,13 @@ BATCHES = st.builds(
 )
 
 
-@given(st.lists(REQUESTS | BATCHES, max_size=6))
+@given(st.lists(REQUESTS | BATCHES | COLD_STARTS, max_size=6))
 def test_records_come_back_as_they_were(records: list[Record]) -> None:
     """Whatever the records hold, reading their lines gives equal records, in order."""
     assert list(parse_lines(lines(records))) == records
 
 
-@given(REQUESTS | BATCHES)
+@given(REQUESTS | BATCHES | COLD_STARTS)
 def test_a_record_is_one_line_of_json(record: Record) -> None:
     """A line is JSON with the field names of records.py, and holds no newline but its last."""
     line = record_line(record)

@@ -36,6 +36,8 @@ def requests(count: int, **changes: object) -> Iterator[RequestRecord]:
         ({"run_id": "r1"}, Reason.LOAD_RUN),
         ({"run_id": "r1", "status": 500}, Reason.LOAD_RUN),
         ({"status": 502}, Reason.ERROR),
+        ({"nested": True}, Reason.NESTED),
+        ({"nested": True, "sampled": False}, None),
         ({"error": "ValueError"}, Reason.ERROR),
         ({"error": "disconnect"}, Reason.ERROR),
         ({"state": State.DIED}, Reason.ERROR),

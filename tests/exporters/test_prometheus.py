@@ -22,7 +22,17 @@ from stagescope.exporters.histograms import Histogram
 from stagescope.exporters.keep import KeepPolicy, Share
 from stagescope.exporters.metrics_server import MetricsServer
 from stagescope.exporters.prometheus import StageMetrics
-from stagescope.testing.records import PROCESS, SPAN_ID, TRACE_ID, batch_record, request_record
+from stagescope.exporters.steady import WINDOW
+from stagescope.recorder_format import WAITS
+from stagescope.stalls import StageStall
+from stagescope.testing.records import (
+    PROCESS,
+    SPAN_ID,
+    TRACE_ID,
+    batch_record,
+    cold_start_record,
+    request_record,
+)
 
 OPENMETRICS = "application/openmetrics-text; version=1.0.0"
 
@@ -134,8 +144,10 @@ def test_batches_in_flight_and_own_counts() -> None:
 
 def test_metrics_are_in_the_table() -> None:
     """What is shown is what the published table names, with its labels and units."""
-    metrics = counted(request_record(), batch_record())
+    stalled = request_record(stalls=(StageStall(3, "inference", "gc", 1_000_000),))
+    metrics = counted(stalled, batch_record(), cold_start_record())
     metrics.set_in_flight("resnet-api", 1)
+    metrics.set_waits("resnet-api", dict.fromkeys(WAITS, 1))
     read = families(metrics)
 
     assert set(read) == {named.prometheus for named in METRICS}
@@ -146,6 +158,24 @@ def test_metrics_are_in_the_table() -> None:
         assert family.unit == ("seconds" if named.unit == "s" else "")
 
 
+def test_a_cold_start_is_counted_until_ready_first_request_and_steady() -> None:
+    """Ready after two seconds, answered after three; steady once two windows agree."""
+    metrics = counted(cold_start_record())
+    slow_then_steady = [30_000_000] * WINDOW + [10_000_000] * WINDOW + [10_400_000] * WINDOW
+    at_ns = 7_000_000_000
+    for duration_ns in slow_then_steady:
+        metrics.accept([request_record(start_ns=at_ns, duration_ns=duration_ns, stages=())])
+        at_ns += duration_ns
+    until = {s.labels["until"]: s.value for s in
+             families(metrics)["model_server_cold_start_duration_seconds"].samples
+             if s.name.endswith("_sum")}  # fmt: skip
+
+    assert until["ready"] == 2.0
+    assert until["first_request"] == 3.0
+    # From 3.01 s on the clock until the end of the second window.
+    assert until["steady"] == pytest.approx(7.0 + 20 * 0.040 - 3.01)
+
+
 def test_format_goes_by_the_accept_header() -> None:
     """Without an Accept header it is Prometheus's text, without exemplars; as asked, OpenMetrics."""
     metrics = counted(request_record())
@@ -154,7 +184,7 @@ def test_format_goes_by_the_accept_header() -> None:
 
     assert content_type.startswith("text/plain; version=0.0.4")
     assert b"trace_id" not in text
-    assert len(list(plain_text(text.decode()))) == 5
+    assert len(list(plain_text(text.decode()))) == len(METRICS)
     assert open_type.startswith("application/openmetrics-text; version=1.0.0")
     assert open_text.endswith(b"# EOF\n")
     assert b"trace_id" in open_text

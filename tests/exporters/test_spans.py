@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -10,14 +11,22 @@ from hypothesis import strategies as st
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.trace import SpanKind
 
-from stagescope.exporters.attributes import ATTRIBUTES, BATCH_SPAN, REQUEST_SPAN, STAGE_SPAN
+from stagescope.exporters.attributes import (
+    ATTRIBUTES,
+    BATCH_SPAN,
+    COLD_START_SPAN,
+    REQUEST_SPAN,
+    STAGE_SPAN,
+)
 from stagescope.exporters.spans import BatchLink, SpanBuilder, enclosing
 from stagescope.records import Record, State
+from stagescope.stalls import StageStall
 from stagescope.testing.records import (
     PROCESS,
     SPAN_ID,
     TRACE_ID,
     batch_record,
+    cold_start_record,
     request_record,
     stage_spans,
 )
@@ -155,6 +164,23 @@ def test_batch_links_to_its_members_and_they_to_it() -> None:
     assert (of_batch.name, of_batch.parent) == ("batch resnet50", None)
 
 
+def test_a_cold_start_is_a_tree_of_its_own() -> None:
+    """Named `cold start`, without a parent, linked to the first request, its parts its children."""
+    own, *parts = spans_of(cold_start_record())
+
+    assert (own.name, own.parent, own.kind) == ("cold start", None, SpanKind.INTERNAL)
+    assert [link.context.span_id for link in own.links] == [int(request_record().span_id, 16)]
+    assert own.context is not None
+    ids = {part.name: part.context.span_id for part in parts if part.context}
+    assert [(part.name, part.parent and part.parent.span_id) for part in parts] == [
+        ("imports", own.context.span_id),
+        ("startup", own.context.span_id),
+        ("load.torch", ids["startup"]),
+        ("idle", own.context.span_id),
+        ("first_request", own.context.span_id),
+    ]
+
+
 def test_resource_is_the_served_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """The resource is the process that served; the environment adds, and names what has no name."""
     monkeypatch.setenv(
@@ -179,9 +205,21 @@ def test_every_attribute_is_in_the_table() -> None:
     batch = batch_record(device_ns=5, members_dropped=1, run_id="r1", state=State.DIED)
     own, *children = spans_of(request)
     of_batch = spans_of(batch)[0]
+    request = replace(
+        request,
+        stalls=(StageStall(0, "queue", "gc", 5), StageStall(0, "queue", "loop", 6)),
+    )
+    cold = cold_start_record(state=State.DIED, stages_dropped=1)
+    own, *children = spans_of(request)
+    of_cold = spans_of(cold)[0]
     seen = {
         (key, place, type(value).__name__)
-        for place, span in [(REQUEST_SPAN, own), (STAGE_SPAN, children[0]), (BATCH_SPAN, of_batch)]
+        for place, span in [
+            (REQUEST_SPAN, own),
+            (STAGE_SPAN, children[0]),
+            (BATCH_SPAN, of_batch),
+            (COLD_START_SPAN, of_cold),
+        ]
         for key, value in (span.attributes or {}).items()
     }
     types = {"string": "str", "int": "int", "boolean": "bool", "string[]": "tuple"}

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO
 
 from stagescope.recorder_reader import RecorderReader
-from stagescope.records import RequestRecord, State
+from stagescope.records import ColdStartRecord, RequestRecord, State
 from stagescope.spool import ring_files
 from stagescope.stages import OTHER
 from stagescope.testing import wait_until
@@ -112,9 +112,11 @@ def check(spool: Path, seen: Seen) -> Counter[str]:
         wait_until(lambda: not reader.writer_alive())
         polled = reader.poll(100_000)
         in_flight = reader.in_flight(time.monotonic_ns())
+        assert sum(isinstance(r, ColdStartRecord) for r in polled + in_flight) == 1
         assert set(reader.counters().values()) == {0}, reader.counters()
     records = [record for record in polled + in_flight if isinstance(record, RequestRecord)]
-    assert len(records) == len(polled) + len(in_flight)
+    others = [r for r in polled + in_flight if not isinstance(r, RequestRecord)]
+    assert all(isinstance(record, ColdStartRecord) for record in others)
     by_trace = {record.trace_id: record for record in records}
     assert len(by_trace) == len(records), "a request is there twice"
     assert [record.seq for record in polled] == sorted(record.seq for record in polled)

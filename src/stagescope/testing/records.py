@@ -9,6 +9,7 @@ from typing import Any
 from stagescope.records import (
     Anchor,
     BatchRecord,
+    ColdStartRecord,
     InstrumentCost,
     Member,
     Process,
@@ -80,6 +81,33 @@ def request_record(**changes: Any) -> RequestRecord:
         chunks=1,
         stages=stage_spans(SIX_STAGES, 10_000_000),
         batch_ids=(),
+        stages_dropped=0,
+    )
+    return replace(made, **changes)
+
+
+def cold_start_record(**changes: Any) -> ColdStartRecord:
+    """Give a cold start of three seconds, whose first request is `request_record()`."""
+    made = ColdStartRecord(
+        process=PROCESS,
+        seq=0,
+        state=State.FINISHED,
+        trace_id="0af7651916cd43dd8448eb211c80319c",
+        span_id="b7ad6b7169203331",
+        start_ns=3_010_000_000,
+        duration_ns=3_000_000_000,
+        error="",
+        first_request=Member(TRACE_ID, SPAN_ID),
+        stages=stage_spans(
+            (
+                ("imports", 0, 1_000_000_000),
+                ("startup", 1_000_000_000, 2_000_000_000),
+                ("load.torch", 1_100_000_000, 1_900_000_000),
+                ("idle", 2_000_000_000, 2_990_000_000),
+                ("first_request", 2_990_000_000, 3_000_000_000),
+            ),
+            3_000_000_000,
+        ),
         stages_dropped=0,
     )
     return replace(made, **changes)
