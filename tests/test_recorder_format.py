@@ -84,8 +84,9 @@ def test_the_codes_are_the_pages() -> None:
     rows = {int(row[0]): row[2] for row in table("Slots")}
     codes = [row[0] for row in table("Entries")]
 
-    assert (fmt.KIND_REQUEST, fmt.KIND_BATCH, fmt.KIND_CHAIN) == (1, 2, 3)
-    assert rows[16] == "kind: 1 request, 2 batch, 3 continuation"
+    kinds = (fmt.KIND_REQUEST, fmt.KIND_BATCH, fmt.KIND_CHAIN, fmt.KIND_COLD_START, fmt.KIND_STALL)
+    assert kinds == (1, 2, 3, 4, 5)
+    assert rows[16] == "kind: 1 request, 2 batch, 3 continuation, 4 cold start, 5 stall"
     assert (fmt.STATE_FREE, fmt.STATE_OPEN, fmt.STATE_FINISHED) == (0, 1, 2)
     assert rows[17] == "state: 0 free, 1 open, 2 finished"
     assert (fmt.FLAG_INTERNAL, fmt.FLAG_SAMPLED) == (1, 2)
