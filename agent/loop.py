@@ -85,7 +85,8 @@ class Agent:
         """*shared*: the process is a server's, so every bite ends with giving way to it."""
         self.runs = RunStore(spool / "runs")
         self.cold_starts = ColdStarts()
-        self.sinks = {"runs": self.runs, "cold_starts": self.cold_starts} | sinks
+        own: dict[str, Sink] = {"runs": self.runs, "cold_starts": self.cold_starts}
+        self.sinks = own | sinks
         self._drain = Drain(
             spool,
             load_cursors(spool),

@@ -18,7 +18,7 @@ from stagescope.errors import RecorderFileError
 from stagescope.recorder_slots import Chains, SlotDecoder
 from stagescope.records import Anchor, InstrumentCost, Process, Record, RequestRecord
 from stagescope.spool import try_lock
-from stagescope.stalls import overlap
+from stagescope.stalls import Stall, overlap
 
 HOLE_PATIENCE_NS = 1_000_000_000
 """How long a slot may stay reserved and unwritten, with later ones written, before it is skipped.
@@ -168,20 +168,17 @@ class RecorderReader:
         return self._stalled(found) if self._decoder.stalls else found
 
     def _stalled(self, records: list[Record]) -> list[Record]:
-        """Lay the stalls read so far over *records*, which were read with them."""
-        stalls = self._decoder.stalls
-        earliest = min(stall.start_ns for stall in stalls)
-        return [
-            replace(r, stalls=overlap(stalls, r.start_ns, r.duration_ns, r.stages))
-            if isinstance(r, RequestRecord)
-            and r.start_ns + r.duration_ns > earliest
-            and any(
-                stall.end_ns > r.start_ns and stall.start_ns < r.start_ns + r.duration_ns
-                for stall in stalls
-            )
-            else r
-            for r in records
+        """Lay the stalls read so far over the requests among *records*, which were read last."""
+        first_ns = min([r.start_ns for r in records], default=0)
+        last_ns = max([r.start_ns + r.duration_ns for r in records], default=0)
+        stalls = [
+            stall
+            for stall in self._decoder.stalls
+            if stall.end_ns > first_ns and stall.start_ns < last_ns
         ]
+        if not stalls:
+            return records
+        return [_with_stalls(r, stalls) if isinstance(r, RequestRecord) else r for r in records]
 
     def _next_slot(self) -> bytes | None:
         """Copy the slot of `next_seq`; None where it is not written yet."""
@@ -273,6 +270,14 @@ class RecorderReader:
             return False
         ring_slot = self._ring_at + (commit - 1) % self._ring * self._slot_bytes
         return bool(self._words[ring_slot >> 3] >= commit)
+
+
+def _with_stalls(record: RequestRecord, stalls: list[Stall]) -> RequestRecord:
+    first_ns, last_ns = record.start_ns, record.start_ns + record.duration_ns
+    met = [stall for stall in stalls if stall.end_ns > first_ns and stall.start_ns < last_ns]
+    if not met:
+        return record
+    return replace(record, stalls=overlap(met, first_ns, record.duration_ns, record.stages))
 
 
 def check_header(path: Path, header: bytes, size: int) -> tuple[Any, ...]:
