@@ -39,6 +39,7 @@ from rich.table import Table
 from stagescope.spool import default_spool
 
 BLOCK = 200
+FAMILIES = {"fastapi": "FastAPI: ", "apart": "FastAPI, a process each: "}
 LIBRARIES = ("fastapi", "starlette", "uvicorn", "opentelemetry-sdk",
              "opentelemetry-instrumentation-asgi", "starlette-exporter")  # fmt: skip
 
@@ -138,11 +139,11 @@ def table_in_process(lines: list[InProcess]) -> Table:
         table.add_column(column, justify="left" if column == "variant" else "right")
     ours = {line.bare: line.over_bare for line in lines if line.variant.endswith("stagescope-6")}
     for line in lines:
-        own = ours[line.bare]
+        own = ours.get(line.bare)
         times = "-"
         if own and line.over_bare and "stagescope" not in line.variant:
             times = f"{line.over_bare.median_us / own.median_us:.0f}"
-        family = "FastAPI: " if line.variant.startswith("fastapi-") else "ASGI: "
+        family = FAMILIES.get(line.variant.partition("-")[0], "ASGI: ")
         table.add_row(family + line.what, spread(line.cost), spread(line.over_bare), times,
                       f"{line.spans_per_request:.0f}" if line.spans_per_request else "-")  # fmt: skip
     return table

@@ -6,10 +6,12 @@ import asyncio
 import gc
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median, quantiles
 
+from overhead_apart import APART, Apart
 from overhead_apps import Built, CountingExporter, fastapi_apps, raw_apps
 
 from stagescope.middleware.types import ASGIApp, Message, Scope
@@ -40,6 +42,9 @@ WHAT = {
     "fastapi-starlette-exporter": "starlette-exporter",
     "fastapi-otel-asgi-5": "OpenTelemetry ASGI, five child spans",
     "fastapi-otel-native-5": "FastAPI's OpenTelemetry, five child spans",
+    "apart-bare": "bare FastAPI app",
+    "apart-hooks-0": "stagescope with its hooks, no stage of the app's",
+    "apart-hooks-6": "stagescope with its hooks, six stages",
 }
 
 
@@ -71,12 +76,14 @@ class InProcess:
 
 
 @dataclass(slots=True)
-class _Lane:
+class Lane:
+    """One variant, and what its blocks cost so far."""
+
     variant: str
     app: ASGIApp
-    headers: list[tuple[bytes, bytes]]
-    settle: Callable[[], object]
-    exporter: CountingExporter | None
+    headers: list[tuple[bytes, bytes]] = field(default_factory=lambda: HEADERS)
+    settle: Callable[[], object] = lambda: None
+    exporter: CountingExporter | None = None
     driven: int = 0
     us: list[float] = field(default_factory=list)
 
@@ -89,7 +96,8 @@ async def _send(message: Message) -> None:
     return None
 
 
-async def _drive(lane: _Lane, requests: int) -> None:
+async def drive(lane: Lane, requests: int) -> None:
+    """Await the app *requests* times."""
     app = lane.app
     for _ in range(requests):
         scope: Scope = {
@@ -110,7 +118,7 @@ async def _drive(lane: _Lane, requests: int) -> None:
     lane.driven += requests
 
 
-async def _block(lane: _Lane, requests: int) -> None:
+async def block(lane: Lane, requests: int) -> None:
     """Time one block.
 
     CPU time of the whole process: on a busy machine it leaves out what others take, and it
@@ -118,32 +126,38 @@ async def _block(lane: _Lane, requests: int) -> None:
     """
     gc.collect()
     before = time.process_time_ns()
-    await _drive(lane, requests)
+    await drive(lane, requests)
     lane.settle()
     lane.us.append((time.process_time_ns() - before) / requests / 1000)
 
 
-def _lane(variant: str, built: Built) -> _Lane:
+def _lane(variant: str, built: Built) -> Lane:
     app, traced = built
     headers = [*HEADERS, BAGGAGE] if variant.endswith("-run") else HEADERS
     if traced is None:
-        return _Lane(variant, app, headers, lambda: None, None)
+        return Lane(variant, app, headers)
     provider, exporter = traced
-    return _Lane(variant, app, headers, provider.force_flush, exporter)
+    return Lane(variant, app, headers, provider.force_flush, exporter)
 
 
 async def _rounds(
-    lanes: list[_Lane], rounds: int, requests: int, tell: Callable[[int], object]
+    lanes: list[Lane],
+    apart: dict[str, tuple[Apart, list[float]]],
+    rounds: int,
+    requests: int,
+    tell: Callable[[int], object],
 ) -> None:
     for lane in lanes:
-        await _drive(lane, WARM_UP)
+        await drive(lane, WARM_UP)
         lane.settle()
     gc.collect()
     gc.freeze()  # What was imported is no part of any variant's garbage.
     for number in range(rounds):
         turn = number % len(lanes)
         for lane in lanes[turn:] + lanes[:turn]:
-            await _block(lane, requests)
+            await block(lane, requests)
+        for child, us in apart.values():
+            us.append(child(requests))
         tell(number + 1)
     gc.unfreeze()
 
@@ -154,20 +168,23 @@ def measure(
     """Drive every variant in turn, *rounds* times *requests*; *tell* hears each finished round."""
     built = raw_apps(spool) | fastapi_apps(spool)
     lanes = [_lane(variant, one) for variant, one in built.items()]
-    asyncio.run(_rounds(lanes, rounds, requests, tell))
+    with ExitStack() as children:
+        apart: dict[str, tuple[Apart, list[float]]] = {
+            variant: (children.enter_context(Apart(variant, spool)), []) for variant in APART
+        }
+        asyncio.run(_rounds(lanes, apart, rounds, requests, tell))
     for _, traced in built.values():
         if traced is not None:
             traced[0].shutdown()
-    by_name = {lane.variant: lane for lane in lanes}
-    return [_sum_up(lane, by_name) for lane in lanes]
+    us = {lane.variant: lane.us for lane in lanes} | {name: own for name, (_, own) in apart.items()}
+    spans = {lane.variant: lane.exporter.spans / lane.driven for lane in lanes if lane.exporter}
+    return [_sum_up(variant, us, spans.get(variant, 0.0)) for variant in us]
 
 
-def _sum_up(lane: _Lane, lanes: dict[str, _Lane]) -> InProcess:
-    bare = "fastapi-bare" if lane.variant.startswith("fastapi-") else "bare"
+def _sum_up(variant: str, us: dict[str, list[float]], spans: float) -> InProcess:
+    family = variant.partition("-")[0]
+    bare = f"{family}-bare" if family in ("fastapi", "apart") else "bare"
     over = None
-    if lane.variant != bare:
-        over = Spread.of([us - least for us, least in zip(lane.us, lanes[bare].us, strict=True)])
-    spans = lane.exporter.spans / lane.driven if lane.exporter else 0.0
-    return InProcess(
-        lane.variant, WHAT[lane.variant], bare, Spread.of(lane.us), over, round(spans, 2)
-    )
+    if variant != bare:
+        over = Spread.of([own - least for own, least in zip(us[variant], us[bare], strict=True)])
+    return InProcess(variant, WHAT[variant], bare, Spread.of(us[variant]), over, round(spans, 2))

@@ -9,7 +9,7 @@ ROOT = Path(__file__).parents[2]
 IN_PROCESS = {
     "bare", "stagescope-0", "stagescope-6", "stagescope-6-run", "otel-asgi-0", "otel-asgi-5",
     "fastapi-bare", "fastapi-stagescope-6", "fastapi-starlette-exporter", "fastapi-otel-asgi-5",
-    "fastapi-otel-native-5",
+    "fastapi-otel-native-5", "apart-bare", "apart-hooks-0", "apart-hooks-6",
 }  # fmt: skip
 UNDER_LOAD = {"bare", "agent-off", "agent-thread", "agent-process", "otel-otlp"}
 
