@@ -81,7 +81,7 @@ class TableFile:
                 self._part,
                 self._schema,
                 compression="zstd",
-                use_dictionary=[c.name for c in self.table.columns if _repeats(c)],
+                use_dictionary=[c.name for c in self.table.columns if _repeats(c)],  # pyright: ignore
             )
         except OSError as problem:
             raise _unwritable(self._part, problem) from problem

@@ -136,7 +136,7 @@ class Driver:
             auto_decompress=False,  # the bytes are counted as they came
         )
         # One request planned is one request sent: aiohttp would repeat some in silence.
-        session._retry_connection = False
+        session._retry_connection = False  # pyright: ignore[reportPrivateUsage]
         with _QuietCollector():
             async with session:
                 await self._send_all(session)

@@ -80,7 +80,7 @@ class AttachedTimeline(Timeline):
         self.names = _names_of(path)
         self.codes = BorrowedCodes(slot.codes, self.names)  # type: ignore[assignment]
         self.times = slot.times
-        if slot.raw[fmt.OPENED_AT + 32 : fmt.OPENED_AT + 40] != self.span_id:
+        if bytes(slot.raw[fmt.OPENED_AT + 32 : fmt.OPENED_AT + 40]) != self.span_id:
             raise ValueError("the slot belongs to another request by now")
 
     def place(self, index: int) -> tuple[Slot, int] | None:
@@ -97,7 +97,7 @@ class AttachedTimeline(Timeline):
         """Lend nothing on: a lent slot has one writer."""
         return None
 
-    def finish(self, *_: object) -> None:
+    def finish(self, *_: object) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Write no more here; the owner ends the timeline."""
         self.done = True
 

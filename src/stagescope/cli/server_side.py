@@ -30,10 +30,12 @@ class Counts(Protocol):
     @property
     def finished(self) -> int:
         """Requests that ended as requests do."""
+        ...
 
     @property
     def died(self) -> int:
         """Requests whose process ended first."""
+        ...
 
 
 class RunSource(Protocol):
@@ -41,12 +43,15 @@ class RunSource(Protocol):
 
     def counters(self) -> Mapping[str, float]:
         """Give the agent's own counters."""
+        ...
 
     def run_counts(self, run_id: str) -> Counts:
         """Count what the agent has of a run."""
+        ...
 
     def run_records(self, run_id: str) -> Iterator[Record]:
         """Give all records of a run."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
