@@ -94,6 +94,10 @@ class RingWriter:
         """Write one of the writer's counters."""
         self._word(fmt.COUNTER_WORDS + fmt.COUNTERS.index(name), value)
 
+    def set_wait(self, name: str, value: int) -> None:
+        """Write one of the process's waits (see recorder_format.WAITS)."""
+        self._word(fmt.WAIT_WORDS + fmt.WAITS.index(name), value)
+
     def request(
         self,
         run_id: str = "",
