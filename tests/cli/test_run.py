@@ -38,7 +38,8 @@ TRACES = [f"{number:032x}" for number in range(1, 41)]
 TERMINATED = 128 + signal.SIGTERM
 """One uvicorn process shuts down, and then ends by the signal that asked it to."""
 UVICORN = [sys.executable, "-m", "uvicorn", "--port", "0"]
-GUNICORN = [sys.executable, "-m", "gunicorn", "--bind", "127.0.0.1:0", "--workers", "2"]
+GUNICORN = [sys.executable, "-m", "gunicorn", "--bind", "127.0.0.1:0", "--workers", "2",
+            "--graceful-timeout", "5"]  # fmt: skip
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from stagescope.testing import wait_until
 SOURCE = Path(__file__).parents[2]
 LISTENS = re.compile(r"(?:on|at):? (?:http://)?127\.0\.0\.1:([1-9]\d*)")
 """How uvicorn, gunicorn and hypercorn say where."""
-END_S = 20.0
+END_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
