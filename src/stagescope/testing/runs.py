@@ -9,10 +9,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from stagescope.exporters.parquet import arrow_schema
 from stagescope.run_folder import Host, Plan, Run, write_run
 from stagescope.stages import STAGES, stage_of
 from stagescope.tables import BATCHES, CLIENT, SERVER, Table
-from stagescope.testing.arrow import arrow_schema
 
 BOOT_ID = "00000000-1111-2222-3333-444444444444"
 MS = 1_000_000
