@@ -11,6 +11,7 @@ from pathlib import Path
 
 from stagescope import recorder_format as fmt
 from stagescope.agent.cursors import Cursor, Cursors
+from stagescope.agent.probe_client import probe_of
 from stagescope.agent.waits import GROWING, summed
 from stagescope.errors import RecorderFileError
 from stagescope.recorder_reader import RecorderReader
@@ -171,6 +172,7 @@ class Drain:
         for path in paths:
             self._close(self._rings[path])
             path.unlink(missing_ok=True)
+            probe_of(path).unlink(missing_ok=True)  # left by a process that was killed
 
     def _close(self, ring: Ring) -> None:
         with self._lock:
@@ -203,6 +205,11 @@ class Drain:
             for ring in self._rings.values():
                 at_hand.setdefault(ring.process.service, []).append(ring.reader.waits())
             return {service: summed(waits, fmt.WAITS) for service, waits in at_hand.items()}
+
+    def alive(self) -> list[tuple[Path, Process]]:
+        """Give the recorder files whose processes live, and these processes."""
+        with self._lock:
+            return [(r.path, r.reader.process) for r in self._rings.values() if not r.dead]
 
     def rings(self) -> int:
         """Count the files at hand."""

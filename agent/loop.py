@@ -7,19 +7,20 @@ import os
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 from stagescope.agent.checkpoint import Checkpoint
 from stagescope.agent.cold_starts import ColdStarts
+from stagescope.agent.collectors import Chore, Collector, Metered
 from stagescope.agent.cursors import load_cursors
 from stagescope.agent.drain import WHOLE_BITE, Drain
+from stagescope.agent.evidence import Evidence
 from stagescope.agent.runs import RunStore
 from stagescope.agent.sinks import Sink
 from stagescope.agent.waits import GROWING, PASSING, summed
-from stagescope.records import Record
+from stagescope.records import Process, Record
 
 SHORTEST_PAUSE_S = 0.05
 LONGEST_PAUSE_S = 0.25
@@ -40,26 +41,6 @@ T = TypeVar("T")
 _log = logging.getLogger("stagescope")
 
 
-class Collector(Protocol):
-    """Something that the loop does now and then; samplers are collectors."""
-
-    @property
-    def period_s(self) -> float:
-        """Seconds from one call to the next."""
-        ...
-
-    def collect(self) -> None:
-        """Do it, in the loop's thread."""
-
-
-@dataclass(frozen=True, slots=True)
-class Chore:
-    """A collector made of a function."""
-
-    period_s: float
-    collect: Callable[[], None]
-
-
 def next_pause_s(last_s: float, *, records: int, more: bool) -> float:
     """Give how long to sleep: not at all where more is waiting, longer the longer nothing came."""
     if more:
@@ -67,6 +48,10 @@ def next_pause_s(last_s: float, *, records: int, more: bool) -> float:
     if records:
         return SHORTEST_PAUSE_S
     return min(LONGEST_PAUSE_S, max(SHORTEST_PAUSE_S, last_s * 1.5))
+
+
+Samplers = Callable[["Agent"], Sequence[Collector]]
+"""Makes the samplers of an agent: they ask it who is `alive`, and put into its `evidence`."""
 
 
 class Agent:
@@ -78,11 +63,15 @@ class Agent:
         sinks: dict[str, Sink],
         *,
         shared: bool = False,
-        collectors: Sequence[Collector] = (),
+        samplers: Samplers | None = None,
         clock: Callable[[], int] = time.monotonic_ns,
         cpu_s: Callable[[], float] = time.process_time,
     ) -> None:
-        """*shared*: the process is a server's, so every bite ends with giving way to it."""
+        """*shared*: the process is a server's, so every bite ends with giving way to it.
+
+        *samplers* makes what samples, once the agent knows whom.
+        """
+        self.evidence = Evidence()
         self.runs = RunStore(spool / "runs")
         self.cold_starts = ColdStarts()
         own: dict[str, Sink] = {"runs": self.runs, "cold_starts": self.cold_starts}
@@ -97,13 +86,14 @@ class Agent:
         self._checkpoint = Checkpoint(spool, self._drain, self.sinks)
         self._clock = clock
         self._cpu_s = cpu_s
+        self._discover = Metered(Chore("discover", DISCOVER_S, self._drain.discover), clock)
+        self._samplers = [Metered(one, clock) for one in (samplers(self) if samplers else ())]
         self._collectors = [
-            Chore(DISCOVER_S, self._drain.discover),
-            *collectors,
-            Chore(TIDY_S, self.runs.forget_old),
-            Chore(CHECKPOINT_S, self._checkpoint.advance),
+            self._discover,
+            *self._samplers,
+            Metered(Chore("tidy", TIDY_S, self.runs.forget_old), clock),
+            Metered(Chore("checkpoint", CHECKPOINT_S, self._checkpoint.advance), clock),
         ]
-        self._due_ns = [0] * len(self._collectors)
         self._stopping = False
         self._wake = threading.Event()
         self._passed = threading.Condition()
@@ -122,7 +112,7 @@ class Agent:
             pause_s = next_pause_s(pause_s, records=self._drain.records - before, more=more)
             self._sleep(pause_s)
         last_ns = self._clock() + int(LAST_PASSES_S * 1e9)
-        self._due_ns[0] = 0
+        self.hurry()
         while self.step() and self._clock() < last_ns:
             pass
 
@@ -135,9 +125,16 @@ class Agent:
         """Make `run` come to its end after its pause; takes no lock, so signals may call it."""
         self._stopping = True
 
+    def hurry(self) -> None:
+        """Make everything due at the next step."""
+        for collector in self._collectors:
+            collector.due_ns = 0
+
     def close(self, timeout_s: float = 5.0) -> None:
         """Flush every sink, save how far the spool is read, let go of the files."""
         deadline = self._clock() + int(timeout_s * 1e9)
+        for collector in self._collectors:
+            self._guarded(f"ending {collector.name}", collector.close)
         for name, sink in self.sinks.items():
             left_s = max(0.1, (deadline - self._clock()) / 1e9)
             self._guarded(f"closing {name}", partial(sink.close, left_s))
@@ -151,10 +148,9 @@ class Agent:
             self._begun += 1
             number = self._begun
         now = self._clock()
-        for index, collector in enumerate(self._collectors):
-            if now >= self._due_ns[index]:
-                self._due_ns[index] = now + int(collector.period_s * 1e9)
-                self._guarded(f"collecting {index}", collector.collect)
+        for collector in self._collectors:
+            if now >= collector.due_ns:
+                self._guarded(f"collecting {collector.name}", partial(collector.collect, now))
         more = self._guarded("reading recorder files", partial(self._drain.poll, self._deliver))
         self._cpu = self._cpu_s()
         with self._passed:
@@ -170,7 +166,7 @@ class Agent:
         """
         with self._passed:
             wanted = self._begun + 1
-            self._due_ns[0] = 0  # also in files that are new
+            self._discover.due_ns = 0  # also in files that are new
             self._wake.set()
             return self._passed.wait_for(lambda: self._finished >= wanted, timeout_s)
 
@@ -190,20 +186,30 @@ class Agent:
             **self._counts,
             "cursor_failures": self._checkpoint.failures,
             "cpu_s": self._cpu,
+            **self.evidence.counters(),
+            **{key: n for one in self._samplers for key, n in one.counters().items()},
             **of_sinks,
         }
 
     def gauges(self) -> dict[str, float]:
         """Give what comes and goes: files at hand, what the middleware costs, worst lateness."""
         cost = self._drain.cost()
-        return {
-            "rings": self._drain.rings(),
-            "in_flight": sum(self._drain.in_flight().values()),
-            "late_max_ns": self._late_max_ns,
-            "request_base_ns": cost.base_ns,
-            "request_stage_ns": cost.stage_ns,
-            **summed(self._drain.waits().values(), PASSING),
-        } | self.runs.gauges()
+        return (
+            {
+                "rings": self._drain.rings(),
+                "in_flight": sum(self._drain.in_flight().values()),
+                "late_max_ns": self._late_max_ns,
+                "request_base_ns": cost.base_ns,
+                "request_stage_ns": cost.stage_ns,
+                **summed(self._drain.waits().values(), PASSING),
+            }
+            | self.runs.gauges()
+            | self.evidence.samples.gauges()
+        )
+
+    def alive(self) -> list[tuple[Path, Process]]:
+        """Give the recorder files whose processes live, and these processes; from any thread."""
+        return self._drain.alive()
 
     def in_flight(self) -> dict[str, int]:
         """Give the requests that each service is serving now."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 from pathlib import Path
@@ -9,6 +10,7 @@ from threading import Lock
 
 from stagescope.errors import StagescopeError
 from stagescope.middleware import recorder as recorders
+from stagescope.middleware.probe import Probe, start_probe
 from stagescope.middleware.recorder import Recorder
 from stagescope.middleware.recorder_file import RecorderFile, create_recorder_file
 from stagescope.middleware.run_notes import RECORDER, note
@@ -17,6 +19,7 @@ from stagescope.spool import default_spool
 log = logging.getLogger("stagescope")
 
 _open: dict[tuple[Path, str], tuple[Recorder, RecorderFile] | None] = {}
+_probes: list[Probe] = []
 _lock = Lock()
 
 
@@ -48,7 +51,15 @@ def _create(spool: Path, service: str) -> tuple[Recorder, RecorderFile] | None:
         log.warning("stagescope: nothing is recorded in this process: %s", reason)
         return None
     note(RECORDER)
-    return Recorder(memoryview(file.memory), path=file.path), file
+    recorder = Recorder(memoryview(file.memory), path=file.path)
+    if probe := start_probe(file.path, recorder):
+        _probes.append(probe)
+    return recorder, file
+
+
+def _stop_probes() -> None:
+    while _probes:
+        _probes.pop().stop()
 
 
 def _forget_in_child() -> None:
@@ -68,6 +79,10 @@ def _forget_in_child() -> None:
                 # until this child ends or executes another program.
                 log.debug("stagescope: the parent's recorder file stays mapped")
     _open.clear()
+    for probe in _probes:
+        probe.close_inherited()
+    _probes.clear()
 
 
+atexit.register(_stop_probes)
 os.register_at_fork(after_in_child=_forget_in_child)

@@ -14,7 +14,7 @@ from pathlib import Path
 from stagescope import recorder_format as fmt
 from stagescope.errors import StagescopeError
 from stagescope.run_folder import boot_id
-from stagescope.spool import ensure_spool, ring_files, try_lock
+from stagescope.spool import PROBE_SUFFIX, ensure_spool, ring_files, try_lock
 
 MOST_LEFT_BEHIND = 32
 """Files of dead processes that may lie in a spool which no agent reads; the oldest go first."""
@@ -108,5 +108,6 @@ def sweep(spool: Path) -> None:
         try:
             if try_lock(fd):
                 path.unlink(missing_ok=True)
+                path.with_suffix(PROBE_SUFFIX).unlink(missing_ok=True)
         finally:
             os.close(fd)

@@ -14,6 +14,7 @@ import psutil
 import pytest
 from hypothesis import settings
 
+from stagescope.middleware.probe import THREAD_NAME as PROBE_THREAD
 from stagescope.middleware.timeline import current
 
 # No test is timed. CI tries the same examples each time; at the desk each run tries new ones.
@@ -77,7 +78,9 @@ def _new_threads(before: set[threading.Thread]) -> list[threading.Thread]:
     return [
         thread
         for thread in threading.enumerate()
-        if thread not in before and not isinstance(thread, threading._DummyThread)
+        if thread not in before
+        and not isinstance(thread, threading._DummyThread)
+        and thread.name != PROBE_THREAD  # as long as the process; its own tests look for it
     ]
 
 

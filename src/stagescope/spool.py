@@ -15,6 +15,8 @@ from stagescope.recorder_format import SUFFIX
 SPOOL_VARIABLE = "STAGESCOPE_SPOOL"
 SOCKET_NAME = "agent.sock"
 LOCK_NAME = "agent.lock"
+PROBE_SUFFIX = ".probe"
+"""Of the socket beside a recorder file, by which its process is asked things."""
 
 
 def default_spool() -> Path:

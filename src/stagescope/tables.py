@@ -132,4 +132,66 @@ BATCHES = Table(
     ),
 )
 
+_HOST_MONO = "ns on the monotonic clock of the server's host"
+
+SAMPLES = Table(
+    "samples",
+    "One row a reading of a resource on the server's host, while the run lasted.",
+    (
+        Column("name", "string", "what was read, a name of docs/attributes.md"),
+        Column("start_ns", "int64", f"beginning of what the value tells of; {_HOST_MONO}"),
+        Column("end_ns", "int64", "its end; equal to start_ns where it is of one moment"),
+        Column("value", "float64", "in `unit`"),
+        Column("unit", "string", "as UCUM writes it"),
+        Column("kind", "string", "`level`: how high it stood; `amount`: how much there was"),
+        Column("pid", "int64", "the process that it is of; 0: the host or a device"),
+        Column("device", "string", "UUID of the device that it is of; empty: none"),
+        Column("detail", "string", "what tells apart series of one name: `read`, a reason"),
+    ),
+)
+
+STACKS = Table(
+    "stacks",
+    "One row a stack of one thread, as long as sampling saw it unchanged.",
+    (
+        Column("pid", "int64", "process id"),
+        Column("thread_id", "int64", "the operating system's id; 0 where it is not known"),
+        Column("thread", "string", "the thread's name"),
+        Column("start_ns", "int64", _HOST_MONO),
+        Column("end_ns", "int64", "start_ns and what its samples stand for"),
+        Column("samples", "int32", "how often it was seen"),
+        Column("stage", "string", "full name of the stage whose code it is; empty: none known"),
+        Column("by", "string", "`marker`, `block`, `interval` or `none`: how the stage is known"),
+        Column("running", "bool", "false where the thread waits"),
+        Column("frames", "list<string>", "`function (file:line)`, outermost first"),
+        Column("reason", "string", "`window`, `loop_lag`, `slow`, `oom` or `demand`"),
+        Column("how", "string", "`py-spy` or `in-process`"),
+    ),
+)
+
+KERNELS = Table(
+    "kernels",
+    "One row a kernel, copy or operator by name, stage and capture; one row a stage's sum.",
+    (
+        Column("capture_id", "string", "the capture that saw it"),
+        Column("pid", "int64", "process id"),
+        Column("start_ns", "int64", f"begin of recording; {_HOST_MONO}"),
+        Column("end_ns", "int64", "its end"),
+        Column("stage", "string", "full name of the stage that launched it; empty: none"),
+        Column("kind", "string", "`stage`, `kernel`, `copy`, `memset` or `operator`"),
+        Column("name", "string", "as the profiler writes it; empty for kind `stage`"),
+        Column("device", "string", "`cuda:0`, `cpu`"),
+        Column("launches", "int64", "how often"),
+        Column("busy_ns", "int64", "sum; of a stage the union; of operators self time"),
+        Column("span_ns", "int64", "kind `stage`: how long the stage was open; else 0"),
+        Column("idle_ns", "int64", "kind `stage`: of span_ns, the device without work; else 0"),
+        Column("host_wait_ns", "int64", "kind `stage`: of idle_ns, the next launch not begun"),
+        Column("bound", "string", "kind `stage`: `launch`, `kernel`, `copy`, `sync`, `mixed`"),
+        Column("unmatched", "int64", "kind `stage`: launches whose work was not seen"),
+    ),
+)
+
 TABLES = (CLIENT, SERVER, BATCHES)
+"""Every run folder has these."""
+EVIDENCE = (SAMPLES, STACKS, KERNELS)
+"""A run folder has these where an agent sampled; each may be missing, or without rows."""

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from stagescope.agent.loop import LONGEST_PAUSE_S, SHORTEST_PAUSE_S, Agent, Chore, next_pause_s
+from stagescope.agent.collectors import Chore
+from stagescope.agent.loop import LONGEST_PAUSE_S, SHORTEST_PAUSE_S, Agent, next_pause_s
 from stagescope.records import Record
 from stagescope.testing import wait_until
 from stagescope.testing.agents import running_agent, short_spool
@@ -52,10 +53,10 @@ def test_what_a_sink_has_not_settled_is_read_again(spool: Path) -> None:
         dies = Agent(spool, {"slow": slow})
         dies.step()
         slow.settle()
-        dies._due_ns = [0] * len(dies._due_ns)
+        dies.hurry()
         dies.step()  # saves: five are settled
         writer.request()
-        dies._due_ns = [0] * len(dies._due_ns)
+        dies.hurry()
         dies.step()
         dies.step()
         assert len(slow.records) == 6
@@ -133,7 +134,12 @@ def test_collectors_are_called_at_their_period(spool: Path) -> None:
     """A collector is called at once, then when its period is over, by the agent's clock."""
     now = 0
     calls: list[int] = []
-    agent = Agent(spool, {}, clock=lambda: now, collectors=[Chore(2.0, lambda: calls.append(now))])
+    agent = Agent(
+        spool,
+        {},
+        clock=lambda: now,
+        samplers=lambda _: [Chore("calls", 2.0, lambda: calls.append(now))],
+    )
     for now in range(0, 5_000_000_000, 500_000_000):  # noqa: B007 - the clock reads it
         agent.step()
     assert calls == [0, 2_000_000_000, 4_000_000_000]

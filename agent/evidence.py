@@ -1,0 +1,31 @@
+"""What samplers put in and load runs, metrics and people take out: samples, stacks, kernels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from stagescope.agent.kept import Kept
+from stagescope.agent.sample_store import SampleStore
+from stagescope.kernels import KernelRow
+from stagescope.stacks import StackSpan
+
+MAX_STACKS = 50_000
+"""About 1 kB each."""
+MAX_KERNELS = 20_000
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """One agent's samples, stacks and kernels of the last hour or so."""
+
+    samples: SampleStore = field(default_factory=SampleStore)
+    stacks: Kept[StackSpan] = field(default_factory=lambda: Kept[StackSpan](MAX_STACKS))
+    kernels: Kept[KernelRow] = field(default_factory=lambda: Kept[KernelRow](MAX_KERNELS))
+
+    def counters(self) -> dict[str, float]:
+        """Give what was added and evicted, by kind."""
+        return {
+            **self.samples.counters(),
+            **{f"stacks_{name}": value for name, value in self.stacks.counters().items()},
+            **{f"kernels_{name}": value for name, value in self.kernels.counters().items()},
+        }

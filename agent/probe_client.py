@@ -1,0 +1,79 @@
+"""Asks the probe of a served process; docs/agent.md tells what a probe is."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from collections.abc import Iterator, Mapping
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+from stagescope.errors import StagescopeError
+from stagescope.recorder_format import SUFFIX as RING_SUFFIX
+from stagescope.spool import PROBE_SUFFIX
+
+MAX_LINE_BYTES = 64 << 20
+
+
+def probe_of(ring: Path) -> Path:
+    """Give the path of the probe of the process that writes the recorder file *ring*."""
+    return ring.with_name(ring.name.removesuffix(RING_SUFFIX) + PROBE_SUFFIX)
+
+
+def ask(probe: Path, op: str, *, timeout_s: float = 5.0, **question: Any) -> Mapping[str, Any]:
+    """Ask *op* and give the last answer. Raises StagescopeError, one sentence, where it fails."""
+    *_, last = talk(probe, op, timeout_s=timeout_s, **question)
+    return last
+
+
+def talk(
+    probe: Path, op: str, *, timeout_s: float = 5.0, **question: Any
+) -> Iterator[Mapping[str, Any]]:
+    """Ask *op* and give each answer as it comes; leaving the iteration ends what was asked for.
+
+    *timeout_s* is for each line. Raises StagescopeError where nobody answers, the process ends,
+    or it refuses.
+    """
+    with closing(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)) as connection:
+        connection.settimeout(timeout_s)
+        try:
+            _connect(connection, probe)
+            connection.sendall(json.dumps({"op": op, **question}).encode() + b"\n")
+            yield from _answers(connection, probe)
+        except TimeoutError:
+            raise StagescopeError(
+                f"{probe.name} did not answer {op!r} within {timeout_s:g} s"
+            ) from None
+        except (FileNotFoundError, ConnectionRefusedError):
+            raise StagescopeError(
+                f"no process answers at {probe}: it has ended, or runs with STAGESCOPE_PROBE=off"
+            ) from None
+        except OSError as problem:
+            raise StagescopeError(f"{probe.name} broke off: {problem.strerror}") from problem
+
+
+def _connect(connection: socket.socket, path: Path) -> None:
+    # By way of its folder's descriptor: sun_path takes 107 bytes.
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        connection.connect(f"/proc/self/fd/{folder}/{path.name}")
+    finally:
+        os.close(folder)
+
+
+def _answers(connection: socket.socket, probe: Path) -> Iterator[Mapping[str, Any]]:
+    rest = b""
+    while True:
+        block = connection.recv(1 << 16)
+        if not block or len(rest) > MAX_LINE_BYTES:
+            raise StagescopeError(f"the process of {probe.name} ended in the midst of its answer")
+        *lines, rest = (rest + block).split(b"\n")
+        for line in lines:
+            answer = json.loads(line)
+            if error := answer.get("error"):
+                raise StagescopeError(str(error))
+            yield answer
+            if answer.get("done"):
+                return

@@ -1,0 +1,43 @@
+"""Stacks: what Python code ran in a served process, and in which stage."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+
+class Frame(NamedTuple):
+    """One frame: never its locals or arguments."""
+
+    function: str
+    file: str
+    line: int
+
+
+@dataclass(frozen=True, slots=True)
+class StackSpan:
+    """One thread's stack, as long as sampling saw it unchanged."""
+
+    pid: int
+    thread_id: int
+    """The operating system's id of the thread; 0 where the sampler cannot tell."""
+    thread: str
+    """Its name."""
+    start_ns: int
+    """On the host's monotonic clock, like all of a record's times."""
+    end_ns: int
+    """start_ns + samples * period: what these samples stand for."""
+    samples: int
+    stage: str
+    """Full name of the stage whose code this is; empty where none is known."""
+    by: str
+    """How the stage is known: `marker` (a frame of ours), `block` (the frame's line lies in a
+    `with stage(...)` of its source), `interval` (one request alone was being served), or `none`."""
+    running: bool
+    """False where the thread waits, by the name of what it waits in."""
+    frames: tuple[Frame, ...]
+    """Outermost first, without frames of ours."""
+    reason: str
+    """Why it was sampled: `window`, `loop_lag`, `slow`, `oom`, `demand`."""
+    how: str
+    """Who sampled: `py-spy` or `in-process`."""
