@@ -20,6 +20,7 @@ from stagescope.agent.compose import ENDPOINT_VARIABLE, Composed, sinks_from_env
 from stagescope.agent.control import Control, listen, metrics_only, serve_socket, serve_tcp
 from stagescope.agent.hold import AGENT, EMBEDDED, Hold, held_error, holder, try_hold
 from stagescope.agent.loop import Agent
+from stagescope.agent.samplers import chosen
 from stagescope.errors import EXIT_DONE, StagescopeError, UsageError
 from stagescope.spool import SOCKET_NAME, default_spool, ensure_spool
 
@@ -40,6 +41,7 @@ class Settings:
     token_file: Path | None = None
     metrics: str | None = None
     otlp_url: str | None = None
+    samplers: str | None = None
     once: bool = False
     quiet: bool = False
 
@@ -53,13 +55,14 @@ def run_agent(settings: Settings) -> int:
     _check(settings)
     if settings.otlp_url:
         os.environ[ENDPOINT_VARIABLE] = settings.otlp_url
+    samplers = chosen("off" if settings.once else settings.samplers)
     spool = ensure_spool(settings.spool or default_spool())
     with ExitStack() as cleanup:
         cleanup.enter_context(_printed_log(quiet=settings.quiet))
         hold = take_spool(spool)
         cleanup.callback(hold.release)
         composed = sinks_from_environment()
-        agent = Agent(spool, composed.sinks)
+        agent = Agent(spool, composed.sinks, samplers=samplers)
         composed.watch(agent)
         cleanup.callback(agent.close, FLUSH_S)
         _serve(settings, Control(agent, AGENT, spool, composed.render), composed, cleanup)

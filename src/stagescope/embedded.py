@@ -18,6 +18,7 @@ from stagescope.agent.control import Control, serve_socket
 from stagescope.agent.hold import EMBEDDED, Hold, try_hold
 from stagescope.agent.http_server import HttpServer
 from stagescope.agent.loop import RAISE_VARIABLE, Agent
+from stagescope.agent.samplers import chosen
 from stagescope.errors import StagescopeError
 from stagescope.spool import ensure_spool
 
@@ -87,7 +88,13 @@ class EmbeddedAgent:
         self._hold = hold
         try:
             composed = sinks_from_environment()
-            agent = Agent(self._spool, composed.sinks, shared=True, cpu_s=time.thread_time)
+            agent = Agent(
+                self._spool,
+                composed.sinks,
+                shared=True,
+                samplers=chosen(embedded=True),
+                cpu_s=time.thread_time,
+            )
             composed.watch(agent)
             control = Control(agent, EMBEDDED, self._spool, composed.render, agent.stop)
             self._server = serve_socket(control)

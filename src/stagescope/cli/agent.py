@@ -46,6 +46,11 @@ def prepare_parser(parser: argparse.ArgumentParser) -> None:
         "--otlp", metavar="URL",
         help="send spans there by OTLP, as OTEL_EXPORTER_OTLP_ENDPOINT does",
     )  # fmt: skip
+    parser.add_argument(
+        "--samplers", metavar="NAMES",
+        help="what to sample, with commas between, or `off` (default: STAGESCOPE_SAMPLERS, else "
+        "all that can be read here; `stagescope doctor` says which)",
+    )  # fmt: skip
     parser.add_argument("--once", action="store_true", help="read what is there now, and end")
     parser.add_argument(
         "--quiet", action="store_true", help="print only what is wrong, not who comes and goes"
@@ -63,6 +68,7 @@ def run(args: argparse.Namespace) -> int:
             token_file=args.token_file,
             metrics=args.metrics_port,
             otlp_url=args.otlp,
+            samplers=args.samplers,
             once=args.once,
             quiet=args.quiet,
         )

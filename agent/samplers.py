@@ -1,0 +1,72 @@
+"""Which samplers an agent has: all that fit where it runs, or those that `STAGESCOPE_SAMPLERS` names."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from stagescope.agent.collectors import Collector
+from stagescope.errors import UsageError
+
+if TYPE_CHECKING:
+    from stagescope.agent.loop import Agent
+
+SAMPLERS_VARIABLE = "STAGESCOPE_SAMPLERS"
+"""Names with commas between, or `off`; unset: all that fit."""
+
+_log = logging.getLogger("stagescope")
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """One kind of sampler: its module has `make(agent) -> Sequence[Collector]`."""
+
+    module: str
+    embedded: bool
+    """False where it has no place in a served process: it needs an agent of its own."""
+
+
+KINDS: Mapping[str, Kind] = {}
+"""By name, in the order of their work."""
+
+
+class Chosen:
+    """Makes the chosen samplers of an agent (`loop.Samplers`)."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self.names = tuple(names)
+
+    def __call__(self, agent: Agent) -> list[Collector]:
+        """Make them; one that has nothing to read here says so itself, once, and gives none."""
+        made: list[Collector] = []
+        for name in self.names:
+            try:
+                made += import_module(KINDS[name].module).make(agent)
+            except ImportError as missing:
+                _log.warning("sampler %s is off: %s", name, missing)
+        return made
+
+
+def chosen(
+    asked: str | None = None, *, embedded: bool = False, environment: Mapping[str, str] = os.environ
+) -> Chosen:
+    """Give the samplers that *asked* (a command line) or the environment names, or all that fit.
+
+    Raises UsageError for a name that there is not.
+    """
+    text = environment.get(SAMPLERS_VARIABLE, "") if asked is None else asked
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    if names == ["off"]:
+        return Chosen(())
+    for name in names:
+        if name not in KINDS:
+            raise UsageError(
+                f"there is no sampler {name!r}; there are {', '.join(KINDS) or 'none'}, "
+                "and `off` for none"
+            )
+    fitting = [name for name, kind in KINDS.items() if kind.embedded or not embedded]
+    return Chosen(names or fitting)
