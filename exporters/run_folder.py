@@ -112,6 +112,7 @@ def server_row(record: RequestRecord) -> dict[str, Any]:
         "chunk_gaps": record.chunk_gaps,
         "chunk_gap_sum_ns": record.chunk_gap_sum_ns,
         "chunk_gap_max_ns": record.chunk_gap_max_ns,
+        "profiled": record.profiled,
         "source": "agent",
     }
 

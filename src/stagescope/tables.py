@@ -107,6 +107,8 @@ SERVER = Table(
         Column("chunk_gap_sum_ns", "int64", "their sum; divided by chunk_gaps, the mean time between "
                "chunks, or tokens"),
         Column("chunk_gap_max_ns", "int64", "the longest of them"),
+        Column("profiled", "bool", "true where a capture was at work meanwhile, so that its times are "
+               "not the server's own; null: not known"),
         Column("source", "string", "`agent` (exact), `server-timing` (response header: sums "
                "only, until the response began), or `otlp` (the spans of a model server)"),
     ),
