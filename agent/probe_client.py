@@ -6,7 +6,7 @@ import json
 import os
 import socket
 from collections.abc import Iterator, Mapping
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -36,15 +36,31 @@ def talk(
     *timeout_s* is for each line. Raises StagescopeError where nobody answers, the process ends,
     or it refuses.
     """
-    with closing(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)) as connection:
-        connection.settimeout(timeout_s)
+    with closing(Conversation(probe, op, timeout_s=timeout_s, **question)) as conversation:
+        yield from conversation.answers()
+
+
+class Conversation:
+    """One question, its answers, and what is said meanwhile."""
+
+    def __init__(self, probe: Path, op: str, *, timeout_s: float = 5.0, **question: Any) -> None:
+        self._probe = probe
+        self._op = op
+        self._timeout_s = timeout_s
+        self._question = question
+        self._connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._connection.settimeout(timeout_s)
+
+    def answers(self) -> Iterator[Mapping[str, Any]]:
+        """Ask, and give each answer as it comes; raises as `talk` does."""
+        connection, probe = self._connection, self._probe
         try:
             _connect(connection, probe)
-            connection.sendall(json.dumps({"op": op, **question}).encode() + b"\n")
+            connection.sendall(json.dumps({"op": self._op, **self._question}).encode() + b"\n")
             yield from _answers(connection, probe)
         except TimeoutError:
             raise StagescopeError(
-                f"{probe.name} did not answer {op!r} within {timeout_s:g} s"
+                f"{probe.name} did not answer {self._op!r} within {self._timeout_s:g} s"
             ) from None
         except (FileNotFoundError, ConnectionRefusedError):
             raise StagescopeError(
@@ -52,6 +68,15 @@ def talk(
             ) from None
         except OSError as problem:
             raise StagescopeError(f"{probe.name} broke off: {problem.strerror}") from problem
+
+    def nudge(self) -> None:
+        """Say something in between; to a capture it means: enough. Nothing where nobody listens."""
+        with suppress(OSError):
+            self._connection.send(b"{}\n")
+
+    def close(self) -> None:
+        """End what was asked for."""
+        self._connection.close()
 
 
 def _connect(connection: socket.socket, path: Path) -> None:

@@ -32,6 +32,7 @@ BACKLOG = 8
 THREAD_NAME = "stagescope-probe"
 
 OPS: Mapping[str, str] = {
+    "capture": "stagescope.middleware.hooks.torch_capture",
     "hello": "stagescope.middleware.probe_hello",
 }
 """Names of questions, and the module whose `answer(question, talk)` answers each of them."""
@@ -52,6 +53,11 @@ class Talk:
         """Tell whether the asker has gone, or goes within *wait_s*; also the way to wait."""
         readable, _, _ = select.select([self._connection], [], [], wait_s)
         return bool(readable) and not self._connection.recv(4096, socket.MSG_PEEK)
+
+    def heard(self) -> bool:
+        """Tell whether the asker has said anything since its question, and take it as heard."""
+        readable, _, _ = select.select([self._connection], [], [], 0)
+        return bool(readable) and bool(self._connection.recv(4096))
 
 
 Answer = Callable[[Mapping[str, Any], Talk], Mapping[str, Any]]

@@ -1,0 +1,116 @@
+"""torch.profiler for a whole process: switched on and off by one thread, recording all of them.
+
+torch is never imported here: what the server has not loaded is not there to be profiled.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from stagescope.middleware.probe import Refused
+
+TEARDOWN_VARIABLE = "TEARDOWN_CUPTI"
+TEARDOWN_FROM = (12, 6)
+"""CUDA from which Kineto may take CUPTI down after a capture beside CUDA graphs: before it that
+crashed (pytorch PR 112507, 150957). Left in place CUPTI costs the server 10-20 % (PR 146604)."""
+
+HOLDERS = {
+    "NSYS_PROFILING_SESSION_ID": "Nsight Systems (nsys)",
+    "CUDA_INJECTION64_PATH": "the tool injected by CUDA_INJECTION64_PATH",
+    "KINETO_USE_DAEMON": "dynolog (KINETO_USE_DAEMON; ask it: `dyno gputrace`)",
+}
+"""Variables of a server's environment that tell who holds CUPTI: it has one subscriber."""
+
+
+def loaded_torch() -> Any:
+    """Give the server's torch. Raises Refused where it has none, or one that is too old."""
+    torch = sys.modules.get("torch")
+    if torch is None or not hasattr(torch, "profiler"):
+        raise Refused(
+            f"process {os.getpid()} has not loaded torch, so there is nothing that a capture "
+            "could record"
+        )
+    return torch
+
+
+def on_device(torch: Any) -> bool:
+    """Tell whether this process works on a CUDA device."""
+    return bool(torch.cuda.is_available() and torch.cuda.is_initialized())
+
+
+def holder(torch: Any, *, device: bool, environment: Mapping[str, str] = os.environ) -> str:
+    """Give who profiles this process already; empty where nobody does."""
+    if getattr(torch.autograd.profiler, "_is_profiler_enabled", False):
+        return "a torch profiler that the server itself has started"
+    if device:
+        for variable, name in HOLDERS.items():
+            if environment.get(variable, "0") not in ("", "0"):
+                detail = environment[variable] if variable.endswith("PATH") else ""
+                return f"{name} {detail}".strip()
+    return ""
+
+
+class Session:
+    """One recording; `prepare`, `start`, `stop`, `save`, in any thread."""
+
+    def __init__(self, torch: Any, *, cpu: bool, device: bool) -> None:
+        """Raises Refused where this torch cannot record threads that exist already."""
+        activity = torch.profiler.ProfilerActivity
+        activities = [activity.CPU] * cpu + [activity.CUDA] * device
+        try:
+            config = torch._C._profiler._ExperimentalConfig(profile_all_threads=True)
+        except (AttributeError, TypeError):
+            raise Refused(
+                f"torch {torch.__version__} cannot profile threads that it did not start; "
+                "a capture needs torch 2.7 or newer"
+            ) from None
+        self._torch = torch
+        self._profile = torch.profiler.profile(activities=activities, experimental_config=config)
+        self._prepared = self._running = False
+        _quiet(torch)
+
+    def prepare(self) -> None:
+        """Get ready; the first time in a process this takes a second or more."""
+        self._prepared = True
+        self._profile.prepare_trace()
+
+    def start(self) -> None:
+        """Record from now on."""
+        self._profile.start_trace()
+        self._running = True
+
+    def stop(self) -> None:
+        """Record no more. All threads of the process stand still for some µs an event."""
+        if self._prepared and not self._running:
+            self.start()  # what preparing has switched on (CUPTI) goes off with a stop alone
+        if self._running:
+            self._prepared = self._running = False
+            self._profile.stop_trace()
+
+    def events(self) -> int:
+        """Count what was recorded."""
+        return len(self._profile.profiler.kineto_results.events())
+
+    def save(self, file: Path) -> None:
+        """Write Chrome's trace format. Raises OSError where the file did not come out whole."""
+        self._profile.export_chrome_trace(str(file))
+        with file.open("rb") as written:
+            written.seek(max(0, file.stat().st_size - 64))
+            if not written.read().rstrip().endswith(b"}"):  # torch does not look
+                raise OSError(28, "the disk is full, or a limit was met", str(file))
+
+
+def _quiet(torch: Any) -> None:
+    """Keep two lines a capture out of the server's log; what it has set itself stays."""
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")
+    if _cuda_version(torch) >= TEARDOWN_FROM:
+        os.environ.setdefault(TEARDOWN_VARIABLE, "1")
+
+
+def _cuda_version(torch: Any) -> tuple[int, ...]:
+    text = getattr(torch.version, "cuda", None) or "0"
+    return tuple(int(part) for part in text.split(".")[:2] if part.isdigit())
