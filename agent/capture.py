@@ -14,7 +14,7 @@ from typing import Any
 from stagescope.agent.kernel_rows import Recorded
 from stagescope.agent.kernel_table import KernelTable, kernel_table
 from stagescope.agent.probe_client import Conversation, probe_of
-from stagescope.agent.torch_trace import TorchCapture, read_capture
+from stagescope.agent.torch_trace import LEDGER_NAME, TRACE_NAME, TorchCapture, read_capture
 from stagescope.errors import HeldError, StagescopeError
 from stagescope.exporters.perfetto import (
     Slice,
@@ -97,9 +97,13 @@ class Capture:
         """Read what was exported. Raises StagescopeError."""
         return read_capture(self.folder)
 
-    def discard(self) -> None:
-        """Remove its files from the spool."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+    def discard(self, *, but_rows: bool = False) -> None:
+        """Remove its files from the spool; *but_rows*: leave the table, which an agent takes up."""
+        if not but_rows:
+            shutil.rmtree(self.folder, ignore_errors=True)
+            return
+        for file in (self.folder / TRACE_NAME, self.folder / LEDGER_NAME):
+            file.unlink(missing_ok=True)
 
     def close(self) -> None:
         """End it, wherever it stands."""

@@ -25,7 +25,13 @@ from typing import Any, NamedTuple
 from stagescope.middleware import recorder as recorders
 from stagescope.middleware.capture_files import BYTES_AN_EVENT, Asked, Folder, folder_of
 from stagescope.middleware.capture_ledger import Gate, Ledger
-from stagescope.middleware.hooks.torch_profiler import Session, holder, loaded_torch, on_device
+from stagescope.middleware.hooks.torch_profiler import (
+    Session,
+    Unfit,
+    holder,
+    loaded_torch,
+    on_device,
+)
 from stagescope.middleware.observers import leave, observe
 from stagescope.middleware.probe import Refused, Talk
 from stagescope.middleware.stall import write_stall
@@ -78,6 +84,8 @@ def answer(question: Mapping[str, Any], talk: Talk) -> Mapping[str, Any]:
             return _run(asked, talk, torch, device=device)
     except Refused as why:
         return {"state": "refused", "why": str(why)}
+    except Unfit as why:
+        return {"state": "failed", "why": str(why)}
     except Left:
         return {"state": "failed", "why": "the asker has gone"}
     except Enough:

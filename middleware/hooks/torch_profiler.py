@@ -11,8 +11,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from stagescope.middleware.probe import Refused
-
 TEARDOWN_VARIABLE = "TEARDOWN_CUPTI"
 TEARDOWN_FROM = (12, 6)
 """CUDA from which Kineto may take CUPTI down after a capture beside CUDA graphs: before it that
@@ -26,11 +24,15 @@ HOLDERS = {
 """Variables of a server's environment that tell who holds CUPTI: it has one subscriber."""
 
 
+class Unfit(Exception):
+    """There is nothing here that could record; says in a sentence why."""
+
+
 def loaded_torch() -> Any:
-    """Give the server's torch. Raises Refused where it has none, or one that is too old."""
+    """Give the server's torch. Raises Unfit where it has none, or one that is too old."""
     torch = sys.modules.get("torch")
     if torch is None or not hasattr(torch, "profiler"):
-        raise Refused(
+        raise Unfit(
             f"process {os.getpid()} has not loaded torch, so there is nothing that a capture "
             "could record"
         )
@@ -58,13 +60,13 @@ class Session:
     """One recording; `prepare`, `start`, `stop`, `save`, in any thread."""
 
     def __init__(self, torch: Any, *, cpu: bool, device: bool) -> None:
-        """Raises Refused where this torch cannot record threads that exist already."""
+        """Raises Unfit where this torch cannot record threads that exist already."""
         activity = torch.profiler.ProfilerActivity
         activities = [activity.CPU] * cpu + [activity.CUDA] * device
         try:
             config = torch._C._profiler._ExperimentalConfig(profile_all_threads=True)
         except (AttributeError, TypeError):
-            raise Refused(
+            raise Unfit(
                 f"torch {torch.__version__} cannot profile threads that it did not start; "
                 "a capture needs torch 2.7 or newer"
             ) from None
