@@ -46,6 +46,10 @@ class Wish:
     max_events: int = 20_000
     force: bool = False
     """Also right after another capture of the same process."""
+    device_only: bool = False
+    """Only where the process works on a device."""
+    background: bool = False
+    """One of a duty cycle, which keeps its own pace."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +140,8 @@ def blind(capture: TorchCapture, table: KernelTable) -> str:
     """
     facts = capture.facts
     kinds = {row.kind for row in table.rows}
+    if not facts.batches and not table.works:
+        return "no batch came while it recorded: send it requests (`stagescope load URL`)"
     if facts.batches and facts.device and "kernel" not in kinds:
         return (
             f"the model was called {facts.batches} times and no kernel was seen: another tool may "

@@ -71,6 +71,7 @@ class Agent:
 
         *samplers* makes what samples, once the agent knows whom.
         """
+        self.spool = spool
         self.evidence = Evidence()
         self.runs = RunStore(spool / "runs")
         self.cold_starts = ColdStarts()

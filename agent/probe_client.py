@@ -75,7 +75,9 @@ class Conversation:
             self._connection.send(b"{}\n")
 
     def close(self) -> None:
-        """End what was asked for."""
+        """End what was asked for; a thread that waits for an answer is woken."""
+        with suppress(OSError):
+            self._connection.shutdown(socket.SHUT_RDWR)
         self._connection.close()
 
 

@@ -34,7 +34,11 @@ class Asked:
     deep: bool = False
     """Operators too where there is a device; without one there are only operators."""
     force: bool = False
-    min_gap_s: float = 60.0
+    """Also right after another capture of this process."""
+    device_only: bool = False
+    """Not where there are only operators to be had."""
+    background: bool = False
+    """One of an agent's duty cycle: it keeps its own pace, and takes no turn from people."""
 
     @classmethod
     def read(cls, question: Mapping[str, Any]) -> Asked:

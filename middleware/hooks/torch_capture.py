@@ -28,6 +28,7 @@ from stagescope.middleware.capture_ledger import Gate, Ledger
 from stagescope.middleware.hooks.torch_profiler import (
     Session,
     Unfit,
+    graph_under_way,
     holder,
     loaded_torch,
     on_device,
@@ -36,6 +37,8 @@ from stagescope.middleware.observers import leave, observe
 from stagescope.middleware.probe import Refused, Talk
 from stagescope.middleware.stall import write_stall
 
+MIN_GAP_S = 60.0
+"""From the end of one capture that a person asked for to the next: see `Asked.force`."""
 PAUSE_S = 0.005
 """How often it is looked whether enough was recorded."""
 BEAT_S = 0.5
@@ -78,6 +81,8 @@ def answer(question: Mapping[str, Any], talk: Talk) -> Mapping[str, Any]:
     try:
         torch = loaded_torch()
         device = on_device(torch)
+        if asked.device_only and not device:
+            raise Unfit(f"process {os.getpid()} works on no CUDA device")
         with _alone(asked):
             if other := holder(torch, device=device):
                 raise Refused(f"process {os.getpid()} is being profiled by {other}")
@@ -107,13 +112,14 @@ def _alone(asked: Asked) -> Iterator[None]:
     if not turn.acquire(blocking=False):
         raise Refused(f"another capture of process {pid} is under way")
     try:
-        left_s = asked.min_gap_s - (time.monotonic_ns() - _ended_ns) / 1e9
-        if _ended_ns and left_s > 0 and not asked.force:
+        left_s = MIN_GAP_S - (time.monotonic_ns() - _ended_ns) / 1e9
+        if _ended_ns and left_s > 0 and not asked.force and not asked.background:
             raise Refused(
                 f"process {pid} was captured a moment ago; wait {left_s:.0f} s more, or use --force"
             )
         yield
-        _ended_ns = time.monotonic_ns()
+        if not asked.background:
+            _ended_ns = time.monotonic_ns()
     finally:
         turn.release()
 
@@ -124,7 +130,7 @@ def _run(asked: Asked, talk: Talk, torch: Any, *, device: bool) -> Mapping[str, 
         raise Refused("this process has no recorder file")
     ledger = Ledger(talk.recorder.clock)
     if device:
-        ledger.may_hold = lambda: not torch.cuda.is_current_stream_capturing()
+        ledger.may_hold = lambda: not graph_under_way(torch)
     observe(ledger)
     try:
         with folder_of(spool.parent, asked) as folder:
@@ -305,6 +311,8 @@ class Capture:
         gate = self._ledger.gate = Gate()
         try:
             self._wait(gate.reached.is_set, SIZING_S)
+            if self._device and graph_under_way(self._torch):
+                raise Unfit("a CUDA graph is being captured; ask again when the model is ready")
             session.start()
         finally:
             self._ledger.gate = None

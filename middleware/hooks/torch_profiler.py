@@ -44,6 +44,17 @@ def on_device(torch: Any) -> bool:
     return bool(torch.cuda.is_available() and torch.cuda.is_initialized())
 
 
+def graph_under_way(torch: Any) -> bool:
+    """Tell whether a CUDA graph is being captured, in this thread or, where it is known, in any.
+
+    A profiler must not start then; the hook that times the device counts captures of all threads.
+    """
+    clock = sys.modules.get("stagescope.middleware.hooks.torch_device_clock")
+    if clock is not None and clock.watch_captures(torch.cuda).now:
+        return True
+    return bool(torch.cuda.is_current_stream_capturing())
+
+
 def holder(torch: Any, *, device: bool, environment: Mapping[str, str] = os.environ) -> str:
     """Give who profiles this process already; empty where nobody does."""
     if getattr(torch.autograd.profiler, "_is_profiler_enabled", False):

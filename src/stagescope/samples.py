@@ -51,5 +51,14 @@ class SampleName:
 
 OTEL = "OpenTelemetry, development"
 
-SAMPLE_NAMES: tuple[SampleName, ...] = ()
+CAPTURES: tuple[SampleName, ...] = (
+    SampleName(
+        "stagescope.capture.recording", "s", AMOUNT,
+        "Time in which a profiler was at work in the process, from its start until its file was "
+        "written; requests of that time are profiled.",
+        "the capture's id",
+    ),
+)  # fmt: skip
+
+SAMPLE_NAMES: tuple[SampleName, ...] = CAPTURES
 """Every name, host first; each sampler's names stand in one block."""

@@ -192,8 +192,8 @@ def _hand_over(capture: Capture, kept: Any) -> None:
     from stagescope.agent.kernel_rows import write_rows
 
     try:
-        write_rows(capture.folder, kept)
         capture.discard(but_rows=True)
+        write_rows(capture.folder, kept)
     except OSError as problem:
         capture.discard()
         print(f"the agent is not told of it: {problem.strerror}", file=sys.stderr)
