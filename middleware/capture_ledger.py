@@ -80,6 +80,11 @@ class Ledger:
         self._is_call: dict[int, bool] = {}
 
     @property
+    def busy(self) -> bool:
+        """True while the model is called."""
+        return bool(self._inside)
+
+    @property
     def calls(self) -> int:
         """Model calls that ended: batches where there is a batcher, else requests' inferences."""
         return self._calls[BATCH] or max(self._calls[REQUEST], self._calls[MEMBERS])

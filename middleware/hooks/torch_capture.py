@@ -44,7 +44,7 @@ PAUSE_S = 0.005
 BEAT_S = 0.5
 """How often the asker is told how it stands."""
 SIZING_S = 0.3
-"""How long warming lasts at most: it is not bounded by events, for it is what counts them."""
+"""How long the call that warming records may take of it, and how long a gate waits for one."""
 STOPPING_S = 60.0
 """What stopping and writing may take beyond what was asked for; see `Profiled`."""
 COLLECT_EVERY = 20
@@ -224,13 +224,16 @@ class Capture:
         """Record one batch's operators, and learn from them how many events a batch makes."""
         self._tell("warming")
         session = Session(self._torch, cpu=True, device=False)
+        ledger = self._ledger
         with _running(session):
             session.prepare()
-            calls, closings, since_ns = self._ledger.calls, self._ledger.closings, self._clock()
             self._start_between_calls(session)
-            self._wait(lambda: self._ledger.calls > calls, SIZING_S)
+            calls, closings, since_ns = ledger.calls, ledger.closings, self._clock()
+            # Unbounded by events while it lasts, so short once a call has begun.
+            self._wait(lambda: ledger.busy or ledger.calls > calls, self._asked.seconds)
+            self._wait(lambda: ledger.calls > calls, SIZING_S)
             took_s = (self._clock() - since_ns) / 1e9
-            calls, closings = self._ledger.calls - calls, self._ledger.closings - closings
+            calls, closings = ledger.calls - calls, ledger.closings - closings
             session.stop()
         # A device's work is a launch and a kernel for about each operator.
         events = session.events() * (1 if not self._device else 3 if self._cpu else 2)
@@ -310,7 +313,7 @@ class Capture:
         """Switch the profiler on while the thread of the model stands between two calls."""
         gate = self._ledger.gate = Gate()
         try:
-            self._wait(gate.reached.is_set, SIZING_S)
+            self._wait(lambda: gate.reached.is_set() or not self._ledger.busy, SIZING_S)
             if self._device and graph_under_way(self._torch):
                 raise Unfit("a CUDA graph is being captured; ask again when the model is ready")
             session.start()
