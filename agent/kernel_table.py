@@ -180,7 +180,7 @@ class Idle:
         # After the last work of all nothing was launched, which is the host's doing too.
         self._waits = [
             gap for gap in self._gaps
-            if gap[1] == last or ((at := launched.get(gap[1])) is not None and at > gap[0])
+            if gap[1] == last or ((at := launched.get(gap[1])) is not None and at >= gap[0])
         ]  # fmt: skip
 
     def within(self, span: Sequence[Stretch]) -> tuple[int, int]:

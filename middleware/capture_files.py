@@ -43,12 +43,13 @@ class Asked:
     @classmethod
     def read(cls, question: Mapping[str, Any]) -> Asked:
         """Take *question* apart. Raises Refused where a value is not usable."""
-        fields = {name: question[name] for name in cls.__dataclass_fields__ if name in question}
-        asked = cls(**{"capture_id": "", **fields})
-        if not isinstance(asked.capture_id, str) or not _ID.fullmatch(asked.capture_id):
-            raise Refused(
-                f"a capture's id has letters, digits and dashes, not {asked.capture_id!r}"
-            )
+        fields: dict[str, Any] = {
+            name: question[name] for name in cls.__dataclass_fields__ if name in question
+        }
+        capture_id = fields.get("capture_id")
+        if not isinstance(capture_id, str) or not _ID.fullmatch(capture_id):
+            raise Refused(f"a capture's id has letters, digits and dashes, not {capture_id!r}")
+        asked = cls(**fields)
         for name, most in (("batches", 10_000), ("seconds", 600), ("max_events", 1_000_000)):
             value = getattr(asked, name)
             if not isinstance(value, int | float) or not 0 < value <= most:

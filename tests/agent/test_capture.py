@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -26,6 +27,7 @@ from stagescope.agent.capture import (
     records_of,
 )
 from stagescope.agent.kernel_rows import by_stage
+from stagescope.agent.probe_client import ask
 from stagescope.errors import HeldError, StagescopeError
 from stagescope.middleware.hooks.torch_profiler import HOLDERS, holder
 from stagescope.middleware.probe import Probe
@@ -353,10 +355,8 @@ def test_a_folder_that_cannot_be_made_is_named(model: Model) -> None:
     ("question", "sentence"),
     [({"capture_id": "../x"}, "a capture's id has"), ({"batches": 0}, "batches of a capture is")],
 )
-def test_nonsense_is_refused(model: Model, question: dict[str, object], sentence: str) -> None:
+def test_nonsense_is_refused(model: Model, question: dict[str, Any], sentence: str) -> None:
     """Whoever asks: an id is no path, and a number is one."""
-    from stagescope.agent.probe_client import ask
-
     asked = {"capture_id": "x"} | question
     with pytest.raises(StagescopeError, match=sentence):
         ask(model.probe.path, "capture", **asked)

@@ -1,0 +1,132 @@
+"""The collector `kernels`: micro-captures of a real server, and what people captured."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from stagescope.agent.capture import FOLDER
+from stagescope.agent.evidence import Evidence
+from stagescope.agent.kernel_rows import ROWS_NAME, Recorded, read_rows, row, write_rows
+from stagescope.agent.micro_captures import MICRO, KernelCaptures, wish_of
+from stagescope.agent.torch_trace import CaptureFacts
+from stagescope.errors import StagescopeError, UsageError
+from stagescope.recorder_reader import RecorderReader
+from stagescope.records import Process
+from stagescope.testing import wait_until
+from stagescope.testing.torch_served import TorchServed, torch_served
+
+FACTS = CaptureFacts(
+    "c1", 7, "2.13", False, True, 1_000, 2_000, 3_000, 4_000, 2, "batches", 0.01, 0.02
+)
+ROWS = (row(FACTS, "inference", "stage", "", "cpu", 3, 500, span_ns=900, idle_ns=400),)
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TorchServed]:
+    """A real server."""
+    with torch_served(tmp_path_factory.mktemp("served")) as server:
+        yield server
+
+
+def alive(served: TorchServed) -> list[tuple[Path, Process]]:
+    """What an agent knows of it."""
+    with RecorderReader(served.ring) as reader:
+        return [(served.ring, reader.process)]
+
+
+def test_two_batches_now_and_then(served: TorchServed) -> None:
+    """A micro-capture's rows and its stretch are evidence, and nothing stays in the spool."""
+    evidence = Evidence()
+    collector = KernelCaptures(
+        served.spool, lambda: alive(served), evidence,
+        micro=wish_of("micro", device=False), every_s=0.0,
+    )  # fmt: skip
+    with served.load():
+        collector.collect()
+        wait_until(lambda: evidence.kernels.between(0, 2**63), 30)
+        collector.close()
+
+    rows = evidence.kernels.between(0, 2**63)
+    assert {row.pid for row in rows} == {served.process.pid}
+    assert "inference" in {row.stage for row in rows}
+    (sample,) = evidence.samples.between(0, 2**63)
+    assert (sample.name, sample.pid, sample.detail) == (
+        "stagescope.capture.recording", served.process.pid, rows[0].capture_id
+    )  # fmt: skip
+    assert sample.value == pytest.approx((sample.end_ns - sample.start_ns) / 1e9)
+    wait_until(lambda: os.listdir(served.spool / FOLDER) == [])
+
+
+def test_one_under_way_ends_with_the_agent(served: TorchServed) -> None:
+    """Closed in the midst of it, no thread stays, and the server can be captured again."""
+    evidence = Evidence()
+    collector = KernelCaptures(
+        served.spool, lambda: alive(served), evidence, micro=None, every_s=0.0
+    )
+    ring, process = alive(served)[0]
+    assert collector.start(ring, process, "slow")  # no traffic: it waits
+    assert collector.start(ring, process, "slow") is None
+    collector.close()
+
+    assert not [one for one in threading.enumerate() if one.name == "stagescope-kernels"]
+    assert not evidence.kernels.between(0, 2**63)
+
+
+def test_the_governor_is_asked(served: TorchServed) -> None:
+    """Where it does not allow them there are none."""
+    asked: list[str] = []
+
+    def never(what: str) -> bool:
+        asked.append(what)
+        return False
+
+    collector = KernelCaptures(
+        served.spool, lambda: alive(served), Evidence(), micro=MICRO, allowed=never, every_s=0.0
+    )
+    collector.collect()
+    collector.close()
+    assert asked == ["micro-capture"]
+    assert not [one for one in threading.enumerate() if one.name == "stagescope-kernels"]
+
+
+def test_what_people_captured_is_taken_up_once(tmp_path: Path) -> None:
+    """Rows and stretch become evidence, the folder goes; a torn one goes too."""
+    for name in ("good", "torn"):
+        (tmp_path / FOLDER / name).mkdir(parents=True)
+    write_rows(tmp_path / FOLDER / "good", Recorded(FACTS, ROWS))
+    (tmp_path / FOLDER / "torn" / ROWS_NAME).write_text('{"capture_id": "x"')
+    evidence = Evidence()
+    collector = KernelCaptures(tmp_path, list, evidence, micro=None)
+    collector.collect()
+    collector.collect()
+
+    assert evidence.kernels.between(0, 2**63) == list(ROWS)
+    assert [sample.detail for sample in evidence.samples.between(0, 2**63)] == ["c1"]
+    assert os.listdir(tmp_path / FOLDER) == []
+
+
+def test_rows_travel_whole(tmp_path: Path) -> None:
+    """What was written is read; another version's is a sentence."""
+    write_rows(tmp_path, Recorded(FACTS, ROWS))
+    assert read_rows(tmp_path / ROWS_NAME) == Recorded(FACTS, ROWS)
+    (tmp_path / ROWS_NAME).write_text('{"newer": 1}\n')
+    with pytest.raises(StagescopeError, match="cannot be read"):
+        read_rows(tmp_path / ROWS_NAME)
+
+
+def test_when_there_are_micro_captures() -> None:
+    """Unset: where there is a device, and only of processes that use it; asked for: anywhere."""
+    assert wish_of("", device=False) is None
+    assert wish_of("off", device=True) is None
+    on_device, anywhere = wish_of("", device=True), wish_of("micro", device=False)
+    assert on_device
+    assert on_device.device_only
+    assert anywhere
+    assert not anywhere.device_only
+    with pytest.raises(UsageError, match="STAGESCOPE_KERNELS='sometimes' is not known"):
+        wish_of("sometimes", device=True)
