@@ -256,6 +256,8 @@ class Capture:
             stop_ns = self._clock()
             session.stop()
         stopped_ns = self._clock()
+        if session.taken:
+            raise Unfit("the server started a torch profiler of its own meanwhile; try again later")
         if not window.calls and window.ended_by == "asked":
             raise Enough
         if self._talk.gone():

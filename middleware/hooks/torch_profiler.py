@@ -16,6 +16,9 @@ TEARDOWN_FROM = (12, 6)
 """CUDA from which Kineto may take CUPTI down after a capture beside CUDA graphs: before it that
 crashed (pytorch PR 112507, 150957). Left in place CUPTI costs the server 10-20 % (PR 146604)."""
 
+ENABLED = "_is_profiler_enabled"
+"""Of torch.autograd.profiler: whoever profiles in this process sets it, and clears it at the end."""
+
 HOLDERS = {
     "NSYS_PROFILING_SESSION_ID": "Nsight Systems (nsys)",
     "CUDA_INJECTION64_PATH": "the tool injected by CUDA_INJECTION64_PATH",
@@ -57,7 +60,7 @@ def graph_under_way(torch: Any) -> bool:
 
 def holder(torch: Any, *, device: bool, environment: Mapping[str, str] = os.environ) -> str:
     """Give who profiles this process already; empty where nobody does."""
-    if getattr(torch.autograd.profiler, "_is_profiler_enabled", False):
+    if getattr(torch.autograd.profiler, ENABLED, False):
         return "a torch profiler that the server itself has started"
     if device:
         for variable, name in HOLDERS.items():
@@ -84,6 +87,8 @@ class Session:
         self._torch = torch
         self._profile = torch.profiler.profile(activities=activities, experimental_config=config)
         self._prepared = self._running = False
+        self.taken = False
+        """True where the server has started a profiler of its own meanwhile, which ended this."""
         _quiet(torch)
 
     def prepare(self) -> None:
@@ -102,6 +107,7 @@ class Session:
             self.start()  # what preparing has switched on (CUPTI) goes off with a stop alone
         if self._running:
             self._prepared = self._running = False
+            self.taken = not getattr(self._torch.autograd.profiler, ENABLED, True)
             self._profile.stop_trace()
 
     def events(self) -> int:

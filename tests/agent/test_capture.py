@@ -302,6 +302,22 @@ def test_another_profiler_in_the_process_is_named(model: Model) -> None:
     assert captures_in(model.ring.parent) == []
 
 
+def test_a_profiler_that_the_server_starts_meanwhile_has_its_way(model: Model) -> None:
+    """It records; the capture fails with a sentence, and the one after it works."""
+    own = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU])
+    with model.serving():
+        with closing(Capture(model.ring, ENDLESS)) as capture:
+            states = recording_states(capture)
+            next(states)
+            with own:
+                torch.ones(3) + 1
+            capture.enough()
+            with pytest.raises(StagescopeError, match="a torch profiler of its own meanwhile"):
+                list(states)
+        finished(model.ring)
+    assert any(event.key == "aten::add" for event in own.key_averages())
+
+
 @pytest.mark.parametrize("variable", HOLDERS)
 def test_a_tool_that_holds_the_device_is_named(variable: str) -> None:
     """By the environment that it started the server in; without a device it holds nothing."""
