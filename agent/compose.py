@@ -1,4 +1,7 @@
-"""Which sinks an agent feeds: metrics always, OTLP where the environment or the user names one."""
+"""Which sinks an agent feeds: metrics always, OTLP where the environment or the user names one.
+
+By OTLP go spans and metrics, each where it is asked for.
+"""
 
 from __future__ import annotations
 
@@ -9,15 +12,22 @@ from typing import TYPE_CHECKING
 
 from stagescope.agent.collectors import COUNTERS_OF, Cost
 from stagescope.agent.sinks import Sink
+from stagescope.errors import UsageError
 
 if TYPE_CHECKING:
     from stagescope.agent.loop import Agent
     from stagescope.exporters.otlp import OtlpSpans
+    from stagescope.exporters.otlp_metrics import OtlpMetrics
     from stagescope.exporters.prometheus import StageMetrics
     from stagescope.exporters.sample_series import Shown
 
 ENDPOINT_VARIABLE = "OTEL_EXPORTER_OTLP_ENDPOINT"
 _ASKING = (ENDPOINT_VARIABLE, "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_TRACES_EXPORTER")
+_ASKING_METRICS = (
+    ENDPOINT_VARIABLE,
+    "OTEL_EXPORTER_OTLP_METRICS_ENDPOINT",
+    "OTEL_METRICS_EXPORTER",
+)
 
 Render = Callable[[str], tuple[bytes, str]]
 """Takes an `Accept` header, gives metrics as text and its content type."""
@@ -88,7 +98,25 @@ def sinks_from_environment(environment: Mapping[str, str] = os.environ) -> Compo
     metrics.registry.register(CostCollector(composed.costs))
     if spans:
         composed.sinks["otlp"] = spans
+    try:
+        sent = _sent_metrics(metrics, composed.shown, environment)
+    except UsageError:
+        if spans:
+            spans.close(0)  # its thread runs already
+        raise
+    if sent:
+        composed.sinks["otlp_metrics"] = sent
     return composed
+
+
+def _sent_metrics(
+    metrics: StageMetrics, shown: Callable[[], Shown], environment: Mapping[str, str]
+) -> OtlpMetrics | None:
+    if not any(environment.get(name) for name in _ASKING_METRICS):
+        return None
+    from stagescope.exporters.otlp_metrics import otlp_metrics_from_environment
+
+    return otlp_metrics_from_environment(metrics, shown, environment)
 
 
 def _spans(environment: Mapping[str, str]) -> OtlpSpans | None:

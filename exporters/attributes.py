@@ -56,6 +56,8 @@ BATCH_DEVICE_NS: Final = "model_server.batch.device_ns"
 BATCH_MEMBERS_DROPPED: Final = "model_server.batch.members_dropped"
 
 COLD_START_READY_NS: Final = "model_server.cold_start.ready_ns"
+COLD_START_UNTIL: Final = "model_server.cold_start.until"
+STATUS_CLASS: Final = "model_server.status_class"
 STAGE_STALLS: Final = {
     "loop": "model_server.stage.stall.loop_ns",
     "gc": "model_server.stage.stall.gc_ns",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +13,9 @@ from prometheus_client.parser import text_string_to_metric_families as plain_tex
 from stagescope.agent.collectors import Chore
 from stagescope.agent.compose import sinks_from_environment
 from stagescope.agent.loop import Agent
+from stagescope.errors import UsageError
 from stagescope.testing.agents import short_spool
+from stagescope.testing.otlp import OtlpReceiver
 from stagescope.testing.rings import write_ring
 
 
@@ -42,3 +45,31 @@ def test_an_agents_metrics_hold_its_samples_and_its_collectors(spool: Path) -> N
     assert calls["calls"] == 1
     assert counters["collector_calls_calls"] == 1
     assert not [name for name in found if name.startswith("stagescope_collector_calls_")]
+
+
+def test_spans_and_metrics_go_where_the_environment_says(
+    spool: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One endpoint takes both; a short life of an agent sends its metrics at its end."""
+    with OtlpReceiver() as receiver, write_ring(spool / "a.ring", 3, run_id="run"):
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", receiver.http_endpoint)
+        composed = sinks_from_environment()
+        agent = Agent(spool, composed.sinks)
+        composed.watch(agent)
+        agent.step()
+        agent.close(10)
+        found = {point.name for point in receiver.points}
+
+        assert len([span for span in receiver.spans if span.kind == "server"]) == 3
+        assert {"http.server.request.duration", "stagescope.collector.cpu_time"} <= found
+        assert agent.counters()["otlp_metrics_sent_points"] == len(receiver.points)
+
+
+def test_a_bad_variable_of_metrics_leaves_no_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was started for spans is ended before the sentence is said."""
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1")
+    monkeypatch.setenv("OTEL_METRIC_EXPORT_INTERVAL", "often")
+    with pytest.raises(UsageError, match="OTEL_METRIC_EXPORT_INTERVAL='often'"):
+        sinks_from_environment()
+
+    assert not [one for one in threading.enumerate() if one.name.startswith("stagescope-otlp")]

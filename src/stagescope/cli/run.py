@@ -39,7 +39,9 @@ def prepare_parser(parser: argparse.ArgumentParser) -> None:
         "--spool", type=Path, metavar="DIR",
         help="folder of the recorder files (default: STAGESCOPE_SPOOL, else one per user)",
     )  # fmt: skip
-    parser.add_argument("--otlp", metavar="URL", help="the agent sends spans there by OTLP")
+    parser.add_argument(
+        "--otlp", metavar="URL", help="the agent sends spans and metrics there by OTLP"
+    )
     parser.add_argument(
         "--metrics-port", metavar="[HOST:]PORT",
         help="the agent serves /metrics for Prometheus here, as in `stagescope agent`",
