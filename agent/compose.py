@@ -102,7 +102,7 @@ def sinks_from_environment(environment: Mapping[str, str] = os.environ) -> Compo
         sent = _sent_metrics(metrics, composed.shown, environment)
     except UsageError:
         if spans:
-            spans.close(0)  # its thread runs already
+            spans.close(1.0)  # its thread runs already
         raise
     if sent:
         composed.sinks["otlp_metrics"] = sent
