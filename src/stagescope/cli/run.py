@@ -47,6 +47,10 @@ def prepare_parser(parser: argparse.ArgumentParser) -> None:
         help="the agent serves /metrics for Prometheus here, as in `stagescope agent`",
     )  # fmt: skip
     parser.add_argument(
+        "--samplers", metavar="NAMES",
+        help="what the agent samples, as in `stagescope agent`: names with commas between, or `off`",
+    )  # fmt: skip
+    parser.add_argument(
         "--no-agent", action="store_true", help="only record: an agent elsewhere reads the spool"
     )
     parser.add_argument(
@@ -78,6 +82,7 @@ def run(args: argparse.Namespace) -> int:
             spool=args.spool,
             otlp=args.otlp,
             metrics=args.metrics_port,
+            samplers=args.samplers,
             agent=not args.no_agent,
             quiet=args.quiet,
             grace_s=args.grace,
