@@ -39,9 +39,11 @@ def test_the_agent_is_told_and_samples(tmp_path: Path, spool: Path) -> None:
     """Its command line has the names, and its samples can be asked for while the server runs."""
     options = ["--spool", str(spool), "--metrics-port", "off", "--samplers", "off", "--"]
     with run_command(tmp_path, *options, *WAITS):
-        client, pid = wait_until(lambda: agent_of(spool), timeout_s=30)
+        found = wait_until(lambda: agent_of(spool), timeout_s=30)
+        assert found
+        client, pid = found
         words = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
-        names = {sample.name for sample in client.samples()}
+        names = wait_until(lambda: {sample.name for sample in client.samples()})
 
     assert words[words.index("--samplers") + 1] == "off"
     assert names == {COLLECTOR_CPU_TIME}
