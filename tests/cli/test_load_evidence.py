@@ -26,6 +26,7 @@ from stagescope.analysis.sources import open_run, rows
 from stagescope.cli.load_run import Settings, execute
 from stagescope.cli.server_evidence import MARGIN_NS
 from stagescope.cli.server_side import Place
+from stagescope.embedded import start_embedded_agent
 from stagescope.loadgen.target import Target
 from stagescope.middleware.asgi import StageMiddleware
 from stagescope.middleware.types import Receive, Scope, Send
@@ -137,6 +138,22 @@ def test_stacks_and_kernels_of_the_runs_time_are_in_it(
     assert stacks[0]["frames"][1] == "decode (/srv/images.py:40)"
     assert [(row["capture_id"], row["kind"]) for row in kernels] == [("c-1", "kernel")]
     assert [row["start_ns"] for row in samples if row["device"]] == [now_ns]
+
+
+def test_an_embedded_agent_gives_samples_too(spool: Path, url: str, tmp_path: Path) -> None:
+    """The agent on a thread of the server, which nobody had to start."""
+    agent = start_embedded_agent(spool)
+    try:
+        wait_until((spool / SOCKET_NAME).exists)
+        folder = load_run(
+            url, rate_per_s=100, duration_s=0.4, warmup_s=0.0, out=tmp_path / "run", spool=spool
+        )
+    finally:
+        agent.stop()
+    own = [row for row in table(folder, "samples") if row["name"] == COLLECTOR_CPU_TIME]
+
+    assert {"discover", "other"} <= {row["detail"] for row in own}
+    assert max(row["end_ns"] for row in own) >= window_of(folder)[1]
 
 
 def test_an_interrupted_run_has_its_samples_too(spool: Path, url: str, tmp_path: Path) -> None:
