@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
-from stagescope.agent.collectors import COUNTERS_OF, Cost
+from stagescope.agent.own_cost import COUNTERS_OF
 from stagescope.agent.sinks import Sink
 from stagescope.errors import UsageError
 
@@ -52,9 +52,9 @@ class Composed:
         counters = self._agent.counters().items()
         return {name: n for name, n in counters if not name.startswith(COUNTERS_OF)}
 
-    def costs(self) -> Sequence[Cost]:
+    def costs(self) -> Mapping[str, Mapping[str, float]]:
         """Give what each of the agent's collectors has cost."""
-        return self._agent.costs() if self._agent else ()
+        return self._agent.costs() if self._agent else {}
 
     def shown(self) -> Shown:
         """Give the series of samples that are metrics now."""

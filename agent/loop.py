@@ -13,11 +13,11 @@ from typing import TypeVar
 
 from stagescope.agent.checkpoint import Checkpoint
 from stagescope.agent.cold_starts import ColdStarts
-from stagescope.agent.collectors import Chore, Collector, Cost, Metered
+from stagescope.agent.collectors import Chore, Collector, Metered
 from stagescope.agent.cursors import load_cursors
 from stagescope.agent.drain import WHOLE_BITE, Drain
 from stagescope.agent.evidence import Evidence
-from stagescope.agent.own_cost import OTHER, OwnCost
+from stagescope.agent.own_cost import OTHER, OwnCost, costs_of
 from stagescope.agent.runs import RunStore
 from stagescope.agent.sinks import Sink
 from stagescope.agent.waits import GROWING, PASSING, summed
@@ -210,13 +210,14 @@ class Agent:
             | self.evidence.samples.gauges()
         )
 
-    def costs(self) -> list[Cost]:
-        """Give what each collector has cost so far; from any thread."""
-        return [one.cost() for one in self._collectors]
+    def costs(self) -> dict[str, dict[str, float]]:
+        """Give what each collector has cost so far, by its name; from any thread."""
+        return costs_of(self._collectors)
 
     def _own_cpu_s(self) -> dict[str, float]:
-        used = {cost.name: cost.cpu_s for cost in self.costs()}
-        return used | {OTHER: self._cpu_s() - self._cpu_before_s - sum(used.values())}
+        used_s = {name: cost["cpu_s"] for name, cost in self.costs().items()}
+        in_collectors_s = sum(one.thread_cpu_s for one in self._collectors)
+        return used_s | {OTHER: self._cpu_s() - self._cpu_before_s - in_collectors_s}
 
     def alive(self) -> list[tuple[Path, Process]]:
         """Give the recorder files whose processes live, and these processes; from any thread."""

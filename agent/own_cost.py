@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
+from stagescope.agent.collectors import Metered
 from stagescope.agent.sample_store import SampleStore
 from stagescope.samples import Sample
 
@@ -11,6 +12,19 @@ COLLECTOR_CPU_TIME = "stagescope.collector.cpu_time"
 OTHER = "other"
 """The agent's CPU time that no collector used: reading records, exporting, answering."""
 PERIOD_S = 1.0
+COUNTERS_OF = "collector_"
+"""What the names of a collector's counters begin with."""
+
+
+def costs_of(collectors: Iterable[Metered]) -> dict[str, dict[str, float]]:
+    """Give the counters of each by its name: `calls`, `cpu_s`, `late_s`, `longest_s`."""
+    return {
+        one.name: {
+            counter.removeprefix(f"{COUNTERS_OF}{one.name}_"): value
+            for counter, value in one.counters().items()
+        }
+        for one in collectors
+    }
 
 
 class OwnCost:

@@ -73,7 +73,6 @@ METRIC_STAGE_STALL: Final = "model_server.stage.stall"
 METRIC_COLD_START: Final = "model_server.cold_start.duration"
 METRIC_COLD_START_STAGE: Final = "model_server.cold_start.stage.duration"
 
-COLLECTOR: Final = "stagescope.collector"
 METRIC_COLLECTOR_CALLS: Final = "stagescope.collector.calls"
 METRIC_COLLECTOR_LATE: Final = "stagescope.collector.late"
 METRIC_COLLECTOR_LONGEST: Final = "stagescope.collector.longest"

@@ -6,8 +6,8 @@ Names are made from OpenTelemetry's as its specification says
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from typing import Final, Protocol
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Final
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
@@ -21,34 +21,9 @@ _LABELS: Final = {
     names.PROCESS_PID: "pid",
     names.HARDWARE_ID: "device",
     names.STAGE: "stage",
-    names.COLLECTOR: "collector",
 }
 """Attributes whose label is shorter than their name, as in our other metrics."""
 _METRIC: Final = {metric.name: metric for metric in names.COLLECTOR_METRICS}
-
-
-class Cost(Protocol):
-    """What one of the agent's collectors has cost so far."""
-
-    @property
-    def name(self) -> str:
-        """Its name."""
-        ...
-
-    @property
-    def calls(self) -> int:
-        """How often it was called."""
-        ...
-
-    @property
-    def late_s(self) -> float:
-        """By how much its calls came late, summed."""
-        ...
-
-    @property
-    def longest_s(self) -> float:
-        """The longest that one call took."""
-        ...
 
 
 class SampleCollector(Collector):
@@ -72,7 +47,7 @@ class SampleCollector(Collector):
 class CostCollector(Collector):
     """What prometheus_client asks for the cost of the agent's collectors."""
 
-    def __init__(self, costs: Callable[[], Iterable[Cost]]) -> None:
+    def __init__(self, costs: Callable[[], Mapping[str, Mapping[str, float]]]) -> None:
         self._costs = costs
 
     def collect(self) -> Iterator[Metric]:
@@ -85,10 +60,10 @@ class CostCollector(Collector):
         longest = GaugeMetricFamily(
             named.prometheus, named.doc, labels=named.labels, unit="seconds"
         )
-        for cost in self._costs():
-            calls.add_metric((cost.name,), cost.calls)
-            late.add_metric((cost.name,), cost.late_s)
-            longest.add_metric((cost.name,), cost.longest_s)
+        for name, cost in self._costs().items():
+            calls.add_metric((name,), cost["calls"])
+            late.add_metric((name,), cost["late_s"])
+            longest.add_metric((name,), cost["longest_s"])
         yield from (calls, late, longest)
 
 

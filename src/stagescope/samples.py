@@ -55,9 +55,9 @@ SAMPLE_NAMES: tuple[SampleName, ...] = (
     # The agent's own cost.
     SampleName(
         "stagescope.collector.cpu_time", "s", AMOUNT,
-        "CPU time of one of the agent's collectors; `other`: what the agent used besides, to read "
-        "records, export and answer.",
-        detail="stagescope.collector",
+        "CPU time that a collector of the agent used, its child processes included; `other`: what "
+        "the agent used besides, to read records, export and answer.",
+        detail="collector",
     ),
 )  # fmt: skip
 """Every name, host first; each sampler's names stand in one block."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import pytest
 from prometheus_client import CollectorRegistry, Metric
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics
 from prometheus_client.parser import text_string_to_metric_families as plain_text
 
-from stagescope.agent.collectors import Cost
 from stagescope.exporters.attributes import (
     COLLECTOR_METRICS,
     METRICS,
@@ -24,11 +25,11 @@ from stagescope.testing.evidence import sample
 OPENMETRICS = "application/openmetrics-text; version=1.0.0"
 
 
-def read(shown: Shown, costs: tuple[Cost, ...] = ()) -> dict[str, Metric]:
+def read(shown: Shown, costs: Mapping[str, Mapping[str, float]] | None = None) -> dict[str, Metric]:
     """Render in both formats, and give what OpenMetrics's strict parser reads."""
     registry = CollectorRegistry(auto_describe=False)
     registry.register(SampleCollector(lambda: shown))
-    registry.register(CostCollector(lambda: costs))
+    registry.register(CostCollector(lambda: costs or {}))
     assert list(plain_text(choose_encoder("")[0](registry).decode()))
     text = choose_encoder(OPENMETRICS)[0](registry).decode()
     return {one.name: one for one in openmetrics(text)}  # type: ignore[no-untyped-call]
@@ -91,7 +92,8 @@ def test_labels_that_a_series_has_no_value_of_are_left_out() -> None:
 
 def test_collectors_have_families_of_their_own() -> None:
     """Calls, lateness and the longest call stand under the collector's name."""
-    found = read(Shown(left_out=3), (Cost("host", 5, 0.5, 0.25, 0.125), Cost("gpu", 6, 0, 0, 0)))
+    host = {"calls": 5, "cpu_s": 0.5, "late_s": 0.25, "longest_s": 0.125}
+    found = read(Shown(left_out=3), {"host": host, "gpu": host | {"calls": 6}})
 
     assert {metric.prometheus for metric in COLLECTOR_METRICS} == set(found)
     assert {metric.prometheus: metric.type for metric in COLLECTOR_METRICS} == {

@@ -12,7 +12,6 @@ import subprocess
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
-from stagescope.agent.collectors import Cost
 from stagescope.exporters.sample_metrics import CostCollector, SampleCollector
 from stagescope.exporters.sample_series import Series, Shown
 from stagescope.samples import SAMPLE_NAMES
@@ -32,7 +31,8 @@ def test_promtool_has_nothing_to_say() -> None:
     ]
     registry = CollectorRegistry(auto_describe=False)
     registry.register(SampleCollector(lambda: Shown(tuple(series))))
-    registry.register(CostCollector(lambda: [Cost("host", 1, 0.1, 0.1, 0.1)]))
+    cost = {"calls": 1, "late_s": 0.1, "longest_s": 0.1}
+    registry.register(CostCollector(lambda: {"host": cost}))
     checked = subprocess.run(
         [program, "check", "metrics"],
         input=generate_latest(registry),
