@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from stagescope.agent import gpu_nvml_buffers as buffers
 from stagescope.agent import gpu_nvml_processes as processes
-from stagescope.agent.gpu_nvml_calls import Calls, Said
+from stagescope.agent.gpu_nvml_calls import SLOW_S, Calls, Said
 from stagescope.agent.gpu_nvml_clocks import Clocks
 from stagescope.agent.gpu_nvml_events import Events
 from stagescope.agent.gpu_nvml_fields import FAST, POWER_INSTANT, SLOW, Fields
@@ -46,6 +46,8 @@ class NvmlProbe:
         counters_allowed: Callable[[], bool] = lambda: True,
         *,
         say: Said | None = None,
+        look_again_s: float = LOOK_AGAIN_S,
+        slow_s: float = SLOW_S,
         clock: Callable[[], int] = time.monotonic_ns,
         wall: Callable[[], int] = time.time_ns,
     ) -> None:
@@ -58,13 +60,14 @@ class NvmlProbe:
             raise NoGpu(f"NVIDIA's driver does not answer: {error}") from error
         self._clock = clock
         self._wall = wall
-        self._calls = Calls(self._nvml, self._say, clock)
+        self._calls = Calls(self._nvml, self._say, slow_s, clock)
         self._resolve = processes.resolver(served)
         self._counters_allowed = counters_allowed
         self._units: dict[str, Unit] = {}
         self._handles: Mapping[str, object] = {}
         self._events = Events(self._nvml, lambda: self._handles, self._say, clock)
         self._stopped = threading.Event()
+        self._look_again_s = look_again_s
         self._look_again_ns = self._costs_ns = 0
 
     def devices(self) -> Sequence[Device]:
@@ -142,13 +145,14 @@ class NvmlProbe:
             del self._units[one.device.id]
         self._handles = {key: self._handles[key] for key in self._handles if key in self._units}
         self._say(
-            f"{unit.device.name} {uuid} is gone: {why}; looked for again every {LOOK_AGAIN_S:g} s",
+            f"{unit.device.name} {uuid} is gone: {why}; looked for again every "
+            f"{self._look_again_s:g} s",
             about=f"gone {uuid}",
         )
 
     def _look(self) -> None:
         """Find out which devices there are; those that are known keep what was read of them."""
-        self._look_again_ns = self._clock() + int(LOOK_AGAIN_S * 1e9)
+        self._look_again_ns = self._clock() + int(self._look_again_s * 1e9)
         found: dict[str, Unit] = {}
         handles: dict[str, object] = {}
         for uuid, handle, parent in self._listed():
@@ -171,7 +175,7 @@ class NvmlProbe:
                 uuid = str(self._calls("nvmlDeviceGetUUID", handle))
             except self._nvml.NVMLError as error:
                 self._say(f"GPU {index} does not answer: {error}; asked again every "
-                          f"{LOOK_AGAIN_S:g} s", about=f"index {index}")  # fmt: skip
+                          f"{self._look_again_s:g} s", about=f"index {index}")  # fmt: skip
                 continue
             yield uuid, handle, None
             for instance in self._instances(handle):

@@ -55,12 +55,18 @@ class Calls:
     """Calls functions of pynvml by name; one thread calls, any thread asks `under_way`."""
 
     def __init__(
-        self, nvml: ModuleType, say: Said, clock: Callable[[], int] = time.monotonic_ns
+        self,
+        nvml: ModuleType,
+        say: Said,
+        slow_s: float = SLOW_S,
+        clock: Callable[[], int] = time.monotonic_ns,
     ) -> None:
+        """A call of *nvml* whose median is over *slow_s* is made rarer."""
         self.nvml = nvml
         self.say = say
         self.under_way: tuple[str, int] | None = None
         """Name and beginning of the call that is being made now."""
+        self._slow_s = slow_s
         self._clock = clock
         self._times: dict[str, deque[float]] = {}
         self._medians: dict[str, float] = {}
@@ -92,7 +98,7 @@ class Calls:
         times.append(took_s)
         median = self._medians[name] = statistics.median(times)
         rarer = self.rarer(name)
-        if len(times) >= JUDGED and median > SLOW_S and rarer < RAREST:
+        if len(times) >= JUDGED and median > self._slow_s and rarer < RAREST:
             self.say(
                 f"{name} takes {median * 1000:.1f} ms in the driver, so it is called half as often, "
                 "and half of that while it stays so",
@@ -100,6 +106,6 @@ class Calls:
             )
             self._rarer[name] = rarer * 2
             times.clear()
-        elif len(times) == REMEMBERED and median < SLOW_S / 2 and rarer > 1:
+        elif len(times) == REMEMBERED and median < self._slow_s / 2 and rarer > 1:
             self._rarer[name] = rarer // 2
             times.clear()

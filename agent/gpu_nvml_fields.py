@@ -64,6 +64,7 @@ class Fields:
         self._device = device
         self._asked = list(fields)
         self._last: dict[int, tuple[int, float]] = {}
+        self._answered = False
         self.tier = tier
         self.call = f"nvmlDeviceGetFieldValues.{tier}"
 
@@ -73,10 +74,8 @@ class Fields:
         return [field.name for field in self._asked]
 
     def counts(self, name: str, detail: str) -> bool:
-        """Tell whether the device has answered such a field."""
-        return any(
-            (one.name, one.detail) == (name, detail) and one.id in self._last for one in self._asked
-        )
+        """Tell whether the device has such a field; so it is left to this reading alone."""
+        return self._answered and (name, detail) in {(one.name, one.detail) for one in self._asked}
 
     def read(self, at: Moment) -> list[Sample]:
         """Read all fields at once."""
@@ -84,6 +83,7 @@ class Fields:
         if not wanted:
             return []
         values = self._calls("nvmlDeviceGetFieldValues", self._handle, wanted, as_=self.call)
+        self._answered = True
         samples: list[Sample] = []
         for field, value in zip(tuple(self._asked), values, strict=True):
             samples += self._sample(field, value, at)

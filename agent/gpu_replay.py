@@ -59,7 +59,8 @@ def read_recording(path: Path) -> Recording:
             elif kind == "sample":
                 samples.append(Sample(**line))
             elif kind == "event":
-                events.append(DeviceEvent(**{**line, "kind": line.pop("event")}))
+                told = line.pop("event")
+                events.append(DeviceEvent(kind=told, **line))
         except (ValueError, TypeError, KeyError, AttributeError) as problem:
             raise UsageError(f"{path}, line {number}: no line of a GPU recording ({problem})"
                              ) from problem  # fmt: skip
