@@ -5,34 +5,19 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
 from types import ModuleType
 from typing import Any, Final
 
-from stagescope.agent import gpu_nvml_buffers as buffers
-from stagescope.agent import gpu_nvml_processes as processes
 from stagescope.agent.gpu_nvml_calls import SLOW_S, Calls, Said
-from stagescope.agent.gpu_nvml_clocks import Clocks
 from stagescope.agent.gpu_nvml_events import Events
-from stagescope.agent.gpu_nvml_fields import FAST, POWER_INSTANT, SLOW, Fields
-from stagescope.agent.gpu_nvml_gpm import Gpm
-from stagescope.agent.gpu_nvml_memory import USAGE, Memory
-from stagescope.agent.gpu_nvml_reading import DeviceGone, Either, Guarded, Moment, Reading, Value
+from stagescope.agent.gpu_nvml_processes import resolver
+from stagescope.agent.gpu_nvml_reading import DeviceGone, Moment
+from stagescope.agent.gpu_nvml_units import Unit, Units
 from stagescope.agent.gpu_probe import Device, DeviceEvent, NoGpu, Tier
 from stagescope.samples import Sample
 
 LOOK_AGAIN_S: Final = 60.0
 """How often it is asked which devices there are: one that was lost may be back."""
-
-
-@dataclass(frozen=True, slots=True)
-class Unit:
-    """One device, or one MIG instance, and what is read of it."""
-
-    device: Device
-    readings: tuple[Guarded, ...]
-    gpm: Gpm
 
 
 class NvmlProbe:
@@ -61,11 +46,10 @@ class NvmlProbe:
         self._clock = clock
         self._wall = wall
         self._calls = Calls(self._nvml, self._say, slow_s, clock)
-        self._resolve = processes.resolver(served)
-        self._counters_allowed = counters_allowed
         self._units: dict[str, Unit] = {}
         self._handles: Mapping[str, object] = {}
         self._events = Events(self._nvml, lambda: self._handles, self._say, clock)
+        self._make = Units(self._calls, self._events.put, resolver(served), counters_allowed)
         self._stopped = threading.Event()
         self._look_again_s = look_again_s
         self._look_again_ns = self._costs_ns = 0
@@ -142,6 +126,7 @@ class NvmlProbe:
         uuid = unit.device.id
         gone = [one for one in self._units.values() if uuid in (one.device.id, one.device.parent)]
         for one in gone:
+            one.gpm.close()
             del self._units[one.device.id]
         self._handles = {key: self._handles[key] for key in self._handles if key in self._units}
         self._say(
@@ -158,10 +143,16 @@ class NvmlProbe:
         for uuid, handle, parent in self._listed():
             if not parent:
                 handles[uuid] = handle
-            found[uuid] = self._units.get(uuid) or self._unit(uuid, handle, parent)
+            found[uuid] = self._units.get(uuid) or self._begun(uuid, handle, parent)
+        for uuid in self._units.keys() - found.keys():
+            self._units[uuid].gpm.close()
         self._units = found
         if handles.keys() != self._handles.keys():
             self._handles = handles  # a new set of events is made of them
+
+    def _begun(self, uuid: str, handle: Any, parent: tuple[str, Any] | None) -> Unit:
+        self._say.forget(f"gone {uuid}")
+        return self._make.unit(uuid, handle, parent)
 
     def _listed(self) -> Iterator[tuple[str, Any, tuple[str, Any] | None]]:
         """Give UUID and handle of each device and instance, with those of the device around it."""
@@ -179,105 +170,16 @@ class NvmlProbe:
                 continue
             yield uuid, handle, None
             for instance in self._instances(handle):
-                yield str(self._calls("nvmlDeviceGetUUID", instance)), instance, (uuid, handle)
+                if of_instance := self._make.ask("", "nvmlDeviceGetUUID", instance):
+                    yield str(of_instance), instance, (uuid, handle)
 
     def _instances(self, handle: Any) -> Iterator[Any]:
-        if not self._ask(0, "nvmlDeviceGetMigMode", handle, first=True):
+        if not self._make.ask(0, "nvmlDeviceGetMigMode", handle, first=True):
             return
-        for index in range(self._ask(0, "nvmlDeviceGetMaxMigDeviceCount", handle)):
-            instance = self._ask(None, "nvmlDeviceGetMigDeviceHandleByIndex", handle, index)
+        for index in range(self._make.ask(0, "nvmlDeviceGetMaxMigDeviceCount", handle)):
+            instance = self._make.ask(None, "nvmlDeviceGetMigDeviceHandleByIndex", handle, index)
             if instance is not None:
                 yield instance
-
-    def _ask(self, default: Any, call: str, *arguments: Any, first: bool = False) -> Any:
-        """Ask something that not every device knows."""
-        try:
-            answer = self._calls(call, *arguments)
-        except self._nvml.NVMLError:
-            return default
-        return answer[0] if first else answer
-
-    def _unit(self, uuid: str, handle: Any, parent: tuple[str, Any] | None) -> Unit:
-        index = self._ask(0, "nvmlDeviceGetIndex", parent[1] if parent else handle)
-        memory = self._ask(None, "nvmlDeviceGetMemoryInfo", handle)
-        device = Device(
-            id=uuid,
-            name=str(self._ask("NVIDIA GPU", "nvmlDeviceGetName", handle)),
-            vendor="NVIDIA",
-            ordinal=index,
-            total_bytes=memory.total if memory else 0,
-            parent=parent[0] if parent else "",
-            driver=str(self._ask("", "nvmlSystemGetDriverVersion")),
-        )
-        self._say.forget(f"gone {uuid}")
-        if parent:
-            readings, gpm = self._of_instance(uuid, handle, parent[1])
-        else:
-            readings, gpm = self._of_device(uuid, handle)
-        return Unit(device, tuple(Guarded(one, self._calls, uuid) for one in readings), gpm)
-
-    def _of_device(self, uuid: str, handle: Any) -> tuple[list[Reading], Gpm]:
-        calls = self._calls
-        fields = Fields(calls, handle, uuid, FAST, "fast")
-        gpm = Gpm(calls, handle, uuid, allowed=self._counters_allowed, known=fields.counts)
-        buffer = partial(buffers.Buffer, calls, handle, uuid)
-        clocks = partial(Clocks, calls, handle=handle, device=uuid,
-                         tell=self._events.put, counted=fields.counts)  # fmt: skip
-        return [
-            Either(calls, buffer(buffers.GPU), self._rates(uuid, handle)),
-            buffer(buffers.MEMORY),
-            Either(calls, buffer(buffers.POWER),
-                   Fields(calls, handle, uuid, (POWER_INSTANT,), "fast")),
-            buffer(buffers.SM_CLOCK),
-            buffer(buffers.MEMORY_CLOCK, "slow"),
-            *self._memory(uuid, handle),
-            fields,
-            Fields(calls, handle, uuid, SLOW, "slow"),
-            gpm,
-            Either(calls, clocks(call="nvmlDeviceGetCurrentClocksEventReasons"),
-                   clocks(call="nvmlDeviceGetCurrentClocksThrottleReasons")),
-            self._temperature(uuid, handle),
-            processes.Utilization(calls, handle, uuid, self._resolve),
-        ], gpm  # fmt: skip
-
-    def _of_instance(self, uuid: str, handle: Any, whole: Any) -> tuple[list[Reading], Gpm]:
-        """A MIG instance has memory, processes and hardware counters of its own, and no more."""
-        instance = self._ask(None, "nvmlDeviceGetGpuInstanceId", handle)
-        gpm = Gpm(self._calls, whole, uuid, instance=instance, allowed=self._counters_allowed)
-        counters = [gpm] if instance is not None else []
-        return [*self._memory(uuid, handle), *counters], gpm
-
-    def _memory(self, uuid: str, handle: Any) -> list[Reading]:
-        calls = self._calls
-        by_process = partial(processes.Memory, calls, handle=handle, device=uuid,
-                             resolve=self._resolve)  # fmt: skip
-        call = "nvmlDeviceGetMemoryInfo"  # the driver's reserve counts as in use
-        older = Value(calls, call, lambda: float(calls(call, handle).used), USAGE, uuid)
-        return [
-            Either(calls, Memory(calls, handle, uuid), older),
-            Either(
-                calls,
-                by_process(call="nvmlDeviceGetComputeRunningProcesses_v3"),
-                by_process(call="nvmlDeviceGetComputeRunningProcesses_v2"),
-            ),
-        ]
-
-    def _rates(self, uuid: str, handle: Any) -> Reading:
-        """Of the driver's last period, a sixth of a second to a second long."""
-        calls, call = self._calls, "nvmlDeviceGetUtilizationRates"
-        name = buffers.GPU.name
-        return Value(calls, call, lambda: float(calls(call, handle).gpu), name, uuid, scale=1e-2)
-
-    def _temperature(self, uuid: str, handle: Any) -> Reading:
-        newer, older = "nvmlDeviceGetTemperatureV", "nvmlDeviceGetTemperature"
-        return Either(
-            self._calls,
-            *(
-                Value(self._calls, call, partial(self._calls, call, handle, 0),
-                      "hw.temperature", uuid, detail="gpu")
-                for call in (newer, older)
-            ),
-        )  # fmt: skip
 
 
 def _bindings() -> ModuleType:

@@ -56,7 +56,7 @@ class Buffer:
         self._handle = handle
         self._device = device
         self._kind = kind
-        self.tier = tier
+        self.tier: Tier = tier
         self.call = f"nvmlDeviceGetSamples.{kind.word}"
         self._last_us = self._end_ns = 0
 

@@ -65,7 +65,7 @@ class Fields:
         self._asked = list(fields)
         self._last: dict[int, tuple[int, float]] = {}
         self._answered = False
-        self.tier = tier
+        self.tier: Tier = tier
         self.call = f"nvmlDeviceGetFieldValues.{tier}"
 
     @property

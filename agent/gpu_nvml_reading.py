@@ -64,7 +64,7 @@ class Either:
     def __init__(self, calls: Calls, *readings: Reading) -> None:
         self._errors = calls.nvml.NVMLError
         self._left = list(readings)
-        self.tier = readings[0].tier
+        self.tier: Tier = readings[0].tier
 
     @property
     def call(self) -> str:

@@ -87,11 +87,12 @@ class TorchProbe:
                                  device=device.id)  # fmt: skip
 
     def _device(self, told: Mapping[str, Any]) -> Device:
+        kind = str(told.get("platform") or told["type"])
         id = told.get("uuid") or f"{told['type']}:{told['ordinal']}"
         self._devices[id] = device = Device(
             id=id,
             name=told.get("name") or told["type"],
-            vendor=VENDORS.get(told.get("platform") or told["type"], told["type"]),
+            vendor=VENDORS.get(kind, kind),
             ordinal=told["ordinal"],
             total_bytes=told.get("total_bytes", 0),
         )

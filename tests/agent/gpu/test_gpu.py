@@ -14,9 +14,10 @@ import pytest
 from stagescope.agent import gpu
 from stagescope.agent.client import AgentClient
 from stagescope.agent.evidence import Evidence
-from stagescope.agent.gpu import GpuSampler, make
+from stagescope.agent.gpu import make
 from stagescope.agent.gpu_probe import THROTTLE_BEGAN, XID, Device, DeviceEvent, GpuProbe, NoGpu
 from stagescope.agent.gpu_replay import HEAD, Recording, ReplayProbe, read_recording
+from stagescope.agent.gpu_sampler import GpuSampler
 from stagescope.agent.loop import Agent
 from stagescope.agent.notices import Notice
 from stagescope.errors import UsageError
