@@ -82,6 +82,8 @@ class NvmlProbe:
                 self._read(unit, tier, samples)
             except DeviceGone as gone:
                 self._drop(unit, str(gone))
+            else:
+                self._say.forget(f"gone {unit.device.id}")
         return samples + (self._costs() if tier == "slow" else [])
 
     def events(self) -> Iterator[DeviceEvent]:
@@ -143,16 +145,12 @@ class NvmlProbe:
         for uuid, handle, parent in self._listed():
             if not parent:
                 handles[uuid] = handle
-            found[uuid] = self._units.get(uuid) or self._begun(uuid, handle, parent)
+            found[uuid] = self._units.get(uuid) or self._make.unit(uuid, handle, parent)
         for uuid in self._units.keys() - found.keys():
             self._units[uuid].gpm.close()
         self._units = found
         if handles.keys() != self._handles.keys():
             self._handles = handles  # a new set of events is made of them
-
-    def _begun(self, uuid: str, handle: Any, parent: tuple[str, Any] | None) -> Unit:
-        self._say.forget(f"gone {uuid}")
-        return self._make.unit(uuid, handle, parent)
 
     def _listed(self) -> Iterator[tuple[str, Any, tuple[str, Any] | None]]:
         """Give UUID and handle of each device and instance, with those of the device around it."""

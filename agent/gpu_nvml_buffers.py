@@ -15,7 +15,7 @@ from stagescope.agent.gpu_probe import Tier
 from stagescope.samples import Sample
 
 GRAIN_NS: Final = 200_000_000
-"""Readings closer than that are averaged: power comes every 20 ms."""
+"""Readings closer than that are averaged: an hour of them has to be kept."""
 LONGEST_NS: Final = 2_000_000_000
 """A reading tells of no more than that before it; the driver's own periods are a second at most."""
 

@@ -78,9 +78,10 @@ class GpuSampler:
         if (probe := self._probe) is not None:
             probe.stop()
         last_ns = self._clock() + int(END_S * 1e9)
-        for thread in self._threads:
+        threads = tuple(self._threads)
+        for thread in threads:
             thread.join(max(0.0, (last_ns - self._clock()) / 1e9))
-        if any(thread.is_alive() for thread in self._threads):
+        if any(thread.is_alive() for thread in threads):
             self._say(f"the driver holds a call; its thread ends with the agent{self._where()}")
 
     def children_cpu_s(self) -> float:

@@ -84,16 +84,17 @@ def test_the_drivers_buffers_are_read_from_where_they_were_left(
         assert value(samples, name, detail) == level
         assert len(series) > 1
         for before, after in pairwise(series):
-            assert abs(after.start_ns - before.end_ns) < 2_000_000  # two clocks, read twice
-            assert after.end_ns - after.start_ns < 400_000_000
-        assert abs(series[-1].end_ns - time.monotonic_ns()) < 2_000_000_000
+            assert before.start_ns < before.end_ns == after.start_ns
+        assert 0 <= time.monotonic_ns() - series[-1].end_ns < 10_000_000_000
 
 
 def test_counters_become_amounts(probe: Polling) -> None:
     """What a counter grew by from one poll to the next is the sample, over just that stretch."""
     first = probe.poll()
     assert not [one for one in first if KINDS[one.name] == AMOUNT]  # nothing to compare with
-    samples = probe.poll(times=3)
+    samples = probe.poll()
+    while samples[-1].end_ns - samples[0].start_ns < 500_000_000:
+        samples += probe.poll()
     for name, detail, a_second in (
         ("hw.energy", "", 300),
         ("hw.gpu.io", "transmit", 4000),
@@ -104,7 +105,7 @@ def test_counters_become_amounts(probe: Polling) -> None:
     ):
         series = found(samples, name, detail)
         lasted_s = (series[-1].end_ns - series[0].start_ns) / 1e9
-        assert len(series) == 3
+        assert all(before.end_ns == after.start_ns for before, after in pairwise(series))
         rate = sum(one.value for one in series) / lasted_s
         assert rate == pytest.approx(a_second, rel=0.5), (name, detail)
 

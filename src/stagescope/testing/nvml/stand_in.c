@@ -21,7 +21,7 @@ typedef u32 ret;
 enum { OK = 0, UNINITIALIZED = 1, INVALID = 2, NOT_SUPPORTED = 3, NOT_FOUND = 6, TOO_SMALL = 7,
        NOT_LOADED = 9, TIMED_OUT = 10 };
 enum { DOUBLE = 0, U32 = 1, U64 = 3 };
-enum { DEVICES = 8, INSTANCES = 7, LINE = 256, PERIOD_US = 50000, KEPT = 20 };
+enum { DEVICES = 8, INSTANCES = 7, LINE = 256, PERIOD_US = 50000, KEPT = 200 };
 
 typedef union { double d; u32 u; unsigned long ul; u64 ull; long long sll; int si; unsigned short us; } value_t;
 typedef struct { u64 stamp; value_t value; } sample_t;
