@@ -133,6 +133,8 @@ class GpuSampler:
             if turn % SLOW_EVERY == 0:
                 samples += probe.poll("slow")
             for device in probe.devices():
+                if device.id not in self._evidence.devices:
+                    _log.info("gpu: reads %s %s by %s", device.name, device.id, probe.name)
                 self._evidence.devices[device.id] = device
             self._evidence.samples.add(samples)
             self._note_cpu()
@@ -153,6 +155,7 @@ class GpuSampler:
         of = f"{device.name} {event.device}" if device else event.device
         if event.kind == XID:
             sentence = f"the driver told of fault XID {event.detail} on {of}"
+            self._say(f"{sentence}; said once, counted each time")
             self._notice(Notice(XID_NOTICE, 0, event.device, event.at_ns, sentence))
         elif event.kind == THROTTLE_BEGAN and event.detail in HEAT_AND_POWER:
             sentence = f"{of} began to be throttled: {event.detail}"

@@ -24,6 +24,7 @@ from stagescope.errors import UsageError
 from stagescope.samples import Sample
 from stagescope.testing import wait_until
 from stagescope.testing.agents import AgentProcesses, short_spool
+from stagescope.testing.clock import HandClock
 from stagescope.testing.nvml import DRIVER_NOT_LOADED, StandIn
 
 MS = 1_000_000
@@ -154,7 +155,7 @@ def test_a_fault_of_ours_reaches_the_loops_guard(evidence: Evidence) -> None:
 def test_a_driver_that_holds_a_call_keeps_nobody_up(
     evidence: Evidence, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """`close` comes back within about a second; that a thread is left behind is said."""
+    """That samples are missing is said, once; `close` leaves the thread behind, and says that."""
     called, held = threading.Event(), threading.Event()
 
     class Holding(ReplayProbe):
@@ -163,12 +164,17 @@ def test_a_driver_that_holds_a_call_keeps_nobody_up(
             held.wait()
             return []
 
-    sampler = GpuSampler(lambda: Holding(RECORDING), evidence)
+    clock = HandClock()
+    sampler = GpuSampler(lambda: Holding(RECORDING), evidence, clock=clock)
     sampler.collect()
     assert called.wait(10)
+    for _ in range(3):
+        clock.tick(6_000 * MS)
+        sampler.collect()
     sampler.close()
     assert [one.getMessage() for one in caplog.records] == [
-        "gpu: the driver holds a call; its thread ends with the agent"
+        "gpu: the driver has not answered for 5 s; samples are missing until it does",
+        "gpu: the driver holds a call; its thread ends with the agent",
     ]
     held.set()
 
