@@ -30,7 +30,9 @@ class Kind:
     """False where it has no place in a served process: it needs an agent of its own."""
 
 
-KINDS: Mapping[str, Kind] = {}
+KINDS: Mapping[str, Kind] = {
+    "gpu": Kind("stagescope.agent.gpu", embedded=False),
+}
 """By name, in the order of their work."""
 
 

@@ -32,6 +32,7 @@ BACKLOG = 8
 THREAD_NAME = "stagescope-probe"
 
 OPS: Mapping[str, str] = {
+    "accelerator": "stagescope.middleware.hooks.torch_accelerator",
     "hello": "stagescope.middleware.probe_hello",
 }
 """Names of questions, and the module whose `answer(question, talk)` answers each of them."""
