@@ -78,7 +78,7 @@ class ProportionalMemory:
         kib = {
             "pss": found.get("Pss"),
             "uss": found["Private_Clean"] + found["Private_Dirty"]
-            if _PRIVATE <= set(found)
+            if set(found) >= _PRIVATE
             else None,
             "swap": found.get("SwapPss"),
         }

@@ -22,7 +22,10 @@ SENT = Counter("system.network.io", "transmit")
 READ = Counter("system.disk.io", "read")
 WRITTEN = Counter("system.disk.io", "write")
 
-_FAILURES = (OSError, psutil.Error, RuntimeError, ValueError, LookupError, AttributeError)
+_FAILURES = (
+    OSError, psutil.Error, RuntimeError, ValueError, LookupError, AttributeError, TypeError,
+    ArithmeticError,
+)  # fmt: skip
 """What psutil raises where a system hides a thing from it, or writes it as it does not know."""
 
 _log = logging.getLogger("stagescope")
