@@ -182,5 +182,13 @@ CGROUP_NAMES = (
 )  # fmt: skip
 """The host sampler's, of a cgroup."""
 
-SAMPLE_NAMES: tuple[SampleName, ...] = (*PROCESS_NAMES, *SYSTEM_NAMES, *CGROUP_NAMES)
+COST_NAMES = (
+    SampleName(
+        "stagescope.collector.cpu_time", "s", AMOUNT, "What a collector of the agent itself used.",
+        "stagescope.collector",
+    ),
+)  # fmt: skip
+"""What stagescope's own samplers cost."""
+
+SAMPLE_NAMES: tuple[SampleName, ...] = (*PROCESS_NAMES, *SYSTEM_NAMES, *CGROUP_NAMES, *COST_NAMES)
 """Every name, host first; each sampler's names stand in one block."""
