@@ -21,11 +21,17 @@ class Mount:
     """The cgroup that is seen at *folder*."""
 
     def place(self, cgroup: str) -> str | None:
-        """Give the folder of the cgroup *cgroup*; None where it is outside of what is mounted."""
+        """Give the folder of the cgroup *cgroup*.
+
+        None where it is outside of what is mounted, and for the one that holds the whole host:
+        it has no limits, and what it used the host's own figures tell.
+        """
         top = self.top.rstrip("/")
         if ".." in cgroup.split("/") or not f"{cgroup}/".startswith(f"{top}/"):
             return None
-        return (self.folder + cgroup.removeprefix(top)).rstrip("/")
+        folder = (self.folder + cgroup.removeprefix(top)).rstrip("/")
+        # Every cgroup but the outermost has this file.
+        return folder if os.path.exists(f"{folder}/cgroup.events") else None
 
     def above(self, cgroup: str) -> list[str]:
         """Name the cgroups around *cgroup*, innermost first, up to the one that is mounted."""

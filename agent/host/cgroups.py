@@ -5,7 +5,7 @@ Files: the kernel's Documentation/admin-guide/cgroup-v2.rst.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from stagescope.agent.host.cgroup_paths import Mount, cgroup_of, find_mount
 from stagescope.agent.host.files import count, counts, read
@@ -40,7 +40,6 @@ class Cgroup:
         self._cpu = {key: Counter(name, path, unit) for key, name, unit in _CPU}
         self._memory = {key: Counter(name, path, unit) for key, name, unit in _MEMORY}
         self._limits: dict[str, float] = {}
-        self.look()
 
     def look(self) -> None:
         """Read what it is allowed."""
@@ -107,20 +106,25 @@ class Cgroups:
 
     def _look(self, mount: Mount, watched: Sequence[Watched]) -> None:
         self._seen = set(watched)
-        paths = {one: cgroup_of(self._proc, one.here) for one in watched}
-        self._of = {one: path for one, path in paths.items() if path and mount.place(path)}
-        self._cgroups = dict(self._open(mount, self._of.values()))
+        self._of = {}
+        found: dict[str, Cgroup] = {}
+        for one in watched:
+            path = cgroup_of(self._proc, one.here)
+            if path and (cgroup := found.get(path) or self._open(mount, path)):
+                self._of[one] = path
+                found[path] = cgroup
+                found |= self._limited(mount, path)
+        self._cgroups = found
 
-    def _open(self, mount: Mount, paths: Iterable[str]) -> Iterator[tuple[str, Cgroup]]:
-        for path in dict.fromkeys(paths):
-            yield path, self._one(mount, path)
-            for around in mount.above(path):
-                if (cgroup := self._one(mount, around)).limited:
-                    yield around, cgroup
+    def _limited(self, mount: Mount, path: str) -> dict[str, Cgroup]:
+        """Give the cgroups around *path* that have limits: they hold for it too."""
+        around = {outer: self._open(mount, outer) for outer in mount.above(path)}
+        return {outer: cgroup for outer, cgroup in around.items() if cgroup and cgroup.limited}
 
-    def _one(self, mount: Mount, path: str) -> Cgroup:
-        cgroup = self._cgroups.get(path)
-        if cgroup is None:
-            return Cgroup(path, mount.place(path) or mount.folder)
+    def _open(self, mount: Mount, path: str) -> Cgroup | None:
+        folder = mount.place(path)
+        if folder is None:
+            return None
+        cgroup = self._cgroups.get(path) or Cgroup(path, folder)
         cgroup.look()
         return cgroup

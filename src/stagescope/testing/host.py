@@ -55,6 +55,8 @@ def host_files() -> dict[str, str]:
         f"proc/{PID}/task/4243/status": task.format(20, 2),
         f"proc/{PID}/fd/0": "",
         f"proc/{PID}/fd/1": "",
+        "sys/fs/cgroup/pods/cgroup.events": "populated 1\n",
+        f"{group}/cgroup.events": "populated 1\n",
         f"{group}/cpu.max": "150000 100000\n",
         f"{group}/cpu.stat": "usage_usec 5000000\nnr_throttled 3\nthrottled_usec 250000\n",
         f"{group}/memory.max": "1073741824\n",
