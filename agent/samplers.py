@@ -32,6 +32,7 @@ class Kind:
 
 KINDS: Mapping[str, Kind] = {
     "gpu": Kind("stagescope.agent.gpu", embedded=False),
+    "host": Kind("stagescope.agent.host.sampler", embedded=True),
 }
 """By name, in the order of their work."""
 

@@ -153,5 +153,150 @@ GPU: tuple[SampleName, ...] = (
     ),
 )  # fmt: skip
 
-SAMPLE_NAMES: tuple[SampleName, ...] = (*GPU,)
+_RELEASE_CANDIDATE = "OpenTelemetry, release candidate"
+
+PROCESS_NAMES = (
+    SampleName(
+        "process.cpu.time", "s", AMOUNT, "Time on a core, all threads together.",
+        "cpu.mode", _RELEASE_CANDIDATE,
+    ),
+    SampleName(
+        "process.memory.usage", "By", LEVEL, "Resident memory, shared pages included.",
+        stability=_RELEASE_CANDIDATE,
+    ),
+    SampleName("process.thread.count", "{thread}", LEVEL, "Threads.", stability=_RELEASE_CANDIDATE),
+    SampleName(
+        "process.context_switches", "{context_switch}", AMOUNT,
+        "Context switches of all its threads; a thread that ended takes its last ones with it.",
+        "process.context_switch.type", _RELEASE_CANDIDATE,
+    ),
+    SampleName(
+        "process.paging.faults", "{fault}", AMOUNT,
+        "Page faults: major ones waited for storage, minor ones did not.",
+        "system.paging.fault.type", _RELEASE_CANDIDATE,
+    ),
+    SampleName(
+        "process.disk.io", "By", AMOUNT, "Bytes that went to and from storage for it.",
+        "disk.io.direction", _RELEASE_CANDIDATE,
+    ),
+    SampleName(
+        "process.unix.file_descriptor.count", "{file_descriptor}", LEVEL, "Open descriptors.",
+        stability=_RELEASE_CANDIDATE,
+    ),
+    SampleName(
+        "stagescope.process.memory.pss", "By", LEVEL,
+        "Resident memory, each shared page divided by those who share it.",
+    ),
+    SampleName(
+        "stagescope.process.memory.uss", "By", LEVEL,
+        "Resident memory that it shares with nobody: what its end would free.",
+    ),
+    SampleName(
+        "stagescope.process.memory.swap", "By", LEVEL,
+        "Memory that was swapped out, each shared page divided by those who share it.",
+    ),
+    SampleName(
+        "stagescope.process.works_for", "1", LEVEL,
+        "Always 1: it is a child, without records of its own, of a served process.",
+        "the served process's pid",
+    ),
+    SampleName(
+        "stagescope.process.cgroup", "1", LEVEL, "Always 1: the cgroup that it is in.",
+        "process.linux.cgroup",
+    ),
+)  # fmt: skip
+"""The host sampler's, of a process (docs/host.md)."""
+
+SYSTEM_NAMES = (
+    SampleName(
+        "system.cpu.utilization", "1", LEVEL,
+        "Share of all cores' time that was neither idle nor waiting for storage; what a "
+        "hypervisor took is in it.", stability=OTEL,
+    ),
+    SampleName("system.cpu.time", "s", AMOUNT, "Time of all cores.", "cpu.mode", OTEL),
+    SampleName(
+        "system.memory.usage", "By", LEVEL,
+        "`used`: the limit less what is available; caches are not in it.",
+        "system.memory.state", OTEL,
+    ),
+    SampleName(
+        "system.memory.linux.available", "By", LEVEL,
+        "What programs could still have without swapping, by the kernel's estimate.", stability=OTEL,
+    ),
+    SampleName("system.memory.limit", "By", LEVEL, "Memory of the host.", stability=OTEL),
+    SampleName(
+        "system.network.io", "By", AMOUNT, "Bytes through the host's cards; loopback left out.",
+        "network.io.direction", OTEL,
+    ),
+    SampleName(
+        "system.disk.io", "By", AMOUNT, "Bytes to and from the host's disks.",
+        "disk.io.direction", OTEL,
+    ),
+    SampleName(
+        "stagescope.system.load", "{task}", LEVEL,
+        "Tasks that ran or waited, for a core or for storage: mean over the last minute, the "
+        "newest weighing most.",
+    ),
+)  # fmt: skip
+"""The host sampler's, of the host as a whole."""
+
+_CGROUP = "process.linux.cgroup"
+_STALLED = "Time in which {} of it waited for {}; of the host where no cgroup is named."
+_WAITED = {"cpu": "a core", "memory": "memory", "io": "storage"}
+
+CGROUP_NAMES = (
+    SampleName("stagescope.cgroup.cpu.time", "s", AMOUNT, "Time on a core.", _CGROUP),
+    SampleName("stagescope.cgroup.cpu.limit", "{cpu}", LEVEL, "Cores that it may use.", _CGROUP),
+    SampleName(
+        "stagescope.cgroup.cpu.throttled_time", "s", AMOUNT,
+        "Time in which it was held up because its quota was used up, over all cores.", _CGROUP,
+    ),
+    SampleName(
+        "stagescope.cgroup.cpu.throttled_periods", "{period}", AMOUNT,
+        "Periods in which its quota was used up.", _CGROUP,
+    ),
+    SampleName(
+        "stagescope.cgroup.memory.usage", "By", LEVEL,
+        "Memory that is charged to it, file caches included.", _CGROUP,
+    ),
+    SampleName("stagescope.cgroup.memory.limit", "By", LEVEL, "Memory that it may use.", _CGROUP),
+    SampleName(
+        "stagescope.cgroup.memory.limit_hits", "{event}", AMOUNT,
+        "Times that it came to its limit and had to give memory back.", _CGROUP,
+    ),
+    SampleName(
+        "stagescope.cgroup.memory.oom", "{event}", AMOUNT,
+        "Times that it found no memory below its limit.", _CGROUP,
+    ),
+    SampleName(
+        "stagescope.cgroup.memory.oom_kill", "{process}", AMOUNT,
+        "Processes of it that the kernel killed for want of memory.", _CGROUP,
+    ),
+    *(
+        SampleName(
+            f"stagescope.pressure.{resource}.{kind}", "s", AMOUNT,
+            _STALLED.format("at least one task" if kind == "some" else "every task", what),
+            _CGROUP,
+        )
+        for resource, what in _WAITED.items()
+        for kind in ("some", "full")
+    ),
+)  # fmt: skip
+"""The host sampler's, of a cgroup."""
+
+COST_NAMES = (
+    SampleName(
+        "stagescope.collector.cpu_time", "s", AMOUNT, "What a collector of the agent itself used.",
+        "stagescope.collector",
+    ),
+)  # fmt: skip
+"""What stagescope's own samplers cost."""
+
+SAMPLE_NAMES: tuple[SampleName, ...] = (
+    *GPU,
+    *PROCESS_NAMES,
+    *SYSTEM_NAMES,
+    *CGROUP_NAMES,
+    *COST_NAMES,
+)
 """Every name, host first; each sampler's names stand in one block."""
