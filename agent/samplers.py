@@ -30,7 +30,9 @@ class Kind:
     """False where it has no place in a served process: it needs an agent of its own."""
 
 
-KINDS: Mapping[str, Kind] = {}
+KINDS: Mapping[str, Kind] = {
+    "torch": Kind("stagescope.agent.torch_sampler", embedded=True),
+}
 """By name, in the order of their work."""
 
 
