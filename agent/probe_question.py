@@ -21,6 +21,8 @@ class Question:
         self._connection.setblocking(False)
         self.asked = self._ask(probe, op)
         """False where nobody listens."""
+        if not self.asked:
+            self._connection.close()
 
     def _ask(self, probe: Path, op: str) -> bool:
         try:
