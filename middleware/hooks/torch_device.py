@@ -14,7 +14,7 @@ from typing import Any
 
 from stagescope.middleware.guard import say_once
 from stagescope.middleware.hooks.torch_device_clock import DeviceClock, TorchClock
-from stagescope.middleware.hooks.torch_device_lane import Lane, Missed, Open, Place
+from stagescope.middleware.hooks.torch_device_lane import Lane, Open, Place
 from stagescope.middleware.names import CODES
 from stagescope.middleware.observers import leave, observe
 from stagescope.middleware.timeline import Timeline
@@ -36,10 +36,10 @@ class DeviceTime:
         self._wanted = _Wanted(stages)
         self._lanes: dict[Hashable, Lane] = {}
         self._open: dict[Place, Open] = {}
-        self._missed = Missed()
         self._untold: dict[str, int] = {}
         """Openings that have no lane, by stage."""
         self._lock = Lock()
+        clock.on_capture(self._quiet)
 
     def opened(self, timeline: Timeline, index: int, code: int) -> None:
         """Begin to time it, if it is wanted and a mark can be put."""
@@ -56,23 +56,17 @@ class DeviceTime:
         if opened is None:
             return None
         try:
-            if self._clock.capturing():
-                opened.lane.spoil(opened)
-            else:
-                opened.lane.end(opened)
+            opened.lane.end(opened)
         except RuntimeError as error:
             self._stand_back(error)
         return opened.device_ns if opened.done else None
 
     def _begin(self, name: str, place: Place) -> None:
         clock = self._clock
-        if clock.capturing():
-            self._pass_over(name, "capture")
-            return
         stream = clock.stream()
         lane = self._lanes.get(clock.key(stream)) or self._new_lane(stream)
         if lane is None:
-            self._pass_over(name, "full")
+            self._pass_over(name)
         else:
             lane.begin(name, place)
 
@@ -83,10 +77,13 @@ class DeviceTime:
                 self._lanes[key] = Lane(self._clock, stream, self._open)
             return self._lanes.get(key)
 
-    def _pass_over(self, name: str, reason: str) -> None:
+    def _pass_over(self, name: str) -> None:
         with self._lock:
             self._untold[name] = self._untold.get(name, 0) + 1
-            setattr(self._missed, reason, getattr(self._missed, reason) + 1)
+
+    def _quiet(self) -> None:
+        for lane in list(self._lanes.values()):
+            lane.settle()
 
     def _stand_back(self, error: RuntimeError) -> None:
         """Leave for good: a device that failed once fails at each call, and the server sees it."""
@@ -97,12 +94,12 @@ class DeviceTime:
     def sums(self) -> Mapping[str, Any]:
         """Give all that was measured since it came; from any thread, and it asks no device."""
         lanes = list(self._lanes.values())
-        missed = [self._missed, *[lane.missed for lane in lanes]]
+        missed = [lane.missed for lane in lanes]
         return {
             "stages": _by_stage(lanes),
             "untold": dict(self._untold),
             "missed": {
-                "full": sum(one.full for one in missed),
+                "full": sum(one.full for one in missed) + sum(self._untold.values()),
                 "capture": sum(one.capture for one in missed),
                 "unclosed": sum(one.unclosed for one in missed),
             },

@@ -11,6 +11,7 @@ from collections.abc import Callable, Hashable
 from threading import Lock
 from typing import Any, Protocol
 
+from stagescope.middleware.guard import guarded
 from stagescope.middleware.hooks.hook import wrap
 
 KINDS = ("cuda", "xpu")
@@ -38,6 +39,12 @@ class DeviceClock(Protocol):
     def capturing(self) -> bool:
         """Tell whether a graph is being captured: then no event may be recorded or asked."""
         ...
+
+    def on_capture(self, quiet: Callable[[], None]) -> None:
+        """Call *quiet* before each capture, when `capturing` is true already.
+
+        When it returns, nobody is recording or asking any more who began before.
+        """
 
     def stream(self) -> Any:
         """Give the stream on which this thread's work goes now."""
@@ -70,6 +77,10 @@ class TorchClock:
     def capturing(self) -> bool:
         """Tell whether this thread captures, or any other that says so to torch."""
         return self._captures.now > 0 or self._on_this_stream()
+
+    def on_capture(self, quiet: Callable[[], None]) -> None:
+        """Call *quiet* before each capture that goes by torch."""
+        self._captures.quiet.append(quiet)
 
     def key(self, stream: Any) -> Hashable:
         """Give device and stream."""
@@ -115,6 +126,7 @@ class Captures:
 
     def __init__(self) -> None:
         self.now = 0
+        self.quiet: list[Callable[[], None]] = []
         self._lock = Lock()
 
     def begin(self, inner: Callable[..., Any]) -> Callable[..., Any]:
@@ -122,6 +134,9 @@ class Captures:
 
         def capture_begin(*args: Any, **kwargs: Any) -> Any:
             self._add(1)
+            with guarded():
+                for quiet in self.quiet:
+                    quiet()
             try:
                 return inner(*args, **kwargs)
             except BaseException:

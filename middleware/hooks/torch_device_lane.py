@@ -111,6 +111,9 @@ class Lane:
             if sums is None:
                 sums = self.sums[name] = Sums()
             sums.opened += 1
+            if self._clock.capturing():
+                self.missed.capture += 1
+                return
             if len(self._ahead) >= MAX_MARKS or len(self._stack) >= MAX_OPEN:
                 self.missed.full += 1
                 return
@@ -124,29 +127,34 @@ class Lane:
             self._ask()
 
     def end(self, opened: Open) -> None:
-        """Put the mark of its closing."""
+        """Put the mark of its closing.
+
+        Under capture there is none: it is not measured, and what is around it is charged the rest.
+        """
         with self.lock:
-            if self._take_out(opened):
-                self._drop_ended()
-                self._put(self._stack[-1] if self._stack else None, opened)
+            if not opened.open:
+                return  # Its request ended before.
+            self._take_out(opened)
+            self._drop_ended()
+            around = self._stack[-1] if self._stack else None
+            if self._clock.capturing():
+                self._uncharge(opened, around)
+                self.missed.capture += 1
+                return
+            self._put(around, opened)
             self._ask()
 
-    def spoil(self, opened: Open) -> None:
-        """Close it without a mark: it is not measured, what is around it is charged the rest."""
+    def settle(self) -> None:
+        """Wait until nobody is within: what comes later finds the clock as it is now."""
         with self.lock:
-            if self._take_out(opened):
-                self._uncharge(opened, self._stack[-1] if self._stack else None)
-                self.missed.capture += 1
+            return
 
-    def _take_out(self, opened: Open) -> bool:
-        if not opened.open:
-            return False  # Its request ended before.
+    def _take_out(self, opened: Open) -> None:
         opened.open = False
         if self._stack[-1] is opened:
             self._stack.pop()
         else:
             self._stack.remove(opened)
-        return True
 
     def _drop_ended(self) -> None:
         """Let go of stages that nobody closed; their time since the last mark is nobody's."""

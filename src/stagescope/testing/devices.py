@@ -54,8 +54,7 @@ class Event:
 
     def record(self, stream: Stream) -> None:
         """Put it behind what is queued on *stream*."""
-        self._device.calls["record"] += 1
-        self._refuse_under_capture()
+        self._called("record")
         if self._index not in (None, stream.device_index):
             raise RuntimeError("Event device does not match recording stream's device")
         self._index = stream.device_index
@@ -64,8 +63,7 @@ class Event:
 
     def query(self) -> bool:
         """Tell whether it has been come to, and that is seen."""
-        self._device.calls["query"] += 1
-        self._refuse_under_capture()
+        self._called("query")
         return self._device.clock() >= self._seen_ns
 
     def elapsed_time(self, later: Event) -> float:
@@ -76,8 +74,12 @@ class Event:
         (ms,) = struct.unpack("f", struct.pack("f", (later._at_ns - self._at_ns) / 1e6))
         return float(ms)
 
-    def _refuse_under_capture(self) -> None:
-        if self._device.captures:
+    def _called(self, what: str) -> None:
+        """Count the call; raises where any part of it falls into a capture."""
+        self._device.calls[what] += 1
+        began = self._device.captures
+        self._device.pause()
+        if began or self._device.captures:
             raise RuntimeError("operation not permitted when stream is capturing")
 
 
@@ -91,6 +93,8 @@ class Device:
         self.calls = {"record": 0, "query": 0}
         self.seen_after_ns: Callable[[], int] = lambda: 0
         """How much later than it was come to an event is seen to be."""
+        self.pause: Callable[[], None] = lambda: None
+        """Called within each call of an event's: so that other threads may come between."""
         self.stats: dict[str, Any] = {}
         self.pinned: dict[str, Any] = {}
         self.history: dict[str, Any] = {}
