@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stagescope.agent.collectors import Collector
@@ -60,7 +59,8 @@ class TorchSampler:
 
     def __init__(self, agent: Agent) -> None:
         self._agent = agent
-        self._asked: dict[Path, _Asked] = {}
+        self._asked: dict[tuple[str, int], _Asked] = {}
+        """By host and pid: containers may share a spool."""
         self._waiting = False
 
     @property
@@ -78,11 +78,12 @@ class TorchSampler:
         self._waiting = not self._waiting
 
     def _ask_all(self) -> None:
-        alive = dict(self._agent.alive())
+        # One recorder file of each process: each would tell the same.
+        alive = {(process.host, process.pid): ring for ring, process in self._agent.alive()}
         for gone in self._asked.keys() - alive.keys():
             self._asked.pop(gone).drop()
-        for ring, process in alive.items():
-            asked = self._asked.setdefault(ring, _Asked(process.pid))
+        for key, ring in alive.items():
+            asked = self._asked.setdefault(key, _Asked(key[1]))
             if asked.rest:
                 asked.rest -= 1
             elif asked.question is None:

@@ -88,6 +88,7 @@ class DeviceTime:
     def _stand_back(self, error: RuntimeError) -> None:
         """Leave for good: a device that failed once fails at each call, and the server sees it."""
         leave(self)
+        self._open.clear()
         self.failure = str(error).partition("\n")[0]
         say_once(f"device time is taken no more in this process: {self.failure}")
 

@@ -99,8 +99,8 @@ class TorchClock:
 def in_use(torch: Any) -> tuple[str, Any] | None:
     """Give kind and module of the accelerator that this process uses by now, if any."""
     for kind in KINDS:
-        namespace = getattr(torch, kind, None)
-        if namespace is not None and namespace.is_initialized():
+        namespace = getattr(torch, kind, None)  # None, and more of it, while torch is imported
+        if getattr(namespace, "is_initialized", _never)():
             return kind, namespace
     return None
 

@@ -48,7 +48,10 @@ def answer(question: Mapping[str, Any], talk: Talk) -> Mapping[str, Any]:
     if read is None:
         raise Refused(f"torch gives no memory snapshots of {kind} devices")
     at_ns = talk.recorder.clock()
-    path, left_out = write_snapshot(read(), _spool(talk.recorder), at_ns)
+    try:
+        path, left_out = write_snapshot(read(), _spool(talk.recorder), at_ns)
+    except (OSError, RuntimeError) as problem:  # An allocator that was plugged in has none.
+        raise Refused(f"no memory snapshot: {problem}") from None
     return {"path": str(path), "at_ns": at_ns, "bytes": path.stat().st_size, "left_out": left_out}
 
 
@@ -154,15 +157,16 @@ class MemoryWatch:
         self._due_ns = 0
         self._lock = Lock()
 
-    def __call__(self, device: int, asked: int, of_driver: int, freed: int) -> None:
-        """Be told by torch: *asked* bytes were wanted, *of_driver* of them from the driver."""
+    def __call__(self, device: int, asked: int, total: int, free: int) -> None:
+        """Be told by torch: *asked* bytes were wanted, of *total* that it may have *free* are left."""
         with guarded(self._recorder):
             at_ns = self._recorder.clock()
             if not self._is_due(at_ns):
                 return  # It is counted by torch: `num_ooms`.
             notice = {"kind": "oom", "pid": os.getpid(), "at_ns": at_ns, "device": device,
-                      "asked_bytes": asked, "device_free_bytes": freed}  # fmt: skip
-            Thread(target=self._put, args=(notice, self._read()), daemon=True).start()
+                      "asked_bytes": asked, "total_bytes": total, "free_bytes": free}  # fmt: skip
+            # No daemon: a process that ends by this still leaves its snapshot.
+            Thread(target=self._put, args=(notice, self._read())).start()
 
     def _is_due(self, at_ns: int) -> bool:
         with self._lock:
@@ -222,6 +226,15 @@ def _keep_history(kind: str, namespace: Any) -> None:
         say_once(f"{HISTORY_VARIABLE}: torch keeps no history of {kind} memory")
         return
     begin(enabled="all", context="alloc", stacks="python", max_entries=HISTORY_ENTRIES)
+
+
+def _fresh_lock_in_child() -> None:
+    """A thread that the fork did not take along may hold the parent's."""
+    global _lock
+    _lock = Lock()
+
+
+os.register_at_fork(after_in_child=_fresh_lock_in_child)
 
 
 def _spool(recorder: Recorder) -> Path:

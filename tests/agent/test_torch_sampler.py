@@ -99,6 +99,18 @@ def test_device_times_and_memory_come_as_samples(
     assert {one.name for one in agent.evidence.samples.between(0, FOREVER)} <= published
 
 
+def test_a_process_with_two_recorder_files_is_asked_once(
+    agent: Agent, recording: Recording, device: Device, spool: Path
+) -> None:
+    """Both tell of the same device: a level is read once each time."""
+    second = Recording(spool)
+    probe = Probe(probe_of(second.path), second.recorder)
+    found = wait_until(lambda: samples(agent, "model_server.torch.memory.reserved"))
+    assert len(found) == 1
+    probe.stop()
+    second.close()
+
+
 def test_a_process_without_a_device_is_asked_seldom(
     agent: Agent, recording: Recording, device: Device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -118,7 +130,7 @@ def test_a_process_without_a_device_is_asked_seldom(
     assert 2 <= len(asked) <= 4
 
 
-def test_a_busy_process_has_time_to_answer(agent: Agent, recording: Recording, spool: Path) -> None:
+def test_a_busy_process_has_time_to_answer(agent: Agent, spool: Path) -> None:
     """One that takes the question and says nothing holds up nobody, and is given up in the end."""
     silent = Recording(spool)
     with socket.socket(socket.AF_UNIX) as listener:

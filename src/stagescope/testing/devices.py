@@ -182,7 +182,7 @@ class SimulatedTorch:
     def run_out_of_memory(self) -> None:
         """Do what the allocator does where it has nothing left."""
         for told in self.oom_observers:
-            told(0, 1 << 30, 1 << 30, 4096)
+            told(0, 1 << 30, 2 << 30, 4096)
 
 
 def allocator_stats(allocated: int, reserved: int, retries: int = 0) -> dict[str, Any]:

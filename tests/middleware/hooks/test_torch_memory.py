@@ -141,6 +141,25 @@ def test_who_has_no_device_is_told(
         ask(probe, "memory_snapshot")
 
 
+def test_a_snapshot_that_cannot_be_taken_is_one_sentence(
+    torch: SimulatedTorch, probe: Path
+) -> None:
+    """A folder that is a file, an allocator without snapshots, a kind of device without any."""
+    (probe.parent / "snapshots").write_text("")
+    with pytest.raises(StagescopeError, match=r"no memory snapshot: .*File exists"):
+        ask(probe, "memory_snapshot")
+
+    def refuse() -> None:
+        raise RuntimeError("does not yet support snapshot")
+
+    torch.cuda.memory._snapshot = refuse
+    with pytest.raises(StagescopeError, match="no memory snapshot: does not yet support"):
+        ask(probe, "memory_snapshot")
+    del torch.cuda.memory._snapshot
+    with pytest.raises(StagescopeError, match="torch gives no memory snapshots of cuda"):
+        ask(probe, "memory_snapshot")
+
+
 def test_a_snapshot_is_taken_on_demand(torch: SimulatedTorch, probe: Path) -> None:
     """It lies in the spool, for its owner alone, and is what torch's own dump would be."""
     answer = ask(probe, "memory_snapshot")
@@ -184,7 +203,7 @@ def test_running_out_of_memory_leaves_a_snapshot_and_a_notice(
     (notice,) = wait_until(lambda: list((tmp_path / "notices").glob("*.json")))
     told = json.loads(notice.read_text())
     assert (told["kind"], told["device"], told["asked_bytes"]) == ("oom", 0, 1 << 30)
-    assert told["device_free_bytes"] == 4096
+    assert (told["total_bytes"], told["free_bytes"]) == (2 << 30, 4096)
     assert pickle.loads(Path(told["path"]).read_bytes()) == snapshot()
     assert not torch.cuda.history
 
