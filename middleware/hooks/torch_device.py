@@ -59,7 +59,7 @@ class DeviceTime:
             opened.lane.end(opened)
         except RuntimeError as error:
             self._stand_back(error)
-        return opened.device_ns if opened.done else None
+        return opened.device_ns
 
     def _begin(self, name: str, place: Place) -> None:
         clock = self._clock

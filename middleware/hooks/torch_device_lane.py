@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
-from threading import RLock, get_ident
+from threading import RLock
 from typing import Any
 
 from stagescope.middleware.hooks.torch_device_clock import DeviceClock, DeviceEvent
@@ -29,31 +29,31 @@ Place = tuple[Timeline, int]
 class Open:
     """An opening of a stage on a lane."""
 
-    __slots__ = ("around", "device_ns", "done", "lane", "name", "open", "place", "thread")
+    __slots__ = ("device_ns", "lane", "name", "open", "place", "since_ns")
 
-    def __init__(self, lane: Lane, name: str, place: Place, around: Open | None) -> None:
+    def __init__(self, lane: Lane, name: str, place: Place) -> None:
         self.lane = lane
         self.name = name
         self.place = place
-        self.around = around
-        """The one in which this thread opened it."""
-        self.thread = get_ident()
         self.open = True
-        self.device_ns = 0
-        """Measured so far, that of the stages inside it included."""
-        self.done = False
-        """All of it is measured."""
+        self.since_ns = 0
+        """What the lane had charged to stages in all when the device came to its opening."""
+        self.device_ns: int | None = None
+        """From its opening to its closing, with all that was inside; None until it is measured."""
 
 
 class Mark:
     """An event on the stream, and what changes there."""
 
-    __slots__ = ("closes", "event", "top")
+    __slots__ = ("closes", "event", "opens", "top")
 
-    def __init__(self, event: DeviceEvent, top: Open | None, closes: Open | None) -> None:
+    def __init__(
+        self, event: DeviceEvent, top: Open | None, opens: Open | None, closes: Open | None
+    ) -> None:
         self.event = event
         self.top = top
         """What is charged from here to the next mark."""
+        self.opens = opens
         self.closes = closes
 
 
@@ -97,6 +97,7 @@ class Lane:
         self._last: Mark | None = None
         """The newest mark that the device has come to."""
         self._spare: list[DeviceEvent] = []
+        self._charged_ns = 0
 
     @property
     def pending(self) -> int:
@@ -117,11 +118,8 @@ class Lane:
             if len(self._ahead) >= MAX_MARKS or len(self._stack) >= MAX_OPEN:
                 self.missed.full += 1
                 return
-            around = self._stack[-1] if self._stack else None
-            if around is not None and around.thread != get_ident():
-                around = None
-            opened = Open(self, name, place, around)
-            self._put(opened, None)
+            opened = Open(self, name, place)
+            self._put(opened, opens=opened)
             self._stack.append(opened)
             self._open_stages[place] = opened
             self._ask()
@@ -141,7 +139,7 @@ class Lane:
                 self._uncharge(opened, around)
                 self.missed.capture += 1
                 return
-            self._put(around, opened)
+            self._put(around, closes=opened)
             self._ask()
 
     def settle(self) -> None:
@@ -170,10 +168,12 @@ class Lane:
         if newest is not None and newest.top is opened:
             newest.top = instead
 
-    def _put(self, top: Open | None, closes: Open | None) -> None:
+    def _put(
+        self, top: Open | None, *, opens: Open | None = None, closes: Open | None = None
+    ) -> None:
         event = self._spare.pop() if self._spare else self._clock.event()
         event.record(self._stream)
-        self._ahead.append(Mark(event, top, closes))
+        self._ahead.append(Mark(event, top, opens, closes))
 
     def _ask(self) -> None:
         ahead = self._ahead
@@ -189,14 +189,13 @@ class Lane:
             if last.top is not None:
                 self._charge(last.top, last.event.elapsed_time(mark.event))
             self._spare.append(last.event)
+        if mark.opens is not None:
+            mark.opens.since_ns = self._charged_ns
         if mark.closes is not None:
-            mark.closes.done = True
+            mark.closes.device_ns = self._charged_ns - mark.closes.since_ns
             self.sums[mark.closes.name].timed += 1
 
     def _charge(self, opened: Open, elapsed_ms: float) -> None:
         ns = max(0, round(elapsed_ms * 1e6))
         self.sums[opened.name].ns += ns
-        charged: Open | None = opened
-        while charged is not None:
-            charged.device_ns += ns
-            charged = charged.around
+        self._charged_ns += ns

@@ -175,6 +175,24 @@ def test_a_batch_is_timed_once_and_knows_its_device_time(
     assert measured(times)["inference"] == (1, 1, 8 * MS)
 
 
+def test_a_batch_has_the_time_of_the_stages_inside_it(
+    recording: Recording, device: Device, clock: HandClock, times: DeviceTime
+) -> None:
+    """Its record has all of it; of the sums each stage has its own part."""
+    with recording.request():
+        ticket = batch.enqueue()
+        with batch(clock=clock) as formed:
+            formed.add(ticket)
+            with formed.inference():
+                device.stream(0).launch(2 * MS)
+                with stage("inference.forward"):
+                    device.stream(0).launch(5 * MS)
+                clock.tick(7 * MS)
+    assert recording.batches[0].device_ns == 7 * MS
+    found = measured(times)
+    assert (found["inference"][2], found["inference.forward"][2]) == (2 * MS, 5 * MS)
+
+
 def test_a_batch_that_the_device_is_behind_with_has_no_device_time(
     recording: Recording, device: Device, clock: HandClock, times: DeviceTime
 ) -> None:
