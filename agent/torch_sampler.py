@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from stagescope.agent.loop import Agent
 
 PERIOD_S = 1.0
-ANSWER_S = 0.1
-"""From asking to fetching."""
+ANSWER_S = 0.25
+"""From asking to fetching: the longest pause of the agent's loop."""
 IDLE_ROUNDS = 10
 """A process that has no device to use, or no answer, is asked every tenth time only."""
 PATIENCE = 5

@@ -29,8 +29,8 @@ HISTORY_ENTRIES = 100_000
 MAX_BYTES = 64 << 20
 SPARE_BYTES = 256 << 20
 """What a snapshot leaves free in its file system."""
-MOST_KEPT = 4
-"""Snapshots in a spool, and notices of one process: the oldest go."""
+MOST_KEPT, NOTICES_KEPT = 4, 64
+"""Snapshots and notices in a spool; the oldest go."""
 REST_NS = 60_000_000_000
 """Between two snapshots on OOM."""
 SNAPSHOTS = "snapshots"
@@ -70,7 +70,7 @@ def write_snapshot(
     for left_out, smaller in _SMALLER:
         if (content := _pickled(smaller(snapshot), most)) is not None:
             _write(path, content)
-            _forget_old(folder, "*.pickle")
+            _forget_old(folder, "*.pickle", MOST_KEPT)
             return path, left_out
     raise Refused(f"no room for a memory snapshot in {folder}: it would take over {most:,} bytes")
 
@@ -133,14 +133,14 @@ def _write(path: Path, content: bytes | memoryview) -> None:
         raise Refused(f"{path} could not be written: {problem.strerror}") from None
 
 
-def _forget_old(folder: Path, pattern: str) -> None:
+def _forget_old(folder: Path, pattern: str, most: int) -> None:
     def age(path: Path) -> int:
         try:
             return path.stat().st_mtime_ns
         except FileNotFoundError:  # Another process keeps order here too.
             return 0
 
-    for path in sorted(folder.glob(pattern), key=age)[:-MOST_KEPT]:
+    for path in sorted(folder.glob(pattern), key=age)[:-most]:
         path.unlink(missing_ok=True)
 
 
@@ -191,7 +191,7 @@ def put_notice(notice: Mapping[str, Any], snapshot: Mapping[str, Any], spool: Pa
     folder.mkdir(mode=0o700, exist_ok=True)
     file = folder / f"{notice['pid']}-{notice['at_ns']}.json"
     _write(file, json.dumps({**notice, "path": path, "why_no_path": why_none}).encode())
-    _forget_old(folder, f"{notice['pid']}-*.json")
+    _forget_old(folder, "*.json", NOTICES_KEPT)
     return file
 
 
