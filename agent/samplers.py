@@ -33,6 +33,7 @@ class Kind:
 KINDS: Mapping[str, Kind] = {
     "gpu": Kind("stagescope.agent.gpu", embedded=False),
     "host": Kind("stagescope.agent.host.sampler", embedded=True),
+    "torch": Kind("stagescope.agent.torch_sampler", embedded=True),
 }
 """By name, in the order of their work."""
 
