@@ -17,6 +17,7 @@ from stagescope.agent.collectors import Chore, Collector, Metered
 from stagescope.agent.cursors import load_cursors
 from stagescope.agent.drain import WHOLE_BITE, Drain
 from stagescope.agent.evidence import Evidence
+from stagescope.agent.notices import Notices
 from stagescope.agent.own_cost import OTHER, OwnCost, costs_of
 from stagescope.agent.runs import RunStore
 from stagescope.agent.sinks import Sink
@@ -73,6 +74,7 @@ class Agent:
         *samplers* makes what samples, once the agent knows whom.
         """
         self.evidence = Evidence()
+        self.notices = Notices()
         self.runs = RunStore(spool / "runs")
         self.cold_starts = ColdStarts()
         own: dict[str, Sink] = {"runs": self.runs, "cold_starts": self.cold_starts}
@@ -190,6 +192,7 @@ class Agent:
             "cursor_failures": self._checkpoint.failures,
             "cpu_s": self._cpu,
             **self.evidence.counters(),
+            **self.notices.counters(),
             **{key: n for one in self._samplers for key, n in one.counters().items()},
             **of_sinks,
         }

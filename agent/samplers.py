@@ -30,7 +30,11 @@ class Kind:
     """False where it has no place in a served process: it needs an agent of its own."""
 
 
-KINDS: Mapping[str, Kind] = {}
+KINDS: Mapping[str, Kind] = {
+    "gpu": Kind("stagescope.agent.gpu", embedded=False),
+    "host": Kind("stagescope.agent.host.sampler", embedded=True),
+    "torch": Kind("stagescope.agent.torch_sampler", embedded=True),
+}
 """By name, in the order of their work."""
 
 

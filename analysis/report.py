@@ -79,7 +79,7 @@ class Joined:
     server_timing: int
     extra_server: int
     source: str
-    """Where the server's side came from: `agent`, `remote agent`, `server-timing`, `none`."""
+    """Where the server's side came from: `agent`, `remote agent`, `otlp`, `server-timing`, `none`."""
 
 
 @dataclass(frozen=True, slots=True)

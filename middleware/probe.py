@@ -32,7 +32,10 @@ BACKLOG = 8
 THREAD_NAME = "stagescope-probe"
 
 OPS: Mapping[str, str] = {
+    "accelerator": "stagescope.middleware.hooks.torch_accelerator",
     "hello": "stagescope.middleware.probe_hello",
+    "memory_snapshot": "stagescope.middleware.hooks.torch_snapshot",
+    "torch": "stagescope.middleware.hooks.torch_readings",
 }
 """Names of questions, and the module whose `answer(question, talk)` answers each of them."""
 
