@@ -29,7 +29,7 @@ _DECODE = _LATENCY + "time_in_model_decode"
 _INFERENCE = _LATENCY + "time_in_model_inference"
 _E2E = _LATENCY + "e2e"
 
-_ABSENT: Mapping[str, Any] = {"string": "", "int64": 0, "int32": 0, "float64": 0.0, "bool": False}
+_ABSENT: Mapping[str, Any] = {"string": "", "int64": 0, "int32": 0, "float64": 0.0, "bool": None}
 
 
 def server_rows(spans: Iterable[OtlpSpan]) -> Iterator[dict[str, Any]]:

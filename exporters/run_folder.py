@@ -116,6 +116,7 @@ def server_row(record: RequestRecord) -> dict[str, Any]:
             {"stage": stall.stage, "cause": stall.cause, "stall_ns": stall.stall_ns}
             for stall in record.stalls
         ],
+        "profiled": record.profiled,
         "source": "agent",
     }
 

@@ -22,6 +22,7 @@ _ABSENT: Mapping[str, Any] = {
     "string": "",
     "int64": 0,
     "int32": 0,
+    "bool": None,
     "list<string>": (),
 }
 

@@ -112,6 +112,8 @@ SERVER = Table(
         Column("chunk_gap_max_ns", "int64", "the longest of them"),
         Column("stalls", STALL_TYPE, "what its stages, and `other`, were charged while the process "
                "stood still, by cause: `loop`, `gc`, `capture`; null: not known"),
+        Column("profiled", "bool", "true where a capture was at work meanwhile, so that its times are "
+               "not the server's own; null: not known"),
         Column("source", "string", "`agent` (exact), `server-timing` (response header: sums "
                "only, until the response began), or `otlp` (the spans of a model server)"),
     ),

@@ -106,6 +106,7 @@ def server_row(
         "route": "/",
         "status": client["status"],
         "error": "",
+        "profiled": False,
         "source": "agent",
         "stages_dropped": 0,
     }
