@@ -21,16 +21,22 @@ class Running:
 
 
 def shared_out(
-    cpu_s: Mapping[int, float], running: Iterable[Running], name_of: Callable[[str], str]
+    cpu_s: Mapping[int, float],
+    running: Iterable[Running],
+    stages: Iterable[str],
+    name_of: Callable[[str], str],
 ) -> tuple[dict[str, Cpu], float]:
     """Give CPU time by *name_of* the stage, and that of processes without a sample.
 
     *cpu_s* is by pid. Each process is shared out by its own samples, so that all together is the
-    sum of *cpu_s*.
+    sum of *cpu_s*. *stages* are further stages, which may have no sample: their share is 0.
     """
+    samples = list(running)
+    names = {name_of(stage) for stage in (*stages, *(each.stage for each in samples))}
     seen: dict[int, dict[str, list[int]]] = {}
-    for each in running:
-        cell = seen.setdefault(each.pid, {}).setdefault(name_of(each.stage), [0, 0])
+    for each in samples:
+        cells = seen.setdefault(each.pid, {name: [0, 0] for name in names})
+        cell = cells[name_of(each.stage)]
         cell[0] += each.weight_ns
         cell[1] += each.samples
     found: dict[str, Cpu] = {}

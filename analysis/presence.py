@@ -23,7 +23,8 @@ def _ramp(edges: Ints, at_ns: Ints) -> Ints:
     """
     passed = np.searchsorted(edges, at_ns, side="right")
     before = np.concatenate([np.zeros(1, np.int64), np.cumsum(edges, dtype=np.int64)])
-    return passed * at_ns - before[passed]
+    ramp: Ints = passed * at_ns - before[passed]
+    return ramp
 
 
 class Presence:

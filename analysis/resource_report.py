@@ -6,7 +6,7 @@ What was not measured is None or empty, never 0.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +65,7 @@ class Launches:
 class StageUse:
     """What one stage used, and what ran in it."""
 
-    name: str
+    stage: str
     """Full name; `other` for what belongs to no stage."""
     cpu: Cpu | None = None
     device_s: float | None = None
@@ -78,12 +78,12 @@ class StageUse:
     """Mean a device, weighted alike."""
     rss_bytes: float | None = None
     """Of the processes that its requests were in, weighted alike."""
-    stalls_s: Mapping[str, float] | None = None
+    stalls_s: Mapping[str, float] = field(default_factory=dict[str, float])
     """By cause, what its requests were charged while the process stood still."""
     stacks: tuple[TopStack, ...] = ()
     kernels: tuple[TopKernel, ...] = ()
     launches: Launches | None = None
-    inner: tuple[StageUse, ...] = ()
+    sub_stages: tuple[StageUse, ...] = ()
     """Its sub-stages; their figures are in its own."""
 
 
@@ -106,7 +106,8 @@ class CpuTotal:
 class DeviceTotal:
     """Device time of all stages, and how much of the work it was taken of."""
 
-    device_s: float
+    device_s: float | None
+    """None where it is known of batches alone."""
     coverage: float | None
     """Share of batches that have a device time; None where there were no batches."""
 
@@ -139,7 +140,7 @@ class Streams:
 class Collector:
     """What one of the agent's collectors cost."""
 
-    name: str
+    collector: str
     cpu_s: float
     core_share: float
     """Of one core."""
