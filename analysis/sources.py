@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -147,14 +147,16 @@ def rows_together(tables: RunTables, expressions: Sequence[ir.Table]) -> list[li
 def row_batches(
     tables: RunTables, expression: ir.Table, at_a_time: int
 ) -> Iterator[pa.RecordBatch]:
-    """Run *expression* and give its rows in batches, so that memory stays bounded."""
+    """Run *expression* and give its rows in batches, so that memory stays bounded.
+
+    Nothing else may be asked of the engine before the last batch.
+    """
     backend = tables.backend
     if backend.name != "duckdb":
         yield from expression.to_pyarrow_batches(chunk_size=at_a_time)
         return
     # Ibis 12 asks DuckDB 2.0 for a method that is gone.
-    with backend.con.cursor() if tables.own else nullcontext(backend.con) as connection:
-        yield from connection.sql(backend.compile(expression)).to_arrow_reader(at_a_time)
+    yield from backend.con.sql(backend.compile(expression)).to_arrow_reader(at_a_time)
 
 
 def _on_own_cursor(connection: Any, query: str) -> list[dict[str, Any]]:
