@@ -11,10 +11,12 @@ import ibis.expr.types as ir
 from stagescope.analysis.cpu_share import Running, shared_out
 from stagescope.analysis.resource_report import Cpu, CpuTotal
 from stagescope.analysis.sources import RunTables, rows
-from stagescope.analysis.window import Window, amounts, with_timeline
+from stagescope.analysis.window import Window, amounts, samples_in, with_timeline
 from stagescope.stages import OTHER, stage_of
 
 CPU_TIME = "process.cpu.time"
+WORKS_FOR = "stagescope.process.works_for"
+"""Says of a process whose child it is."""
 _SURE = ("marker", "block")
 """How the stage of a stack is known for certain."""
 
@@ -39,14 +41,20 @@ def steady_stacks(stacks: ir.Table, window: Window) -> ir.Table:
 def served_pids(tables: RunTables, window: Window, stacks: ir.Table) -> frozenset[int]:
     """Give the processes that served the run: of the requests, and of workers.
 
-    A worker is no request's own process; it is known by a stack of its that was surely in a
-    stage.
+    A worker is no request's own process. It is known as the child of one, or by a stack that was
+    surely in a stage.
     """
     known = with_timeline(tables.server)
     inside = known.filter(known.start_ns + known.duration_ns >= window.begin_ns)
     sure = stacks.filter(stacks.by.isin(_SURE) & (stacks.stage.fill_null("") != ""))
     found = (*rows(inside.select("pid").distinct()), *rows(sure.select("pid").distinct()))
-    return frozenset(int(row["pid"]) for row in found if row["pid"])
+    pids = {int(row["pid"]) for row in found if row["pid"]}
+    for row in rows(
+        samples_in(tables.samples, window, WORKS_FOR).select("pid", "detail").distinct()
+    ):
+        if row["detail"] in {str(pid) for pid in pids}:
+            pids.add(int(row["pid"]))
+    return frozenset(pids)
 
 
 def cpu_by_stage(

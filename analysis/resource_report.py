@@ -109,7 +109,8 @@ class DeviceTotal:
     device_s: float | None
     """None where it is known of batches alone."""
     coverage: float | None
-    """Share of batches that have a device time; None where there were no batches."""
+    """Share of the stages' openings that have one, where the sampler counted them, else of the
+    batches; None where there were none."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,6 +35,8 @@ from stagescope.analysis.window import Window, amounts, run_window
 from stagescope.stages import OTHER, STAGES, SUB_STAGES, stage_of
 
 DEVICE_TIME = "model_server.stage.device_time"
+OPENINGS = ("model_server.stage.device_opened", "model_server.stage.device_timed")
+"""Of stages, where device times are taken; of these, with a device time."""
 COLLECTOR_TIME = "stagescope.collector.cpu_time"
 _RANK = {name: index for index, name in enumerate((*STAGES, *SUB_STAGES))}
 
@@ -168,14 +170,26 @@ def _stalls(parts: Iterable[Mapping[str, float]]) -> dict[str, float]:
 
 
 def _device(tables: RunTables, window: Window, device_s: Mapping[str, float]) -> DeviceTotal | None:
-    """Give the device's time in all, with the share of batches that it was measured of."""
+    """Give the device's time in all, with the share of the work that it was measured of."""
+    total = sum(device_s.values()) if device_s else None
+    opened, timed = (
+        sum(amounts(tables.samples, window, name, "name").values()) for name in OPENINGS
+    )
+    if opened:
+        return DeviceTotal(total, timed / opened)
+    return _device_of_batches(tables, window, total)
+
+
+def _device_of_batches(
+    tables: RunTables, window: Window, total: float | None
+) -> DeviceTotal | None:
     batches = tables.batches.filter(tables.batches.start_ns >= window.begin_ns)
     timed = (batches.device_ns.fill_null(0) > 0).sum()
     (row,) = rows(batches.aggregate(count=batches.count(), timed=timed))
-    if not device_s and not row["timed"]:
+    if total is None and not row["timed"]:
         return None
     coverage = int(row["timed"] or 0) / int(row["count"]) if row["count"] else None
-    return DeviceTotal(sum(device_s.values()) if device_s else None, coverage)
+    return DeviceTotal(total, coverage)
 
 
 def _collectors(tables: RunTables, window: Window) -> tuple[Collector, ...]:

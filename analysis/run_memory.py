@@ -9,7 +9,8 @@ from stagescope.analysis.sources import RunTables, rows
 from stagescope.analysis.while_running import RSS
 from stagescope.analysis.window import Window, amounts, samples_in
 
-ALLOC_RETRIES = "model_server.torch.memory.alloc_retries"
+ALLOCATOR = "model_server.torch.memory.events"
+RETRIES = "num_alloc_retries"
 
 
 def memory_over_run(tables: RunTables, window: Window, pids: Collection[int]) -> Memory | None:
@@ -22,10 +23,10 @@ def memory_over_run(tables: RunTables, window: Window, pids: Collection[int]) ->
     each = rows(ends)
     if not each:
         return None
-    retries = amounts(tables.samples, window, ALLOC_RETRIES, "name")
+    events = amounts(tables.samples, window, ALLOCATOR, "detail")
     return Memory(
         rss_first_bytes=sum(float(row["first"]) for row in each),
         rss_last_bytes=sum(float(row["last"]) for row in each),
         slope_bytes_per_s=None,
-        alloc_retries=sum(retries.values()) if retries else None,
+        alloc_retries=events.get((RETRIES,)),
     )

@@ -54,16 +54,21 @@ def run_window(tables: RunTables, since_ns: int | None) -> Window | None:
 
 
 def samples_in(samples: ir.Table, window: Window, *names: str) -> ir.Table:
-    """Give the samples called one of *names* that touch *window*, cut to it.
+    """Give the samples called one of *names* that lie in *window*, or partly, cut to it.
 
     `part` is the share of each sample's own stretch that lies in the window; 1 for a moment.
     Null ids read as those of no process, no device and no detail.
     """
+    # A stretch that ends where the window begins has nothing in it; a moment there has.
+    moment = samples.start_ns == samples.end_ns
+    ends_inside = (samples.end_ns > window.begin_ns) | (
+        moment & (samples.end_ns == window.begin_ns)
+    )
     known = samples.filter(
         samples.name.isin(names)
         & samples.value.notnull()
-        & (samples.end_ns >= window.begin_ns)
-        & (samples.start_ns <= window.end_ns)
+        & ends_inside
+        & (samples.start_ns < window.end_ns)
     )
     begin = ibis.greatest(known.start_ns, window.begin_ns)
     end = ibis.least(known.end_ns, window.end_ns)
