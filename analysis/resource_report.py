@@ -120,7 +120,8 @@ class Memory:
     rss_first_bytes: float
     rss_last_bytes: float
     slope_bytes_per_s: float | None
-    """None where no slope can be told from the scatter."""
+    """Of the processes that grew all the time, beyond their scatter (analysis/slope.py); None
+    where none did, or the run is too short to tell."""
     alloc_retries: float | None
     """How often torch's allocator had to free its cache and try again."""
 
