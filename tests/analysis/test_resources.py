@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -146,7 +145,8 @@ def test_stalls_chunks_and_collectors(planted: Resources) -> None:
     assert (planted.streams.requests, planted.streams.gaps) == (120, 480)
     assert (planted.streams.mean_ms, planted.streams.max_ms) == (10.0, 13.0)
     (host,) = planted.collectors
-    assert (host.collector, host.core_share) == ("host", pytest.approx(0.002))
+    assert host.collector == "host"
+    assert host.core_share == pytest.approx(0.002)
 
 
 def test_without_stacks_there_is_only_a_total(tmp_path: Path) -> None:
@@ -192,10 +192,11 @@ def test_no_evidence_no_resources(tmp_path: Path) -> None:
     """A run of which nothing was sampled has no resources, whether files lack or hold no row."""
     clients = [client_row(seq) for seq in range(3)]
     server = [server_row(row, {"inference": MS}) for row in clients]
-    empty: dict[str, Sequence[Any]] = {"samples": [], "stacks": [], "kernels": []}
 
     assert build_report(write_run_folder(tmp_path / "lacks", clients, server)).resources is None
-    folder = write_run_folder(tmp_path / "empty", clients, server, **empty)
+    folder = write_run_folder(
+        tmp_path / "empty", clients, server, samples=[], stacks=[], kernels=[]
+    )
     assert build_report(folder).resources is None
 
 
