@@ -11,7 +11,7 @@ import pytest
 from stagescope.analysis.build import build_report
 from stagescope.analysis.resource_report import Resources, StageUse
 from stagescope.tables import BATCHES, EVIDENCE, SAMPLES, SERVER, STACKS
-from stagescope.testing.evidence import APP, BEGIN_NS, KERNEL, planted_run, samples, stacks
+from stagescope.testing.planted_run import APP, BEGIN_NS, KERNEL, planted_run, samples, stacks
 from stagescope.testing.runs import (
     MS,
     amount_row,

@@ -14,7 +14,7 @@ from stagescope.analysis.report import Report
 from stagescope.analysis.resource_report import StageUse
 from stagescope.analysis.side_by_side import side_by_side, what_grew
 from stagescope.analysis.table import bar, render
-from stagescope.testing.evidence import planted_run
+from stagescope.testing.planted_run import planted_run
 from stagescope.testing.runs import (
     MS,
     batch_row,
