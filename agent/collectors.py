@@ -7,6 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+COUNTERS_OF = "collector_"
+"""What the names of a collector's counters begin with."""
+
 
 class Collector(Protocol):
     """Something that the loop does now and then; samplers are collectors."""
@@ -44,6 +47,19 @@ class Chore:
         """Nothing was begun."""
 
 
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What one collector has cost so far."""
+
+    name: str
+    calls: int
+    cpu_s: float
+    late_s: float
+    """By how much its calls came late, summed."""
+    longest_s: float
+    """The longest that one call took."""
+
+
 class Metered:
     """A collector, when it is due, and its own cost."""
 
@@ -68,11 +84,18 @@ class Metered:
             self._cpu_ns += time.thread_time_ns() - used_ns
             self._longest_ns = max(self._longest_ns, self._clock() - now_ns)
 
+    def cost(self) -> Cost:
+        """Give what it has cost so far."""
+        return Cost(
+            self.name, self._calls, self._cpu_ns / 1e9, self._late_ns / 1e9, self._longest_ns / 1e9
+        )
+
     def counters(self) -> dict[str, float]:
         """Give calls, CPU seconds, seconds late in all, and the longest that one call took."""
+        cost = self.cost()
         return {
-            f"collector_{self.name}_calls": self._calls,
-            f"collector_{self.name}_cpu_s": self._cpu_ns / 1e9,
-            f"collector_{self.name}_late_s": self._late_ns / 1e9,
-            f"collector_{self.name}_longest_s": self._longest_ns / 1e9,
+            f"{COUNTERS_OF}{cost.name}_calls": cost.calls,
+            f"{COUNTERS_OF}{cost.name}_cpu_s": cost.cpu_s,
+            f"{COUNTERS_OF}{cost.name}_late_s": cost.late_s,
+            f"{COUNTERS_OF}{cost.name}_longest_s": cost.longest_s,
         }

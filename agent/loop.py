@@ -13,10 +13,11 @@ from typing import TypeVar
 
 from stagescope.agent.checkpoint import Checkpoint
 from stagescope.agent.cold_starts import ColdStarts
-from stagescope.agent.collectors import Chore, Collector, Metered
+from stagescope.agent.collectors import Chore, Collector, Cost, Metered
 from stagescope.agent.cursors import load_cursors
 from stagescope.agent.drain import WHOLE_BITE, Drain
 from stagescope.agent.evidence import Evidence
+from stagescope.agent.own_cost import OTHER, OwnCost
 from stagescope.agent.runs import RunStore
 from stagescope.agent.sinks import Sink
 from stagescope.agent.waits import GROWING, PASSING, summed
@@ -86,6 +87,7 @@ class Agent:
         self._checkpoint = Checkpoint(spool, self._drain, self.sinks)
         self._clock = clock
         self._cpu_s = cpu_s
+        self._cpu_before_s = cpu_s()
         self._discover = Metered(Chore("discover", DISCOVER_S, self._drain.discover), clock)
         self._samplers = [Metered(one, clock) for one in (samplers(self) if samplers else ())]
         self._collectors = [
@@ -93,6 +95,7 @@ class Agent:
             *self._samplers,
             Metered(Chore("tidy", TIDY_S, self.runs.forget_old), clock),
             Metered(Chore("checkpoint", CHECKPOINT_S, self._checkpoint.advance), clock),
+            Metered(OwnCost(self.evidence.samples, self._own_cpu_s, clock), clock),
         ]
         self._stopping = False
         self._wake = threading.Event()
@@ -206,6 +209,14 @@ class Agent:
             | self.runs.gauges()
             | self.evidence.samples.gauges()
         )
+
+    def costs(self) -> list[Cost]:
+        """Give what each collector has cost so far; from any thread."""
+        return [one.cost() for one in self._collectors]
+
+    def _own_cpu_s(self) -> dict[str, float]:
+        used = {cost.name: cost.cpu_s for cost in self.costs()}
+        return used | {OTHER: self._cpu_s() - self._cpu_before_s - sum(used.values())}
 
     def alive(self) -> list[tuple[Path, Process]]:
         """Give the recorder files whose processes live, and these processes; from any thread."""

@@ -51,5 +51,13 @@ class SampleName:
 
 OTEL = "OpenTelemetry, development"
 
-SAMPLE_NAMES: tuple[SampleName, ...] = ()
+SAMPLE_NAMES: tuple[SampleName, ...] = (
+    # The agent's own cost.
+    SampleName(
+        "stagescope.collector.cpu_time", "s", AMOUNT,
+        "CPU time of one of the agent's collectors; `other`: what the agent used besides, to read "
+        "records, export and answer.",
+        detail="stagescope.collector",
+    ),
+)  # fmt: skip
 """Every name, host first; each sampler's names stand in one block."""

@@ -10,6 +10,7 @@ from pathlib import Path
 from statistics import median
 from typing import Protocol
 
+from stagescope.cli.server_evidence import EvidenceSource, collect_evidence
 from stagescope.errors import StagescopeError
 from stagescope.exporters.run_folder import ServerSide, write_records, write_rows
 from stagescope.loadgen.client_log import ClientLog
@@ -38,7 +39,7 @@ class Counts(Protocol):
         ...
 
 
-class RunSource(Protocol):
+class RunSource(EvidenceSource, Protocol):
     """What we ask of an agent; `stagescope.agent.client.AgentClient` is one."""
 
     def counters(self) -> Mapping[str, float]:
@@ -89,7 +90,8 @@ def collect_server_side(
 ) -> Collected:
     """Write `server.parquet` and `batches.parquet` of *folder*, from the best source there is.
 
-    Both files are there afterwards, perhaps without rows. Raises StagescopeError where they
+    Both files are there afterwards, perhaps without rows; where an agent sampled, its samples,
+    stacks and kernels are there too. Raises StagescopeError where they
     cannot be written; a source that fails is a sentence in `problems`, and the next is tried.
     *before* is what `losses_so_far` gave.
     """
@@ -101,6 +103,8 @@ def collect_server_side(
                 side = write_records(folder, source.run_records(run_id), broken=_tell(collected))
                 collected.source = name
                 collected.instrument = _instrument(source, side, before)
+                if missing := collect_evidence(folder, source, side):
+                    collected.problems.append(missing)
                 return collected
             collected.problems.append(
                 f"the {name} has no record of this run: "
