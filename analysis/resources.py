@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from stagescope.analysis.cpu import CpuByStage, cpu_by_stage, served_pids, steady_stacks
 from stagescope.analysis.resource_report import (
@@ -33,6 +33,7 @@ from stagescope.analysis.while_running import (
 )
 from stagescope.analysis.window import Window, amounts, run_window
 from stagescope.stages import OTHER, STAGES, SUB_STAGES, stage_of
+from stagescope.tables import EVIDENCE
 
 DEVICE_TIME = "model_server.stage.device_time"
 OPENINGS = ("model_server.stage.device_opened", "model_server.stage.device_timed")
@@ -62,15 +63,40 @@ def stage_resources(tables: RunTables, since_ns: int | None) -> Resources | None
     window = run_window(tables, since_ns)
     if window is None:
         return None
+    resources = _recorded(tables, window)
+    if any((tables.folder / table.file_name).exists() for table in EVIDENCE):
+        resources = _sampled(tables, window, resources)
+    return resources if _holds_anything(resources) else None
+
+
+def _recorded(tables: RunTables, window: Window) -> Resources:
+    """Give what the server's own records tell, without any sample."""
+    stalls_s = stalled_s(tables.server, window)
+    found = _Found(None, {}, WhileRunning(()), stalls_s, {}, {}, {})
+    return Resources(
+        window_s=window.seconds,
+        warmup_included=window.warmup_included,
+        stages=_stages(found),
+        cpu=None,
+        device=_device_of_batches(tables, window, None),
+        gpu_window_s=None,
+        memory=None,
+        streams=chunk_gaps(tables.server, window),
+        collectors=(),
+    )
+
+
+def _sampled(tables: RunTables, window: Window, recorded: Resources) -> Resources:
+    """Add to *recorded* what was sampled."""
     stacks = steady_stacks(tables.stacks, window)
     pids = served_pids(tables, window, stacks)
     device = amounts(tables.samples, window, DEVICE_TIME, "detail", "device")
     means = WhileRunning(readings(tables.samples, window, pids, {key[1] for key in device}))
     means.read(tables)
     device_s = _by_name(device)
-    stages = (*means.stages(), *device_s)
+    cpu = cpu_by_stage(tables, window, stacks, pids, (*means.stages(), *device_s))
     found = _Found(
-        cpu=cpu_by_stage(tables, window, stacks, pids, stages),
+        cpu=cpu,
         device_s=device_s,
         means=means,
         stalls_s=stalled_s(tables.server, window),
@@ -78,18 +104,15 @@ def stage_resources(tables: RunTables, since_ns: int | None) -> Resources | None
         kernels=top_kernels(tables.kernels),
         launches=launches(tables.kernels),
     )
-    resources = Resources(
-        window_s=window.seconds,
-        warmup_included=window.warmup_included,
+    return replace(
+        recorded,
         stages=_stages(found),
-        cpu=found.cpu.total if found.cpu else None,
+        cpu=cpu.total if cpu else None,
         device=_device(tables, window, device_s),
         gpu_window_s=means.median_window_s(GPU_BUSY),
         memory=memory_over_run(tables, window, pids),
-        streams=chunk_gaps(tables.server, window),
         collectors=_collectors(tables, window),
     )
-    return resources if _holds_anything(resources) else None
 
 
 def _by_name(device: Mapping[tuple[str, ...], float]) -> dict[str, float]:

@@ -26,6 +26,8 @@ from stagescope.stages import OTHER
 ABSENT = "-"
 WORTH_A_ROW = 0.01
 """A sub-stage has a row where it has so much of the run's CPU time, or any device time."""
+WORTH_A_WORD = 0.0005
+"""A collector is named where it used so much of a core."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +120,7 @@ def _busy(use: StageUse) -> str:
 
 
 def _stall(cause: str) -> Callable[[StageUse], str]:
-    return lambda use: f"{use.stalls_s[cause]:,.2f}" if use.stalls_s.get(cause) else ""
+    return lambda use: f"{use.stalls_s[cause]:,.3f}" if use.stalls_s.get(cause) else ""
 
 
 def size(count: float | None) -> str:
@@ -200,7 +202,11 @@ def _streams(streams: Streams | None) -> str:
 
 
 def _collectors(resources: Resources) -> str:
-    return ", ".join(
-        f"{each.collector} {each.cpu_s:,.2f} s ({each.core_share:.2%} of a core)"
-        for each in resources.collectors
-    )
+    if not resources.collectors:
+        return ""
+    whole = sum(each.core_share for each in resources.collectors)
+    dear = [each for each in resources.collectors if each.core_share >= WORTH_A_WORD]
+    rest = len(resources.collectors) - len(dear)
+    words = [f"{each.collector} {each.cpu_s:,.2f} s" for each in dear]
+    words += [f"{rest} more below {WORTH_A_WORD:.2%} each"] if rest else []
+    return f"{whole:.2%} of a core: {', '.join(words)}"
