@@ -29,7 +29,7 @@ _DECODE = _LATENCY + "time_in_model_decode"
 _INFERENCE = _LATENCY + "time_in_model_inference"
 _E2E = _LATENCY + "e2e"
 
-_ABSENT: Mapping[str, Any] = {"string": "", "int64": 0, "int32": 0, "float64": 0.0, "bool": False}
+_ABSENT: Mapping[str, Any] = {"string": "", "int64": 0, "int32": 0, "float64": 0.0, "bool": None}
 
 
 def server_rows(spans: Iterable[OtlpSpan]) -> Iterator[dict[str, Any]]:
@@ -125,7 +125,7 @@ def _row(
         sums[stage_of(stage)] += spent
     sums[OTHER] = duration - sum(charged)
     resource = span.resource
-    row = {c.name: _ABSENT.get(c.type, []) for c in SERVER.columns}
+    row = {c.name: _ABSENT.get(c.type, []) for c in SERVER.columns} | {"stalls": None}
     return row | {
         "trace_id": span.trace_id,
         "span_id": span.span_id,

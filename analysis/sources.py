@@ -144,6 +144,21 @@ def rows_together(tables: RunTables, expressions: Sequence[ir.Table]) -> list[li
         return list(pool.map(partial(_on_own_cursor, tables.backend.con), queries))
 
 
+def row_batches(
+    tables: RunTables, expression: ir.Table, at_a_time: int
+) -> Iterator[pa.RecordBatch]:
+    """Run *expression* and give its rows in batches, so that memory stays bounded.
+
+    Nothing else may be asked of the engine before the last batch.
+    """
+    backend = tables.backend
+    if backend.name != "duckdb":
+        yield from expression.to_pyarrow_batches(chunk_size=at_a_time)
+        return
+    # Ibis 12 asks DuckDB 2.0 for a method that is gone.
+    yield from backend.con.sql(backend.compile(expression)).to_arrow_reader(at_a_time)
+
+
 def _on_own_cursor(connection: Any, query: str) -> list[dict[str, Any]]:
     with connection.cursor() as cursor:
         return cast("list[dict[str, Any]]", cursor.sql(query).to_arrow_table().to_pylist())

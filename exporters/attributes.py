@@ -47,6 +47,7 @@ SEND_WAIT_NS: Final = "model_server.response.send_wait_ns"
 CHUNKS: Final = "model_server.response.chunks"
 CHUNK_GAP_MEAN_NS: Final = "model_server.response.chunk_gap.mean_ns"
 CHUNK_GAP_MAX_NS: Final = "model_server.response.chunk_gap.max_ns"
+PROFILED: Final = "model_server.profiled"
 LOAD_RUN_ID: Final = "model_server.load_run.id"
 MODEL: Final = "model_server.model"
 BATCH_ID: Final = "model_server.batch.id"
@@ -70,6 +71,7 @@ METRIC_STAGE_DURATION: Final = "model_server.stage.duration"
 METRIC_BATCH_SIZE: Final = "model_server.batch.size"
 METRIC_BATCH_DURATION: Final = "model_server.batch.duration"
 METRIC_STAGE_STALL: Final = "model_server.stage.stall"
+METRIC_PROFILED: Final = "model_server.profiled_requests"
 METRIC_COLD_START: Final = "model_server.cold_start.duration"
 METRIC_COLD_START_STAGE: Final = "model_server.cold_start.stage.duration"
 
@@ -187,6 +189,9 @@ ATTRIBUTES: Final = (
               "Mean time between one chunk with bytes and the next; absent where there was one."),
     Attribute(CHUNK_GAP_MAX_NS, "int", "ns", (REQUEST_SPAN,),
               "The longest of these times."),
+    Attribute(PROFILED, "boolean", "", (REQUEST_SPAN,),
+              "True where a capture was at work meanwhile, so that its times are not the server's "
+              "own (docs/capture.md). Absent else."),
     Attribute(LOAD_RUN_ID, "string", "", (REQUEST_SPAN, BATCH_SPAN),
               "The load run that sent it (W3C baggage `stagescope.run`)."),
     Attribute(MODEL, "string", "", (BATCH_SPAN,), "The model that the batch went to."),
@@ -257,6 +262,10 @@ METRICS: Final = (
         ("service", "stage", "cause"),
         "What requests charged to a stage while the event loop was late (`loop`) or the garbage "
         "collector ran (`gc`).",
+    ),
+    MetricName(
+        METRIC_PROFILED, "model_server_profiled_requests", "counter", "", ("service",),
+        "Requests that overlap a capture: they are in no histogram.",
     ),
     MetricName(
         METRIC_COLD_START, "model_server_cold_start_duration_seconds", "histogram", "s",

@@ -116,7 +116,8 @@ class KeepPolicy:
     def reason(self, record: RequestRecord) -> Reason | None:
         """Say why *record* keeps its spans; None where it does not. Counts it, so ask once."""
         route = self._route(record)
-        slow = route.tail.add(record.duration_ns)
+        # A profiled one is slow for the capture's sake: it neither is of the tail nor moves it.
+        slow = not record.profiled and route.tail.add(record.duration_ns)
         return self._standing(record, slow) or self._floor(record, route)
 
     def certain(self, record: RequestRecord) -> bool:
@@ -124,7 +125,7 @@ class KeepPolicy:
 
         Metrics ask this before they point an exemplar at a trace.
         """
-        slow = record.duration_ns > self._route(record).tail.limit_ns
+        slow = not record.profiled and record.duration_ns > self._route(record).tail.limit_ns
         return self._standing(record, slow) is not None
 
     def _standing(self, record: RequestRecord, slow: bool) -> Reason | None:

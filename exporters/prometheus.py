@@ -83,7 +83,7 @@ class StageMetrics:
                 stats = self._services.get(record.process.service) or self._new_service(record)
                 if isinstance(record, RequestRecord):
                     stats.add_request(record, has_trace=has_trace is None or has_trace(record))
-                    if self._starting:
+                    if self._starting and not record.profiled:
                         self._follow_start(stats, record)
                 elif isinstance(record, BatchRecord):
                     stats.add_batch(record)
@@ -140,6 +140,11 @@ class StageMetrics:
                 for labels, spent in stats.stalls().items()
             }
 
+    def profiled(self) -> dict[str, int]:
+        """Give the requests that overlap a capture, by service."""
+        with self._lock:
+            return {service: stats.profiled for service, stats in self._services.items()}
+
     def render(self, accept: str = "") -> tuple[bytes, str]:
         """Give the text in the format that an `Accept` header asks for, and its content type."""
         encode, content_type = choose_encoder(accept)
@@ -190,6 +195,7 @@ class StageCollector(Collector):
             yield _histogram_family(_METRIC[name], self._metrics.snapshot(name))
         yield self._active_requests()
         yield self._stage_stalls()
+        yield self._profiled_requests()
         yield from self._process_waits()
         for name, count in sorted(self._counters().items()):
             yield CounterMetricFamily(_own_name(name), _own_doc(name), value=count)
@@ -210,6 +216,13 @@ class StageCollector(Collector):
         )
         for labels, spent_ns in self._metrics.stalls().items():
             family.add_metric(labels, spent_ns / 1e9)
+        return family
+
+    def _profiled_requests(self) -> Metric:
+        named = _METRIC[names.METRIC_PROFILED]
+        family = CounterMetricFamily(named.prometheus, named.doc, labels=named.labels)
+        for service, requests in self._metrics.profiled().items():
+            family.add_metric((service,), requests)
         return family
 
     def _process_waits(self) -> Iterator[Metric]:

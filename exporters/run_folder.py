@@ -122,6 +122,11 @@ def server_row(record: RequestRecord) -> dict[str, Any]:
         "chunk_gaps": record.chunk_gaps,
         "chunk_gap_sum_ns": record.chunk_gap_sum_ns,
         "chunk_gap_max_ns": record.chunk_gap_max_ns,
+        "stalls": [
+            {"stage": stall.stage, "cause": stall.cause, "stall_ns": stall.stall_ns}
+            for stall in record.stalls
+        ],
+        "profiled": record.profiled,
         "source": "agent",
     }
 

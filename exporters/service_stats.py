@@ -37,11 +37,16 @@ class ServiceStats:
         self._batch_seconds: dict[str, Histogram] = {}
 
         self._stalls: dict[tuple[str, str], int] = {}
+        self.profiled = 0
+        """Requests that overlap a capture; they are in no histogram."""
         self._cold_starts: dict[str, Histogram] = {}
         self._cold_stages: dict[str, Histogram] = {}
 
     def add_request(self, record: RequestRecord, *, has_trace: bool) -> None:
         """Count a request; *has_trace* where an exemplar may point at it."""
+        if record.stalls and record.profiled:
+            self.profiled += 1
+            return
         counted_as, spent = self._counted_as, dict[str, int]()
         rest = record.duration_ns
         for name, _, _, self_ns, _, _ in record.stages:

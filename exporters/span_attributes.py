@@ -61,6 +61,8 @@ def request_attributes(record: RequestRecord) -> Iterator[tuple[str, Value]]:
         yield names.BATCH_IDS, record.batch_ids
     if record.stages_dropped:
         yield names.STAGES_DROPPED, record.stages_dropped
+    if record.profiled:
+        yield names.PROFILED, True
     yield from _common_attributes(record)
 
 

@@ -165,17 +165,16 @@ class RecorderReader:
             self.next_seq += 1
             if record is not None:
                 found.append(record)
-        return self._stalled(found) if self._decoder.stalls else found
+        return self._stalled(found)
 
     def _stalled(self, records: list[Record]) -> list[Record]:
         """Lay the stalls read so far over the requests among *records*, which were read last."""
+        known = self._decoder.stalls
+        if not known:
+            return records
         first_ns = min([r.start_ns for r in records], default=0)
         last_ns = max([r.start_ns + r.duration_ns for r in records], default=0)
-        stalls = [
-            stall
-            for stall in self._decoder.stalls
-            if stall.end_ns > first_ns and stall.start_ns < last_ns
-        ]
+        stalls = [stall for stall in known if stall.end_ns > first_ns and stall.start_ns < last_ns]
         if not stalls:
             return records
         return [_with_stalls(r, stalls) if isinstance(r, RequestRecord) else r for r in records]
@@ -262,7 +261,7 @@ class RecorderReader:
                 heads.append(slot)
         process = self.process
         records = (self._decoder.decode(s, process, -1, chains, now_ns=now_ns) for s in heads)
-        return [record for record in records if record is not None]
+        return self._stalled([record for record in records if record is not None])
 
     def _committed(self, at: int) -> bool:
         commit = self._words[(at >> 3) + fmt.COMMIT_WORD]

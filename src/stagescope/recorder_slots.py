@@ -16,7 +16,7 @@ from stagescope.records import (
     State,
 )
 from stagescope.stages import OTHER, StageSpan, partition
-from stagescope.stalls import Stall
+from stagescope.stalls import CAPTURE, Stall
 
 _HEAD = Struct(
     f"<{fmt.OPENED_AT}x"
@@ -32,6 +32,7 @@ _NO_PARENT = bytes(8)
 _MAX_ORPHANS = 4096
 _MAX_TEXTS = 1024
 _MAX_STALLS = 256
+_MAX_CAPTURES = 16
 
 Entries = list[tuple[int, int, int]]
 """(code, start, end) as they stand in a slot."""
@@ -92,8 +93,8 @@ class SlotDecoder:
         self._capacity = capacity
         self._names = [OTHER, OTHER]
         self._texts: dict[bytes, str] = {}
-        self.stalls: deque[Stall] = deque(maxlen=_MAX_STALLS)
-        """The newest stalls of the process that were read."""
+        self._stalls: deque[Stall] = deque(maxlen=_MAX_STALLS)
+        self._captures: dict[int, Stall] = {}
 
     def close(self) -> None:
         """Let go of the file's memory."""
@@ -120,6 +121,21 @@ class SlotDecoder:
         if not 0 < length < fmt.NAME_BYTES:
             return ""
         return bytes(self._file[at + 1 : at + 1 + length]).decode("utf-8", "replace")
+
+    @property
+    def stalls(self) -> list[Stall]:
+        """The newest stalls of the process that were read, captures among them."""
+        return [*self._captures.values(), *self._stalls]
+
+    def _keep_stall(self, stall: Stall) -> None:
+        if stall.cause != CAPTURE:
+            self._stalls.append(stall)
+            return
+        # Told when it begins, with the latest end that it may have, and again when it has ended:
+        # so the requests that end meanwhile, and are read meanwhile, are known for profiled.
+        self._captures[stall.start_ns] = stall
+        if len(self._captures) > _MAX_CAPTURES:
+            del self._captures[min(self._captures)]
 
     def decode(
         self, slot: bytes, process: Process, seq: int, chains: Chains, *, now_ns: int = 0
@@ -162,7 +178,7 @@ class SlotDecoder:
                 max(0, chunks - len(members)), n1, self._stages(intervals, start, duration), text(run),
             )  # fmt: skip
         if kind == fmt.KIND_STALL:
-            self.stalls.append(Stall(text(method), start, start + duration))
+            self._keep_stall(Stall(text(method), start, start + duration))
             return None
         if kind == fmt.KIND_COLD_START:
             intervals, members = _batch_entries(entries)

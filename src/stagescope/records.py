@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from stagescope.stages import FIRST_REQUEST, IDLE, OTHER, StageSpan, stage_of
-from stagescope.stalls import StageStall
+from stagescope.stalls import CAPTURE, StageStall
 
 
 class State(Enum):
@@ -108,7 +108,12 @@ class RequestRecord:
     chunk_gap_sum_ns: int = 0
     chunk_gap_max_ns: int = 0
     stalls: tuple[StageStall, ...] = ()
-    """What stages were charged while the process stood still; see docs/waits.md."""
+    """What stages were charged while the process stood still, or was profiled; docs/waits.md."""
+
+    @property
+    def profiled(self) -> bool:
+        """True where a capture was at work meanwhile: its times are no longer the server's own."""
+        return any(stall.cause == CAPTURE for stall in self.stalls)
 
     def self_ns(self) -> dict[str, int]:
         """Give nanoseconds by full stage name, `other` included; the values sum to duration_ns."""

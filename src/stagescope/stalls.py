@@ -7,12 +7,16 @@ from typing import NamedTuple
 
 from stagescope.stages import OTHER, StageSpan, partition
 
+CAPTURE = "capture"
+"""Cause of the stretch in which a profiler was at work: what overlaps it is *profiled*."""
+
 
 class Stall(NamedTuple):
     """A time in which a whole process stood still; monotonic ns."""
 
     cause: str
-    """`loop`: a callback of the event loop was late. `gc`: the garbage collector ran."""
+    """`loop`: a callback of the event loop was late. `gc`: the garbage collector ran. `capture`:
+    a profiler started, recorded, stopped or wrote its file; the process ran, but slower."""
     start_ns: int
     end_ns: int
 

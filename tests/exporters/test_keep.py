@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from stagescope.errors import UsageError
 from stagescope.exporters.held_batches import HeldBatches, keeps_batch
 from stagescope.exporters.keep import KeepPolicy, Reason, Share, share_from_environment
-from stagescope.exporters.slow_tail import SlowTail, bucket_of, upper_edge
+from stagescope.exporters.slow_tail import SLOW_AFTER, SlowTail, bucket_of, upper_edge
 from stagescope.records import Member, RequestRecord, State
+from stagescope.stalls import StageStall
 from stagescope.testing.records import batch_record, request_record
 
 NOTHING = Share(0.0, 0.0, 0.0)
@@ -77,6 +78,18 @@ def test_slow_tail_is_kept() -> None:
     assert 50 <= slow <= 300
     assert reasons.count(None) == 20_000 - slow
     assert policy.reason(request_record(duration_ns=10_000_000_000)) is Reason.SLOW
+
+
+def test_profiled_requests_are_no_slow_tail() -> None:
+    """However long one took under a capture, it is neither kept as slow nor does it move p99."""
+    policy = KeepPolicy(NOTHING)
+    slow = request_record(
+        duration_ns=10**12, stalls=(StageStall(0, "inference", "capture", 1_000_000),)
+    )
+    for _ in range(SLOW_AFTER):
+        policy.reason(request_record())
+        assert policy.reason(slow) is not Reason.SLOW
+    assert policy.reason(request_record(duration_ns=10**9)) is Reason.SLOW
 
 
 def test_slow_tail_follows_the_load() -> None:

@@ -158,6 +158,17 @@ def test_metrics_are_in_the_table() -> None:
         assert family.unit == ("seconds" if named.unit == "s" else "")
 
 
+def test_profiled_requests_are_counted_apart() -> None:
+    """A request that overlaps a capture is in no histogram, and in a counter of its own."""
+    profiled = request_record(stalls=(StageStall(0, "inference", "capture", 1_000_000),))
+    read = families(counted(request_record(), profiled, profiled))
+
+    (whole,) = samples(read["http_server_request_duration_seconds"], "_count")
+    assert whole.value == 1
+    (apart,) = samples(read["model_server_profiled_requests"], "_total")
+    assert (apart.labels, apart.value) == ({"service": "resnet-api"}, 2)
+
+
 def test_a_cold_start_is_counted_until_ready_first_request_and_steady() -> None:
     """Ready after two seconds, answered after three; steady once two windows agree."""
     metrics = counted(cold_start_record())

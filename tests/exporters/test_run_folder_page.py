@@ -6,10 +6,18 @@ from pathlib import Path
 
 import pytest
 
-from stagescope.tables import EVIDENCE, MEMBER_TYPE, SCHEMA_VERSION, SPAN_TYPE, TABLES, Table
+from stagescope.tables import (
+    EVIDENCE,
+    MEMBER_TYPE,
+    SCHEMA_VERSION,
+    SPAN_TYPE,
+    STALL_TYPE,
+    TABLES,
+    Table,
+)
 
 PAGE = Path(__file__).parents[2] / "docs" / "run-folder.md"
-SHORT = {SPAN_TYPE: "list of spans", MEMBER_TYPE: "list of members"}
+SHORT = {SPAN_TYPE: "list of spans", MEMBER_TYPE: "list of members", STALL_TYPE: "list of stalls"}
 
 
 def lines_of(table: Table) -> str:

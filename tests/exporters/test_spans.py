@@ -207,7 +207,7 @@ def test_every_attribute_is_in_the_table() -> None:
     of_batch = spans_of(batch)[0]
     request = replace(
         request,
-        stalls=(StageStall(0, "queue", "gc", 5), StageStall(0, "queue", "loop", 6)),
+        stalls=tuple(StageStall(0, "queue", cause, 5) for cause in ("gc", "loop", "capture")),
     )
     cold = cold_start_record(state=State.DIED, stages_dropped=1)
     own, *children = spans_of(request)
