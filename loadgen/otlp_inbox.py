@@ -159,7 +159,7 @@ class _HttpHandler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     timeout = 1.0
     """An idle kept-alive connection ends after this, so that its thread does."""
-    server: _HttpServer
+    server: _HttpServer  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def do_POST(self) -> None:
         length = self.headers.get("content-length", "")
