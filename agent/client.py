@@ -11,10 +11,14 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from stagescope.agent.evidence_wire import KERNELS, SAMPLES, STACKS
 from stagescope.agent.run_file import RunCounts
 from stagescope.agent.wire import parse_lines
 from stagescope.errors import StagescopeError, UsageError
+from stagescope.kernels import KernelRow
 from stagescope.records import Record
+from stagescope.samples import Sample
+from stagescope.stacks import StackSpan
 
 _BLOCK_BYTES = 1 << 18
 
@@ -55,6 +59,28 @@ class AgentClient:
         """Give the records that are stored of a load run, as they arrive."""
         with self._exchange("GET", f"/runs/{run_id}/records") as response:
             yield from parse_lines(_lines(response))
+
+    def samples(self, since_ns: int = 0, until_ns: int | None = None) -> Iterator[Sample]:
+        """Give the samples that tell of any moment between, on the clock of the agent's host."""
+        return SAMPLES.parse(self._evidence("samples", since_ns, until_ns))
+
+    def stacks(self, since_ns: int = 0, until_ns: int | None = None) -> Iterator[StackSpan]:
+        """Give the stacks seen at any moment between."""
+        return STACKS.parse(self._evidence("stacks", since_ns, until_ns))
+
+    def kernels(self, since_ns: int = 0, until_ns: int | None = None) -> Iterator[KernelRow]:
+        """Give what the captures that recorded at any moment between saw."""
+        return KERNELS.parse(self._evidence("kernels", since_ns, until_ns))
+
+    def _evidence(self, kind: str, since_ns: int, until_ns: int | None) -> Iterator[bytes]:
+        path = f"/{kind}?since={since_ns}" + (f"&until={until_ns}" if until_ns is not None else "")
+        with self._exchange("GET", path, missing_ok=True) as response:
+            if response.status == 404:
+                raise StagescopeError(
+                    f"the agent at {self.address} has no {kind} to give: it is older than "
+                    "this stagescope"
+                )
+            yield from _lines(response)
 
     def ask_to_yield(self) -> None:
         """Ask an embedded agent to let go of its spool."""

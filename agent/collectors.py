@@ -76,3 +76,8 @@ class Metered:
             f"collector_{self.name}_late_s": self._late_ns / 1e9,
             f"collector_{self.name}_longest_s": self._longest_ns / 1e9,
         }
+
+    @property
+    def thread_cpu_s(self) -> float:
+        """CPU seconds that the loop's thread spent in it."""
+        return self._cpu_ns / 1e9

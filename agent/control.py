@@ -12,6 +12,7 @@ from importlib.metadata import version as installed_version
 from pathlib import Path
 
 from stagescope.agent.compose import Render
+from stagescope.agent.evidence_wire import KERNELS, SAMPLES, STACKS, in_blocks
 from stagescope.agent.http_server import (
     HttpServer,
     Reply,
@@ -26,6 +27,8 @@ from stagescope.run_folder import boot_id
 from stagescope.spool import SOCKET_NAME
 
 NDJSON = "application/x-ndjson"
+END_OF_TIME_NS = (1 << 63) - 1
+MOMENT_DIGITS = 19
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +62,8 @@ class Control:
                     return self._records(run_id)
                 case "GET", ["cold-starts"]:
                     return self._cold_starts()
+                case "GET", ["samples" | "stacks" | "kernels" as kind]:
+                    return self._evidence(kind, *_stretch(request))
                 case "POST", ["yield"]:
                     return self._yield()
                 case _:
@@ -93,6 +98,17 @@ class Control:
         self.agent.catch_up()
         return Reply(self.agent.cold_starts.read(), NDJSON)
 
+    def _evidence(self, kind: str, since_ns: int, until_ns: int) -> Reply:
+        evidence = self.agent.evidence
+        match kind:
+            case "samples":
+                lines = SAMPLES.write(evidence.samples.between(since_ns, until_ns))
+            case "stacks":
+                lines = STACKS.write(evidence.stacks.between(since_ns, until_ns))
+            case _:
+                lines = KERNELS.write(evidence.kernels.between(since_ns, until_ns))
+        return Reply(in_blocks(lines), NDJSON)
+
     def _no_run(self, run_id: str) -> Reply:
         return problem(HTTPStatus.NOT_FOUND, f"nothing was recorded of load run {run_id} here")
 
@@ -105,11 +121,32 @@ class Control:
         return json_reply({"yields": True})
 
 
+def _stretch(request: Request) -> tuple[int, int]:
+    """Give `since` and `until`, by default all time; raises UsageError for what is none."""
+    since_ns, until_ns = _moment(request, "since", 0), _moment(request, "until", END_OF_TIME_NS)
+    if since_ns > until_ns:
+        raise UsageError(f"since={since_ns} is later than until={until_ns}: give the earlier first")
+    return since_ns, until_ns
+
+
+def _moment(request: Request, name: str, default_ns: int) -> int:
+    text = request.query.get(name)
+    if text is None:
+        return default_ns
+    if not (text.isascii() and text.isdecimal() and len(text) <= MOMENT_DIGITS):
+        raise UsageError(
+            f"{name}={text[:40]!r} is no moment: give whole nanoseconds on the monotonic clock of "
+            "the agent's host"
+        )
+    return int(text)
+
+
 def _nothing_there(request: Request) -> Reply:
     return problem(
         HTTPStatus.NOT_FOUND,
         f"{request.method} {request.path[:80]} is nothing the agent knows; it answers /health, "
-        "/counters, /metrics, /cold-starts, /runs/ID and /runs/ID/records",
+        "/counters, /metrics, /samples, /stacks, /kernels, /cold-starts, /runs/ID and "
+        "/runs/ID/records",
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from stagescope.agent.gpu_probe import Device, DeviceEvent
 from stagescope.agent.kept import Kept
 from stagescope.agent.sample_store import SampleStore
 from stagescope.kernels import KernelRow
@@ -12,6 +13,7 @@ from stagescope.stacks import StackSpan
 MAX_STACKS = 50_000
 """About 1 kB each."""
 MAX_KERNELS = 20_000
+MAX_DEVICE_EVENTS = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +23,11 @@ class Evidence:
     samples: SampleStore = field(default_factory=SampleStore)
     stacks: Kept[StackSpan] = field(default_factory=lambda: Kept[StackSpan](MAX_STACKS))
     kernels: Kept[KernelRow] = field(default_factory=lambda: Kept[KernelRow](MAX_KERNELS))
+    device_events: Kept[DeviceEvent] = field(
+        default_factory=lambda: Kept[DeviceEvent](MAX_DEVICE_EVENTS)
+    )
+    devices: dict[str, Device] = field(default_factory=dict[str, Device])
+    """What `Sample.device` names, by it; a device that is gone stays, for its samples do."""
 
     def counters(self) -> dict[str, float]:
         """Give what was added and evicted, by kind."""
@@ -28,4 +35,5 @@ class Evidence:
             **self.samples.counters(),
             **{f"stacks_{name}": value for name, value in self.stacks.counters().items()},
             **{f"kernels_{name}": value for name, value in self.kernels.counters().items()},
+            **{f"device_events_{name}": n for name, n in self.device_events.counters().items()},
         }

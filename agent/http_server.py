@@ -13,12 +13,13 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from socketserver import TCPServer
 from typing import Any, cast
+from urllib.parse import parse_qsl
 
 from stagescope.errors import StagescopeError
 
@@ -33,11 +34,12 @@ SOCKET_PATH_BYTES = 107
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What was asked; *path* without query string."""
+    """What was asked; *path* without query string, of which *query* has each name's last value."""
 
     method: str
     path: str
     headers: Mapping[str, str]
+    query: Mapping[str, str] = field(default_factory=dict[str, str])
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,8 +186,9 @@ class _Exchange(BaseHTTPRequestHandler):
         if server.token is not None and not self._authorised(server.token):
             self._send(problem(HTTPStatus.UNAUTHORIZED, "this needs the agent's bearer token"))
             return
-        path = self.path.partition("?")[0]
-        self._send(server.answer(Request(self.command, path, dict(self.headers.items()))))
+        path, _, query = self.path.partition("?")
+        asked = dict(parse_qsl(query, keep_blank_values=True))
+        self._send(server.answer(Request(self.command, path, dict(self.headers.items()), asked)))
 
     def _authorised(self, token: str) -> bool:
         given = self.headers.get("Authorization", "")

@@ -17,6 +17,8 @@ from stagescope.agent.collectors import Chore, Collector, Metered
 from stagescope.agent.cursors import load_cursors
 from stagescope.agent.drain import WHOLE_BITE, Drain
 from stagescope.agent.evidence import Evidence
+from stagescope.agent.notices import Notices
+from stagescope.agent.own_cost import OTHER, OwnCost, costs_of
 from stagescope.agent.runs import RunStore
 from stagescope.agent.sinks import Sink
 from stagescope.agent.waits import GROWING, PASSING, summed
@@ -73,6 +75,7 @@ class Agent:
         """
         self.spool = spool
         self.evidence = Evidence()
+        self.notices = Notices()
         self.runs = RunStore(spool / "runs")
         self.cold_starts = ColdStarts()
         own: dict[str, Sink] = {"runs": self.runs, "cold_starts": self.cold_starts}
@@ -87,6 +90,7 @@ class Agent:
         self._checkpoint = Checkpoint(spool, self._drain, self.sinks)
         self._clock = clock
         self._cpu_s = cpu_s
+        self._cpu_before_s = cpu_s()
         self._discover = Metered(Chore("discover", DISCOVER_S, self._drain.discover), clock)
         self._samplers = [Metered(one, clock) for one in (samplers(self) if samplers else ())]
         self._collectors = [
@@ -94,6 +98,7 @@ class Agent:
             *self._samplers,
             Metered(Chore("tidy", TIDY_S, self.runs.forget_old), clock),
             Metered(Chore("checkpoint", CHECKPOINT_S, self._checkpoint.advance), clock),
+            Metered(OwnCost(self.evidence.samples, self._own_cpu_s, clock), clock),
         ]
         self._stopping = False
         self._wake = threading.Event()
@@ -188,6 +193,7 @@ class Agent:
             "cursor_failures": self._checkpoint.failures,
             "cpu_s": self._cpu,
             **self.evidence.counters(),
+            **self.notices.counters(),
             **{key: n for one in self._samplers for key, n in one.counters().items()},
             **of_sinks,
         }
@@ -207,6 +213,15 @@ class Agent:
             | self.runs.gauges()
             | self.evidence.samples.gauges()
         )
+
+    def costs(self) -> dict[str, dict[str, float]]:
+        """Give what each collector has cost so far, by its name; from any thread."""
+        return costs_of(self._collectors)
+
+    def _own_cpu_s(self) -> dict[str, float]:
+        used_s = {name: cost["cpu_s"] for name, cost in self.costs().items()}
+        in_collectors_s = sum(one.thread_cpu_s for one in self._collectors)
+        return used_s | {OTHER: self._cpu_s() - self._cpu_before_s - in_collectors_s}
 
     def alive(self) -> list[tuple[Path, Process]]:
         """Give the recorder files whose processes live, and these processes; from any thread."""

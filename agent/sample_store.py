@@ -66,14 +66,16 @@ class SampleStore:
 
     def between(self, since_ns: int, until_ns: int) -> Iterator[Sample]:
         """Give the samples that tell of any moment from *since_ns* to *until_ns*."""
-        with self._lock:
-            found = [
-                Sample(name, start, end, value, pid, device, detail)
-                for (name, pid, device, detail), series in self._series.items()
-                for start, end, value in zip(series.starts, series.ends, series.values, strict=True)
-                if end >= since_ns and start <= until_ns
+        with self._lock:  # only to copy: an hour of samples would hold up who adds
+            copies = [
+                (key, series.starts[:], series.ends[:], series.values[:])
+                for key, series in self._series.items()
+                if series.ends and series.ends[-1] >= since_ns and series.starts[0] <= until_ns
             ]
-        return iter(found)
+        for (name, pid, device, detail), starts, ends, values in copies:
+            for start, end, value in zip(starts, ends, values, strict=True):
+                if end >= since_ns and start <= until_ns:
+                    yield Sample(name, start, end, value, pid, device, detail)
 
     def latest(self, not_before_ns: int) -> list[tuple[Sample, float]]:
         """Give the newest sample of each series that ended since, and the series' total."""

@@ -31,6 +31,9 @@ class Kind:
 
 
 KINDS: Mapping[str, Kind] = {
+    "gpu": Kind("stagescope.agent.gpu", embedded=False),
+    "host": Kind("stagescope.agent.host.sampler", embedded=True),
+    "torch": Kind("stagescope.agent.torch_sampler", embedded=True),
     "kernels": Kind("stagescope.agent.micro_captures", embedded=False),
 }
 """By name, in the order of their work."""

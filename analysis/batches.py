@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import ibis
 import ibis.expr.types as ir
 
 from stagescope.analysis.report import Batches
-from stagescope.analysis.sources import rows
+from stagescope.analysis.sources import RunTables, rows
 
 
-def batch_figures(batches: ir.Table, since_ns: int | None) -> Batches:
-    """Give the figures of *batches* that started at *since_ns* or later; of all where it is None.
+def batch_figures(tables: RunTables, since_ns: int | None) -> Batches:
+    """Give the figures of batches that started at *since_ns* or later; of all where it is None.
 
-    *since_ns* is on the batches' own clock.
+    *since_ns* is on the batches' own clock. Batches of profiled requests are left out.
     """
+    batches = _unprofiled(tables)
     kept = batches if since_ns is None else batches.filter(batches.start_ns >= since_ns)
     (sizes,) = rows(
         kept.aggregate(
@@ -39,6 +40,13 @@ def batch_figures(batches: ir.Table, since_ns: int | None) -> Batches:
         mean_inference_ms=spent["inference"] / max(count, 1) / 1e6,
         warmup_included=since_ns is None,
     )
+
+
+def _unprofiled(tables: RunTables) -> ir.Table:
+    server = tables.server
+    profiled = server.filter(server.profiled.fill_null(False))
+    ids = profiled.select(batch_id=profiled.batch_ids.unnest()).distinct()
+    return cast(ir.Table, tables.batches.anti_join(ids, "batch_id"))
 
 
 def _stage_sums(batches: ir.Table) -> dict[str, int]:

@@ -93,6 +93,7 @@ def split(pairs: ir.Table, spans: Spans) -> ir.Table:
         "measured",
         "answered",
         "unsent",
+        "profiled",
         "one_clock",
         "timing",
         *parts,

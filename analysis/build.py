@@ -19,7 +19,7 @@ from stagescope.analysis.breakdown import (
 )
 from stagescope.analysis.client_side import client_side
 from stagescope.analysis.figures import Figures, figures
-from stagescope.analysis.join import Join, choose, client_columns, count, pair
+from stagescope.analysis.join import Join, choose, client_columns, count, in_breakdown, pair
 from stagescope.analysis.report import (
     Client,
     Instrument,
@@ -29,6 +29,7 @@ from stagescope.analysis.report import (
     Unmatched,
     UnmatchedClient,
 )
+from stagescope.analysis.resources import stage_resources
 from stagescope.analysis.sources import RunTables, open_run, reading, rows, stored
 from stagescope.analysis.spans import Spans, find_spans
 from stagescope.analysis.validity import invalid_reasons
@@ -61,6 +62,7 @@ def _build(tables: RunTables) -> Report:
     total, parts, stages = _parts(tables, client, chosen, spans, join, seen)
     unmatched = _unmatched(seen, join, unsent)
     instrument = _instrument(tables, chosen, spans, join)
+    since = _measured_since(client, join)
     return Report(
         folder=tables.folder,
         run=run,
@@ -70,9 +72,10 @@ def _build(tables: RunTables) -> Report:
         total=total,
         parts=parts,
         stages=stages,
-        batches=batch_figures(tables.batches, _measured_since(client, join)),
+        batches=batch_figures(tables, since),
         unmatched=unmatched,
         instrument=instrument,
+        resources=stage_resources(tables, since),
     )
 
 
@@ -81,13 +84,13 @@ def _parts(
 ) -> tuple[Part | None, tuple[Part, ...], tuple[Part, ...]]:
     """Give the total, all parts, and those parts that are stages."""
     if join.joined:
-        base = chosen.filter(chosen.measured & chosen.answered)
+        base = chosen.filter(in_breakdown(chosen))
         order = slots(spans, split_network=join.one_clock == join.joined)
         requests = join.joined
-    elif seen.answered:
-        base = stored(tables, split_unknown(client.filter(client.measured & client.answered)))
+    elif seen.latency is not None:
+        base = stored(tables, split_unknown(client.filter(in_breakdown(client))))
         order = unknown_slots()
-        requests = seen.answered
+        requests = seen.answered - seen.profiled
     else:
         return None, (), ()
     columns = ["latency_ns", *_columns(order)]
@@ -133,7 +136,7 @@ def _joined(join: Join, source: str) -> Joined:
 def _unmatched(seen: Client, join: Join, unsent: int) -> Unmatched:
     before = unsent - join.unsent_matched
     total = seen.count - join.matched
-    answered = seen.answered - join.joined
+    answered = seen.answered - seen.profiled - join.joined
     return Unmatched(
         client=UnmatchedClient(
             total=total,
@@ -148,7 +151,7 @@ def _unmatched(seen: Client, join: Join, unsent: int) -> Unmatched:
 def _instrument(tables: RunTables, chosen: ir.Table, spans: Spans, join: Join) -> Instrument:
     s = tables.server
     (server,) = rows(s.aggregate(n=s.count(), dropped=s.stages_dropped.sum()))
-    base = chosen.filter(chosen.measured & chosen.answered)
+    base = chosen.filter(in_breakdown(chosen))
     (after,) = rows(base.aggregate(mean=base.after_ns.mean()))
     said = tables.run.instrument
     openings = spans.count / server["n"] if server["n"] else 0.0

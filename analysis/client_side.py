@@ -24,11 +24,14 @@ def client_side(client: ir.Table, run: Run) -> tuple[Client, int]:
     outcomes = rows(_outcomes(measured))
     answered = sum(row["n"] for row in outcomes if row["answered"])
     failed = sum(row["n"] for row in outcomes if not row["answered"])
-    latency, service = _latencies(measured.filter(measured.answered)) if answered else (None, None)
+    profiled = sum(row["profiled"] for row in outcomes if row["answered"])
+    timed = measured.filter(measured.answered & ~measured.profiled)
+    latency, service = _latencies(timed) if answered > profiled else (None, None)
     return Client(
         planned=int(run.driver.get("planned", 0)),
         count=answered + failed,
         answered=answered,
+        profiled=profiled,
         failed=failed,
         asked_rate_per_s=run.plan.rate_per_s,
         achieved_rate_per_s=_answers_per_s(client, run.measured_s),
@@ -66,7 +69,7 @@ def _outcomes(measured: ir.Table) -> ir.Table:
         ),
     )
     return known.group_by(["answered", "error", "status"]).aggregate(
-        n=known.count(), unsent=known.unsent.sum()
+        n=known.count(), unsent=known.unsent.sum(), profiled=known.profiled.sum()
     )
 
 

@@ -25,7 +25,8 @@ class Join:
     by: str
     """`trace_id+parent_span_id`, `trace_id`, `mixed` (both occur) or `none`."""
     joined: int
-    """Measured requests that were answered and have a server record: the breakdown's base."""
+    """Measured requests that were answered, were not profiled and have a server record: the
+    breakdown's base."""
     by_parent: int
     """Of those: the server's parent is the client's span."""
     one_clock: int
@@ -38,8 +39,6 @@ class Join:
     """Server records of this run whose trace no client row has."""
     matched: int
     """Measured client rows with a server record, answered or not."""
-    answered_matched: int
-    """Of those: answered; the same as `joined`."""
     unsent_matched: int
     """Of `matched`: the client's row says that nothing was sent."""
 
@@ -58,9 +57,10 @@ def client_columns(tables: RunTables) -> ir.Table:
     """Give the client's rows with what the join and the breakdown need.
 
     `answered`: a whole response came, with any status. `unsent`: it failed before a byte was sent;
-    the driver then leaves `sent_ns` out, or gives it the time of the failure.
+    the driver then leaves `sent_ns` out, or gives it the time of the failure. `profiled`: of its
+    trace's server records one overlaps a capture.
     """
-    c = tables.client
+    c = _with_profiled(tables)
     failed = c.error.fill_null("") != ""
     started = c.started_ns.coalesce(c.intended_ns)
     connected = c.connected_ns.coalesce(started)
@@ -78,11 +78,30 @@ def client_columns(tables: RunTables) -> ir.Table:
             client_span_id=c.span_id,
             client_status=c.status,
             client_error=c.error,
+            profiled=c.profiled,
             measured=c.phase.fill_null("measure") == "measure",
             answered=~failed & (c.status > 0).fill_null(False),
             unsent=failed & ((c.sent_ns.fill_null(0) == 0) | (c.sent_ns >= c.last_byte_ns)),
         ),
     )
+
+
+def in_breakdown(requests: ir.Table) -> ir.BooleanValue:
+    """Tell which of *requests* (client columns, or pairs) the figures are of."""
+    return cast(ir.BooleanValue, requests.measured & requests.answered & ~requests.profiled)
+
+
+def _with_profiled(tables: RunTables) -> ir.Table:
+    """Give the client's table with a column `profiled`; runs without a capture need no join."""
+    s = tables.server
+    profiled = s.filter(s.profiled.fill_null(False)).select("trace_id").distinct()
+    (found,) = rows(profiled.aggregate(n=profiled.count()))
+    c = tables.client
+    if not found["n"]:
+        return cast(ir.Table, c.mutate(profiled=ibis.literal(False)))
+    marks = stored(tables, profiled.select(profiled_trace_id="trace_id"))
+    joined = c.left_join(marks, c.trace_id == marks.profiled_trace_id)
+    return cast(ir.Table, joined.mutate(profiled=joined.profiled_trace_id.notnull()))
 
 
 def _server_columns(tables: RunTables, spans: Spans) -> ir.Table:
@@ -136,7 +155,7 @@ def choose(pairs: ir.Table, tables: RunTables) -> tuple[ir.Table, int]:
 def count(pairs: ir.Table, chosen: ir.Table, extra: int) -> Join:
     """Count how *pairs* met, and what is left after `choose`."""
     (lost,) = rows(pairs.aggregate(n=pairs.seq.isnull().sum()))
-    base = chosen.measured & chosen.answered
+    base = in_breakdown(chosen)
     (n,) = rows(
         chosen.aggregate(
             joined=base.sum(),
@@ -152,7 +171,6 @@ def count(pairs: ir.Table, chosen: ir.Table, extra: int) -> Join:
         by=_kind(whole),
         extra_server=extra,
         server_without_client=int(lost["n"] or 0),
-        answered_matched=whole["joined"],
         **whole,
     )
 

@@ -125,7 +125,7 @@ def _row(
         sums[stage_of(stage)] += spent
     sums[OTHER] = duration - sum(charged)
     resource = span.resource
-    row = {c.name: _ABSENT.get(c.type, []) for c in SERVER.columns}
+    row = {c.name: _ABSENT.get(c.type, []) for c in SERVER.columns} | {"stalls": None}
     return row | {
         "trace_id": span.trace_id,
         "span_id": span.span_id,

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from stagescope.analysis.resource_report import Resources
 from stagescope.run_folder import Run
 
 SCHEMA = 1
@@ -53,6 +54,8 @@ class Client:
     """Sent, or tried to, in the measured phase."""
     answered: int
     """A whole response came, with any status."""
+    profiled: int
+    """Of those answered: a capture was at work meanwhile. They are in no time and no stage."""
     failed: int
     asked_rate_per_s: float
     achieved_rate_per_s: float
@@ -62,7 +65,7 @@ class Client:
     status: Mapping[str, int]
     """Answered requests by class of status: `2xx`, ..."""
     latency: Latency | None
-    """None where no request was answered."""
+    """None where no request was answered, or all were profiled."""
     service_time: Latency | None
 
 
@@ -73,13 +76,13 @@ class Joined:
     by: str
     """`trace_id+parent_span_id`, `trace_id`, `mixed` or `none`."""
     requests: int
-    """Answered and joined: the base of the breakdown."""
+    """Answered, joined and not profiled: the base of the breakdown."""
     by_parent: int
     one_clock: int
     server_timing: int
     extra_server: int
     source: str
-    """Where the server's side came from: `agent`, `remote agent`, `server-timing`, `none`."""
+    """Where the server's side came from: `agent`, `remote agent`, `otlp`, `server-timing`, `none`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +155,8 @@ class Report:
     batches: Batches
     unmatched: Unmatched
     instrument: Instrument
+    resources: Resources | None
+    """What the stages used; None where nothing was sampled."""
 
     @property
     def valid(self) -> bool:
@@ -181,6 +186,7 @@ class Report:
             "unmatched": asdict(self.unmatched),
             "instrument": asdict(self.instrument),
             "join": asdict(self.join),
+            "resources": None if self.resources is None else asdict(self.resources),
         }
 
 

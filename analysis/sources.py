@@ -21,12 +21,25 @@ import pyarrow.parquet as pq
 
 from stagescope.errors import UsageError
 from stagescope.run_folder import Run, read_run
-from stagescope.tables import BATCHES, CLIENT, SERVER, TABLES, Table
+from stagescope.tables import (
+    BATCHES,
+    CLIENT,
+    EVIDENCE,
+    KERNELS,
+    SAMPLES,
+    SERVER,
+    STACKS,
+    TABLES,
+    Table,
+)
 
 REQUIRED = {
     CLIENT.name: ("seq", "trace_id", "intended_ns", "last_byte_ns"),
     SERVER.name: ("trace_id", "duration_ns"),
     BATCHES.name: ("batch_id", "duration_ns"),
+    SAMPLES.name: ("name", "start_ns", "end_ns", "value"),
+    STACKS.name: ("start_ns", "end_ns", "frames"),
+    KERNELS.name: ("capture_id", "kind", "busy_ns"),
 }
 """Columns without which a file is not that table, whatever its version."""
 
@@ -49,6 +62,10 @@ class RunTables:
     client: ir.Table
     server: ir.Table
     batches: ir.Table
+    samples: ir.Table
+    """Without rows where the folder has no such file; so are the two below."""
+    stacks: ir.Table
+    kernels: ir.Table
     backend: Any
     """The Ibis backend that holds the tables."""
     own: bool
@@ -63,15 +80,25 @@ def open_run(folder: Path, backend: Any = None) -> RunTables:
     """
     run = read_run(folder)
     engine = backend or ibis.duckdb.connect()
-    optional = run.server_source == "none"
+    own = backend is None
+    no_server_side = run.server_source == "none"
+
+    def opened(table: Table, *, optional: bool = False) -> ir.Table:
+        if optional and not (folder / table.file_name).exists():
+            return _without_rows(engine, table, own=own)
+        return _open(engine, folder, table)
+
     return RunTables(
         folder=folder,
         run=run,
-        client=_open(engine, folder, CLIENT),
-        server=_open(engine, folder, SERVER, optional=optional),
-        batches=_open(engine, folder, BATCHES, optional=optional),
+        client=opened(CLIENT),
+        server=opened(SERVER, optional=no_server_side),
+        batches=opened(BATCHES, optional=no_server_side),
+        samples=opened(SAMPLES, optional=True),
+        stacks=opened(STACKS, optional=True),
+        kernels=opened(KERNELS, optional=True),
         backend=engine,
-        own=backend is None,
+        own=own,
     )
 
 
@@ -90,7 +117,9 @@ def reading(folder: Path) -> Iterator[None]:
 
 def _damaged(folder: Path) -> Iterator[str]:
     """Give each table that does not read through to its end."""
-    for file in (folder / table.file_name for table in TABLES):
+    for file in (folder / table.file_name for table in (*TABLES, *EVIDENCE)):
+        if not file.exists():
+            continue
         try:
             for _ in pq.ParquetFile(file).iter_batches():
                 pass
@@ -115,6 +144,21 @@ def rows_together(tables: RunTables, expressions: Sequence[ir.Table]) -> list[li
         return list(pool.map(partial(_on_own_cursor, tables.backend.con), queries))
 
 
+def row_batches(
+    tables: RunTables, expression: ir.Table, at_a_time: int
+) -> Iterator[pa.RecordBatch]:
+    """Run *expression* and give its rows in batches, so that memory stays bounded.
+
+    Nothing else may be asked of the engine before the last batch.
+    """
+    backend = tables.backend
+    if backend.name != "duckdb":
+        yield from expression.to_pyarrow_batches(chunk_size=at_a_time)
+        return
+    # Ibis 12 asks DuckDB 2.0 for a method that is gone.
+    yield from backend.con.sql(backend.compile(expression)).to_arrow_reader(at_a_time)
+
+
 def _on_own_cursor(connection: Any, query: str) -> list[dict[str, Any]]:
     with connection.cursor() as cursor:
         return cast("list[dict[str, Any]]", cursor.sql(query).to_arrow_table().to_pylist())
@@ -128,17 +172,20 @@ def stored(tables: RunTables, expression: ir.Table) -> ir.Table:
     backend, name = tables.backend, ibis.util.gen_name("stagescope")
     if backend.name != "duckdb":
         return cast(ir.Table, backend.create_table(name, expression, temp=True))
-    # A temporary table is one connection's only: `rows_together` has several.
+    # As in `_without_rows`.
     kind = "table" if tables.own else "temp table"
     backend.con.execute(f'create {kind} "{name}" as {backend.compile(expression)}')
     return cast(ir.Table, backend.table(name))
 
 
-def _open(engine: Any, folder: Path, table: Table, *, optional: bool = False) -> ir.Table:
+def _without_rows(engine: Any, table: Table, *, own: bool) -> ir.Table:
+    name = ibis.util.gen_name(table.name)
+    # A temporary table is one connection's only: `rows_together` has several of our own engine.
+    return cast(ir.Table, engine.create_table(name, schema=_ibis_schema(table), temp=not own))
+
+
+def _open(engine: Any, folder: Path, table: Table) -> ir.Table:
     file = folder / table.file_name
-    if optional and not file.exists():
-        name = ibis.util.gen_name(table.name)
-        return cast(ir.Table, engine.create_table(name, schema=_ibis_schema(table), temp=True))
     schema = _schema_of(file)
     _check(file, table, schema)
     stored = engine.read_parquet(str(file))

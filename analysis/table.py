@@ -13,6 +13,7 @@ from rich.text import Text
 
 from stagescope.analysis.breakdown import UNKNOWN
 from stagescope.analysis.report import Batches, Client, Joined, Part, Report
+from stagescope.analysis.resources_table import resources_body, resources_lines
 
 BAR_WIDTH = 5
 _EIGHTHS = " ▏▎▍▌▋▊▉"
@@ -20,7 +21,15 @@ _EIGHTHS = " ▏▎▍▌▋▊▉"
 
 def render(report: Report) -> RenderableType:
     """Give head, table and foot of *report*."""
-    return Group(*_banner(report), *_head(report), Text(), *_body(report), Text(), *_foot(report))
+    return Group(
+        *_banner(report),
+        *_head(report),
+        Text(),
+        *_body(report),
+        Text(),
+        *resources_body(report.resources),
+        *_foot(report),
+    )
 
 
 def bar(share: float, width: int = BAR_WIDTH) -> str:
@@ -68,7 +77,10 @@ def _lines(lines: Mapping[str, str]) -> Table:
 
 
 def _status(client: Client) -> str:
-    return "".join(f", {number:,} of {kind}" for kind, number in client.status.items())
+    classes = "".join(f", {number:,} of {kind}" for kind, number in client.status.items())
+    if client.profiled:
+        return f"{classes}; {client.profiled:,} profiled by a capture, in no figure below"
+    return classes
 
 
 def _source(join: Joined) -> str:
@@ -137,6 +149,7 @@ def _foot(report: Report) -> list[RenderableType]:
         f"({cost.stages_per_request:.1f} stages), {cost.dropped:,} dropped, "
         f"{cost.overwritten:,} overwritten; the server went on for "
         f"{cost.server_after_ms:.3f} ms after the last byte",
+        **resources_lines(report.resources),
     }
     return [_lines(lines)]
 

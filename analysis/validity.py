@@ -25,10 +25,12 @@ def invalid_reasons(
 
 
 def _too_few(client: Client) -> str:
-    if client.answered >= MIN_ANSWERED:
+    counted = client.answered - client.profiled
+    if counted >= MIN_ANSWERED:
         return ""
+    profiled = " without being profiled" if client.profiled else ""
     return (
-        f"only {client.answered:,} requests were answered: "
+        f"only {counted:,} requests were answered{profiled}: "
         f"a 99th percentile needs {MIN_ANSWERED} at least"
     )
 

@@ -56,11 +56,14 @@ def words(codes: Ints, names: tuple[str, ...]) -> pa.Array:
 
 
 def table(kind: Table, count: int, columns: dict[str, object]) -> pa.Table:
-    """Make a table of *kind*; a scalar fills its column, what is not named is 0 or empty."""
+    """Make a table of *kind*; a scalar fills its column, what is not named is 0, empty or null."""
     arrays = []
     for field in arrow_schema(kind):
         value = columns.get(field.name, "" if pa.types.is_string(field.type) else 0)
-        if isinstance(value, str | int | bool):
+        absent = pa.types.is_list(field.type) or pa.types.is_boolean(field.type)
+        if absent and field.name not in columns:
+            arrays.append(pa.nulls(count, field.type))
+        elif isinstance(value, str | int | bool):
             arrays.append(pa.repeat(pa.scalar(value, field.type), count))
         else:
             arrays.append(pa.array(value, field.type) if isinstance(value, np.ndarray) else value)

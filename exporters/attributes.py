@@ -2,18 +2,26 @@
 
 Names, types and stability are OpenTelemetry's where a convention exists
 (https://opentelemetry.io/docs/specs/semconv/, release 1.38); `model_server.*` where none does.
+The names of samples stand in samples.py. `python -m stagescope.exporters.attributes
+docs/attributes.md` brings the page up to date.
 Durations in attributes are whole nanoseconds and say so in the name.
 """
 
 from __future__ import annotations
 
+import re
+import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
+
+from stagescope.samples import LEVEL, SAMPLE_NAMES, SampleName
 
 SERVICE_NAME: Final = "service.name"
 SERVICE_INSTANCE_ID: Final = "service.instance.id"
 HOST_NAME: Final = "host.name"
 PROCESS_PID: Final = "process.pid"
+HARDWARE_ID: Final = "hw.id"
 PROCESS_RUNTIME_VERSION: Final = "process.runtime.version"
 TELEMETRY_SDK_NAME: Final = "telemetry.sdk.name"
 TELEMETRY_SDK_LANGUAGE: Final = "telemetry.sdk.language"
@@ -49,6 +57,8 @@ BATCH_DEVICE_NS: Final = "model_server.batch.device_ns"
 BATCH_MEMBERS_DROPPED: Final = "model_server.batch.members_dropped"
 
 COLD_START_READY_NS: Final = "model_server.cold_start.ready_ns"
+COLD_START_UNTIL: Final = "model_server.cold_start.until"
+STATUS_CLASS: Final = "model_server.status_class"
 STAGE_STALLS: Final = {
     "loop": "model_server.stage.stall.loop_ns",
     "gc": "model_server.stage.stall.gc_ns",
@@ -64,6 +74,11 @@ METRIC_STAGE_STALL: Final = "model_server.stage.stall"
 METRIC_PROFILED: Final = "model_server.profiled_requests"
 METRIC_COLD_START: Final = "model_server.cold_start.duration"
 METRIC_COLD_START_STAGE: Final = "model_server.cold_start.stage.duration"
+
+METRIC_COLLECTOR_CALLS: Final = "stagescope.collector.calls"
+METRIC_COLLECTOR_LATE: Final = "stagescope.collector.late"
+METRIC_COLLECTOR_LONGEST: Final = "stagescope.collector.longest"
+METRIC_SERIES_LEFT_OUT: Final = "stagescope.samples.series_left_out"
 
 OTEL_STABLE: Final = "OpenTelemetry, stable"
 OTEL_DEVELOPMENT: Final = "OpenTelemetry, development"
@@ -277,13 +292,77 @@ METRICS: Final = (
 """Beside these stands one `stagescope_*` counter or gauge for each of the agent's own counts."""
 
 
+COLLECTOR_METRICS: Final = (
+    MetricName(
+        METRIC_COLLECTOR_CALLS, "stagescope_collector_calls", "counter", "", ("collector",),
+        "Calls of one of the agent's collectors.",
+    ),
+    MetricName(
+        METRIC_COLLECTOR_LATE, "stagescope_collector_late_seconds", "counter", "s",
+        ("collector",), "By how much its calls came late, summed.",
+    ),
+    MetricName(
+        METRIC_COLLECTOR_LONGEST, "stagescope_collector_longest_seconds", "gauge", "s",
+        ("collector",), "The longest that one call took.",
+    ),
+    MetricName(
+        METRIC_SERIES_LEFT_OUT, "stagescope_samples_series_left_out", "gauge", "", (),
+        "Series of samples that are not shown, because there are too many.",
+    ),
+)  # fmt: skip
+"""What the agent tells of its own sampling; the collectors' CPU time is a sample."""
+
+_PROMETHEUS_UNITS: Final = {
+    "1": "ratio", "%": "percent", "A": "amperes", "By": "bytes", "Cel": "celsius",
+    "Hz": "hertz", "J": "joules", "V": "volts", "W": "watts", "d": "days", "h": "hours",
+    "m": "meters", "min": "minutes", "ms": "milliseconds", "ns": "nanoseconds", "s": "seconds",
+    "us": "microseconds",
+}  # fmt: skip
+_PER: Final = {"s": "second", "min": "minute", "h": "hour", "d": "day"}
+_NOT_IN_A_NAME: Final = re.compile(r"[^a-zA-Z0-9]+")
+
+
+def prometheus_name(named: SampleName) -> str:
+    """Give a sample's name in Prometheus: its unit at the end, a counter's `_total` not yet.
+
+    As https://opentelemetry.io/docs/specs/otel/compatibility/prometheus_and_openmetrics/ says.
+    """
+    name, unit = prometheus_label(named.name), prometheus_unit(named)
+    return name if not unit or name.endswith(f"_{unit}") else f"{name}_{unit}"
+
+
+def prometheus_unit(named: SampleName) -> str:
+    """Give the word that Prometheus has for a unit; empty for `{thread}` and the like."""
+    if named.unit == "1" and named.kind != LEVEL:
+        return ""  # a count of things, not a ratio
+    of, _, per = named.unit.partition("/")
+    word = "" if of.startswith("{") else _PROMETHEUS_UNITS.get(of, of)
+    if not per:
+        return word
+    return f"{word}_per_{_PER.get(per, per)}".lstrip("_")
+
+
+def prometheus_label(name: str) -> str:
+    """Give an attribute's name as a label's."""
+    return _NOT_IN_A_NAME.sub("_", name).strip("_")
+
+
 def page_tables() -> str:
     """Give the tables of docs/attributes.md; its test prints them where the page is behind."""
     parts = [
         f"### On the {place}\n\n{_attribute_table(place)}"
         for place in (RESOURCE, REQUEST_SPAN, STAGE_SPAN, BATCH_SPAN, COLD_START_SPAN)
     ]
-    return "\n\n".join((*parts, f"### Metrics\n\n{_metric_table()}"))
+    metrics = f"### Metrics\n\n{_metric_table()}"
+    return "\n\n".join((*parts, metrics, f"### Samples\n\n{_sample_table()}"))
+
+
+def rewrite(page: Path) -> None:
+    """Put the tables as the code has them into docs/attributes.md, in the place of the old ones."""
+    text = page.read_text("utf-8")
+    first, last = text.index(f"### On the {RESOURCE}\n"), text.rindex("\n| `")
+    end = text.index("\n", last + 1)
+    page.write_text(text[:first] + page_tables() + text[end:], "utf-8")
 
 
 def _attribute_table(place: str) -> str:
@@ -299,7 +378,21 @@ def _metric_table() -> str:
     rows = [
         f"| `{m.name}` | `{m.prometheus}` | {m.type} | {m.unit} | "
         f"{', '.join(f'`{label}`' for label in m.labels)} | {m.doc} | {m.stability} |"
-        for m in METRICS
+        for m in (*METRICS, *COLLECTOR_METRICS)
     ]
     head = "| name | in Prometheus | type | unit | labels | holds | stability |"
     return "\n".join((head, "| --- " * 7 + "|", *rows))
+
+
+def _sample_table() -> str:
+    rows = [
+        f"| `{s.name}` | `{prometheus_name(s)}{'' if s.kind == LEVEL else '_total'}` | {s.kind} | "
+        f"{s.unit} | {f'`{s.detail}`' if s.detail else ''} | {s.doc} | {s.stability} |"
+        for s in SAMPLE_NAMES
+    ]
+    head = "| name | in Prometheus | kind | unit | told apart by | holds | stability |"
+    return "\n".join((head, "| --- " * 7 + "|", *rows))
+
+
+if __name__ == "__main__":
+    rewrite(Path(sys.argv[1]))

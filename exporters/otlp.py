@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from stagescope.exporters.held_batches import HeldBatches, keeps_batch
 from stagescope.exporters.keep import KeepPolicy
-from stagescope.exporters.span_exporter import Outlet, outlet_from_environment
+from stagescope.exporters.outlets import Outlet
+from stagescope.exporters.span_exporter import Spans, span_outlet_from_environment
 from stagescope.exporters.span_queue import (
     QueueLimits,
     SpanQueue,
@@ -24,7 +25,7 @@ def otlp_from_environment(keep: KeepPolicy | None = None) -> OtlpSpans | None:
     Raises UsageError, which names the variable, for a value that cannot be used.
     """
     limits, policy = limits_from_environment(), keep or KeepPolicy()
-    outlet = outlet_from_environment()
+    outlet = span_outlet_from_environment()
     return OtlpSpans(outlet, policy, limits) if outlet else None
 
 
@@ -35,7 +36,9 @@ class OtlpSpans:
     thread; everything else may be asked from any.
     """
 
-    def __init__(self, outlet: Outlet, keep: KeepPolicy, limits: QueueLimits | None = None) -> None:
+    def __init__(
+        self, outlet: Outlet[Spans], keep: KeepPolicy, limits: QueueLimits | None = None
+    ) -> None:
         self.accepted = 0
         self._outlet = outlet
         self._keep = keep

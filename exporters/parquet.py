@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from stagescope.errors import StagescopeError
-from stagescope.tables import MEMBER_TYPE, SCHEMA_VERSION, SPAN_TYPE, Column, Table
+from stagescope.tables import MEMBER_TYPE, SCHEMA_VERSION, SPAN_TYPE, STALL_TYPE, Column, Table
 
 ROWS_A_GROUP = 65_536
 
@@ -32,6 +32,9 @@ _SPAN = pa.list_(
     )
 )
 _MEMBER = pa.list_(pa.struct([("trace_id", pa.string()), ("span_id", pa.string())]))
+_STALL = pa.list_(
+    pa.struct([("stage", pa.string()), ("cause", pa.string()), ("stall_ns", pa.int64())])
+)
 
 _TYPES: Mapping[str, pa.DataType] = {
     "string": pa.string(),
@@ -42,6 +45,7 @@ _TYPES: Mapping[str, pa.DataType] = {
     "list<string>": pa.list_(pa.string()),
     SPAN_TYPE: _SPAN,
     MEMBER_TYPE: _MEMBER,
+    STALL_TYPE: _STALL,
 }
 
 _UNIQUE = frozenset({"trace_id", "span_id", "parent_span_id", "batch_id"})

@@ -23,6 +23,16 @@ class ServerSide:
     batches: int = 0
     costs: dict[str, InstrumentCost] = field(default_factory=dict[str, InstrumentCost])
     """By ring id: what the middleware measured of itself in each served process."""
+    since_ns: int = 0
+    """When the first request began, monotonic; 0 where there was none."""
+    until_ns: int = 0
+    """When the last one ended."""
+
+    def note_request(self, record: RequestRecord) -> None:
+        """Count *record*, and the time that it took up."""
+        self.requests += 1
+        self.since_ns = min(self.since_ns or record.start_ns, record.start_ns)
+        self.until_ns = max(self.until_ns, record.start_ns + record.duration_ns)
 
 
 def write_records(
@@ -44,7 +54,7 @@ def write_records(
             side.costs[record.process.ring_id] = record.process.cost
             if isinstance(record, RequestRecord):
                 server.append(server_row(record))
-                side.requests += 1
+                side.note_request(record)
             elif isinstance(record, BatchRecord):
                 batches.append(batch_row(record))
                 side.batches += 1
@@ -112,6 +122,10 @@ def server_row(record: RequestRecord) -> dict[str, Any]:
         "chunk_gaps": record.chunk_gaps,
         "chunk_gap_sum_ns": record.chunk_gap_sum_ns,
         "chunk_gap_max_ns": record.chunk_gap_max_ns,
+        "stalls": [
+            {"stage": stall.stage, "cause": stall.cause, "stall_ns": stall.stall_ns}
+            for stall in record.stalls
+        ],
         "profiled": record.profiled,
         "source": "agent",
     }

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from stagescope.errors import UsageError
+from stagescope.exporters.otlp_environment import whole
 from stagescope.exporters.spans import BatchLink
 from stagescope.records import Record
 
@@ -30,19 +30,10 @@ def limits_from_environment(environ: Mapping[str, str] = os.environ) -> QueueLim
     Raises UsageError for what is no whole number above 0.
     """
     default = QueueLimits()
-    delay_ms = _whole(environ, "OTEL_BSP_SCHEDULE_DELAY", round(default.delay_s * 1000))
-    most = _whole(environ, "OTEL_BSP_MAX_QUEUE_SIZE", default.max_spans)
-    at_once = _whole(environ, "OTEL_BSP_MAX_EXPORT_BATCH_SIZE", default.batch_spans)
+    delay_ms = whole(environ, "OTEL_BSP_SCHEDULE_DELAY", round(default.delay_s * 1000))
+    most = whole(environ, "OTEL_BSP_MAX_QUEUE_SIZE", default.max_spans)
+    at_once = whole(environ, "OTEL_BSP_MAX_EXPORT_BATCH_SIZE", default.batch_spans)
     return QueueLimits(most, min(at_once, most), delay_ms / 1000)
-
-
-def _whole(environ: Mapping[str, str], variable: str, default: int) -> int:
-    text = environ.get(variable, "").strip()
-    if not text:
-        return default
-    if not text.isdecimal() or int(text) == 0:
-        raise UsageError(f"{variable}={text!r} is not a whole number above 0")
-    return int(text)
 
 
 class Outcome(StrEnum):

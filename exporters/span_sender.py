@@ -7,10 +7,9 @@ import threading
 from collections import deque
 from typing import Final
 
-from opentelemetry.sdk.trace import ReadableSpan
-
+from stagescope.exporters.outlets import Outlet
 from stagescope.exporters.quiet import suppressed_instrumentation, taken_log_records
-from stagescope.exporters.span_exporter import Outlet
+from stagescope.exporters.span_exporter import Spans
 from stagescope.exporters.span_queue import Outcome, SpanQueue, Waiting
 from stagescope.exporters.spans import SpanBuilder
 from stagescope.records import RequestRecord
@@ -23,7 +22,7 @@ _log = logging.getLogger(__name__)
 class SpanSender(threading.Thread):
     """Empties a queue into an outlet until the queue is closed."""
 
-    def __init__(self, queue: SpanQueue, outlet: Outlet) -> None:
+    def __init__(self, queue: SpanQueue, outlet: Outlet[Spans]) -> None:
         super().__init__(name="stagescope-otlp", daemon=True)
         self.failed_exports = 0
         self._queue = queue
@@ -57,7 +56,7 @@ class SpanSender(threading.Thread):
         self._tell(sent, said)
         return sent
 
-    def _spans(self, taken: list[Waiting]) -> list[ReadableSpan]:
+    def _spans(self, taken: list[Waiting]) -> Spans:
         return [
             span
             for waiting in taken

@@ -85,7 +85,7 @@ def server_rows(client: Mapping[str, Sequence[Any]]) -> Iterator[dict[str, Any]]
 
 
 def _server_row(client: Mapping[str, Any], spent: Mapping[str, int]) -> dict[str, Any]:
-    row = {c.name: _ABSENT.get(c.type, []) for c in SERVER.columns}
+    row = {c.name: _ABSENT.get(c.type, []) for c in SERVER.columns} | {"stalls": None}
     charged = {f"{stage}_ns": spent.get(stage, 0) for stage in STAGES}
     total_ns = max(spent[TOTAL], sum(charged.values()))
     return row | {

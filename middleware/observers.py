@@ -8,6 +8,7 @@ is open already the end is not told.
 
 from __future__ import annotations
 
+import os
 from threading import Lock
 from types import TracebackType
 from typing import Protocol
@@ -27,8 +28,12 @@ class StageObserver(Protocol):
         *timeline* is a batch's own for its phases, a `Together` where code works for a batch.
         """
 
-    def closed(self, timeline: Timeline, index: int, code: int) -> None:
-        """It was closed; of a batch's phase perhaps one that opened before the observer came."""
+    def closed(self, timeline: Timeline, index: int, code: int) -> int | None:
+        """It was closed; of a batch's phase perhaps one that opened before the observer came.
+
+        What it gives is the device time of what closed, ns, where that is known by now.
+        """
+        ...
 
 
 _observers: tuple[StageObserver, ...] = ()
@@ -94,7 +99,8 @@ def _end(self: batch, error: bytes, *, failed: bool) -> None:
     timeline = self._timeline  # pyright: ignore[reportPrivateUsage]
     if timeline is not None and not timeline.done:
         # Before it is written down: an observer may still add to the batch (its device time).
-        _tell_closed(timeline, self._index, self._code)  # pyright: ignore[reportPrivateUsage]
+        known_ns = _tell_closed(timeline, self._index, self._code)  # pyright: ignore[reportPrivateUsage]
+        self.device_ns = self.device_ns or known_ns
     _plain_end(self, error, failed=failed)
 
 
@@ -104,7 +110,18 @@ def _tell_opened(timeline: Timeline, index: int, code: int) -> None:
             observer.opened(timeline, index, code)
 
 
-def _tell_closed(timeline: Timeline, index: int, code: int) -> None:
+def _tell_closed(timeline: Timeline, index: int, code: int) -> int:
+    device_ns = 0
     with guarded(timeline.recorder):
         for observer in _observers:
-            observer.closed(timeline, index, code)
+            device_ns = observer.closed(timeline, index, code) or device_ns
+    return device_ns
+
+
+def _fresh_lock_in_child() -> None:
+    """A thread that the fork did not take along may hold the parent's."""
+    global _lock
+    _lock = Lock()
+
+
+os.register_at_fork(after_in_child=_fresh_lock_in_child)

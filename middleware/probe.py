@@ -33,7 +33,10 @@ THREAD_NAME = "stagescope-probe"
 
 OPS: Mapping[str, str] = {
     "capture": "stagescope.middleware.hooks.torch_capture",
+    "accelerator": "stagescope.middleware.hooks.torch_accelerator",
     "hello": "stagescope.middleware.probe_hello",
+    "memory_snapshot": "stagescope.middleware.hooks.torch_snapshot",
+    "torch": "stagescope.middleware.hooks.torch_readings",
 }
 """Names of questions, and the module whose `answer(question, talk)` answers each of them."""
 

@@ -13,12 +13,15 @@ from stagescope.middleware.probe import OPS, Talk
 
 
 def answer(question: Mapping[str, Any], talk: Talk) -> Mapping[str, Any]:
-    """Give pid, Python, threads, the ops, and torch's version where the server has loaded it."""
+    """Give pid, Python, threads, the ops, torch's version, and whether it uses a device."""
     torch = sys.modules.get("torch")
+    from stagescope.middleware.hooks.torch_readings import state
+
     return {
         "pid": os.getpid(),
         "python": platform.python_version(),
         "threads": threading.active_count(),
         "ops": sorted(OPS),
         "torch": getattr(torch, "__version__", "") if torch else "",
+        "device": state(torch),
     }

@@ -134,6 +134,11 @@ class Recorder:
         self._bytes[at + 1 : at + 1 + len(encoded)] = encoded
         self._bytes[at] = len(encoded)
 
+    def read_name(self, code: int) -> str:
+        """Give the stage name of *code* in the file's table; empty where there is none."""
+        at = fmt.NAMES_AT + (code - 1) * fmt.NAME_BYTES
+        return bytes(self._bytes[at + 1 : at + 1 + self._bytes[at]]).decode("utf-8", "replace")
+
     def count_refused_name(self) -> None:
         """Count one stage name that was not taken."""
         self.count("names_refused")

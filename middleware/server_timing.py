@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 from stagescope import recorder_format as fmt
 from stagescope.middleware.names import CODES
+from stagescope.middleware.recorder import Recorder
 from stagescope.middleware.slots import Slot
 from stagescope.middleware.timeline import Timeline
 from stagescope.stages import STAGES, partition, stage_of
@@ -28,18 +29,18 @@ def header_value(timeline: Timeline, now_ns: int) -> bytes:
     charged, _ = partition(intervals, duration)
     sums = dict.fromkeys(STAGES, 0)
     for (_, _, code), spent in zip(entries, charged, strict=True):
-        stage = _stage(code & ~fmt.CODE_FAILED)
+        stage = _stage(code & ~fmt.CODE_FAILED, timeline.recorder)
         if stage in sums:
             sums[stage] += spent
     parts = [f"{stage};dur={spent / 1e6:.6f}" for stage, spent in sums.items() if spent]
     return ", ".join([*parts, f"total;dur={duration / 1e6:.6f}"]).encode()
 
 
-def _stage(code: int) -> str:
-    """Give the stage of *code*; empty for one that another process borrowed."""
+def _stage(code: int, recorder: Recorder) -> str:
+    """Give the stage of *code*, also of one that another process put into our table of names."""
     if code > len(_stages):
         _stages[:] = [stage_of(name) for name in list(CODES)]
-    return _stages[code - 1] if code <= len(_stages) else ""
+    return _stages[code - 1] if code <= len(_stages) else stage_of(recorder.read_name(code))
 
 
 def _entries(slot: Slot, since_ns: int) -> Iterator[tuple[int, int, int]]:

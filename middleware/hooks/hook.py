@@ -22,6 +22,8 @@ PATCHED = "__stagescope__"
 """Set on every wrapper of ours, so that nothing is wrapped twice."""
 
 _installed: set[str] = set()
+_wrapped: list[tuple[Any, str, Any]] = []
+"""Owner, name and what was there before, in the order of wrapping."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,16 +60,26 @@ def install(name: str) -> bool:
     _installed.add(name)
     if not _known(hook):
         return False
+    before = len(_wrapped)
     try:
         hook.install()
     except AttributeError as gone:
+        _unwrap(before)
         log.warning("stagescope: hook %s stands back: %s; the server runs without it", name, gone)
         return False
     except Exception as error:
+        _unwrap(before)
         if fault(error, None):
             raise
         return False
     return True
+
+
+def _unwrap(first: int) -> None:
+    """Take off what was wrapped from number *first* on: half a hook would time half a truth."""
+    while len(_wrapped) > first:
+        owner, name, inner = _wrapped.pop()
+        setattr(owner, name, inner)
 
 
 def install_loaded(names: Sequence[str]) -> None:
@@ -122,3 +134,4 @@ def wrap(owner: Any, name: str, make: Callable[[Callable[..., Any]], Callable[..
     elif isinstance(owner, type):
         wrapper.__module__, wrapper.__qualname__ = owner.__module__, f"{owner.__qualname__}.{name}"
     setattr(owner, name, wrapper)
+    _wrapped.append((owner, name, inner))

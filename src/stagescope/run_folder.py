@@ -59,7 +59,7 @@ class Run:
     measured_s: float
     """How long the measured phase really lasted (shorter than planned after Ctrl-C)."""
     server_source: str = "none"
-    """`agent`, `remote agent`, `server-timing` or `none`."""
+    """`agent`, `remote agent`, `otlp`, `server-timing` or `none`."""
     interrupted: bool = False
     invalid_reasons: tuple[str, ...] = ()
     """Empty where the run is valid."""

@@ -18,6 +18,9 @@ SPAN_TYPE = "list<stage: string, start_ns: int64, end_ns: int64, self_ns: int64,
 
 MEMBER_TYPE = "list<trace_id: string, span_id: string>"
 
+STALL_TYPE = "list<stage: string, cause: string, stall_ns: int64>"
+"""One element what one opening of a stage was charged while stalls of one cause lasted."""
+
 
 @dataclass(frozen=True, slots=True)
 class Column:
@@ -107,6 +110,8 @@ SERVER = Table(
         Column("chunk_gap_sum_ns", "int64", "their sum; divided by chunk_gaps, the mean time between "
                "chunks, or tokens"),
         Column("chunk_gap_max_ns", "int64", "the longest of them"),
+        Column("stalls", STALL_TYPE, "what its stages, and `other`, were charged while the process "
+               "stood still, by cause: `loop`, `gc`, `capture`; null: not known"),
         Column("profiled", "bool", "true where a capture was at work meanwhile, so that its times are "
                "not the server's own; null: not known"),
         Column("source", "string", "`agent` (exact), `server-timing` (response header: sums "

@@ -1,6 +1,7 @@
 """The control API over the Unix socket and over TCP, asked by the client and by hand."""
 
 import http.client
+import json
 import os
 import socket
 import threading
@@ -11,11 +12,13 @@ import pytest
 
 from stagescope.agent.client import AgentClient
 from stagescope.agent.control import Control, listen, metrics_only, serve_socket, serve_tcp
-from stagescope.agent.http_server import HttpServer, Reply
+from stagescope.agent.http_server import HttpServer, Reply, Request, problem
 from stagescope.errors import StagescopeError, UsageError
 from stagescope.records import BatchRecord, RequestRecord, State
+from stagescope.samples import Sample
 from stagescope.testing import wait_until
 from stagescope.testing.agents import running_agent, short_spool
+from stagescope.testing.evidence import kernel, sample, stack
 from stagescope.testing.rings import RingWriter, write_ring
 
 
@@ -28,6 +31,7 @@ def spool(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 TOKEN = "a-token"
+S = 1_000_000_000
 
 
 def text_of(accept: str) -> tuple[bytes, str]:
@@ -102,6 +106,71 @@ def test_unknown_and_bad_ids_are_one_sentence(client: AgentClient) -> None:
         client.run_counts("..%2Fevil")
     with pytest.raises(StagescopeError, match="end it by SIGTERM"):
         client.ask_to_yield()
+
+
+def test_samples_stacks_and_kernels_of_a_stretch_of_time(
+    control: Control, client: AgentClient
+) -> None:
+    """What tells of a moment between is given; without limits, all of it."""
+    evidence = control.agent.evidence
+    early, late = sample(device="GPU-1"), sample(device="GPU-1", start_ns=7 * S, end_ns=8 * S)
+    evidence.samples.add([early, late])
+    evidence.stacks.add([stack(), stack(start_ns=9 * S, end_ns=9 * S)])
+    evidence.kernels.add([kernel()])
+
+    def of_device(samples: Iterator[Sample]) -> list[Sample]:
+        return [one for one in samples if one.device == "GPU-1"]  # the agent has its own
+
+    assert of_device(client.samples()) == [early, late]
+    assert of_device(client.samples(2 * S, 6 * S)) == [early]
+    assert of_device(client.samples(2 * S + 1)) == [late]
+    assert list(client.stacks(since_ns=2 * S)) == [stack(start_ns=9 * S, end_ns=9 * S)]
+    assert list(client.kernels(3 * S, 3 * S)) == [kernel()]
+    assert list(client.kernels(4 * S, 5 * S)) == []
+
+
+def test_many_stacks_are_streamed(control: Control, client: AgentClient) -> None:
+    """More than one block comes over, every line whole."""
+    stacks = [stack(thread_id=number) for number in range(2_000)]
+    control.agent.evidence.stacks.add(stacks)
+    assert list(client.stacks()) == stacks
+
+
+@pytest.mark.parametrize(
+    ("query", "sentence"),
+    [
+        ("since=soon", "since='soon' is no moment: give whole nanoseconds"),
+        ("until=", "until='' is no moment"),
+        ("since=-1", "since='-1' is no moment"),
+        ("since=1.5", "since='1.5' is no moment"),
+        ("until=%D9%A1", "until='\u0661' is no moment"),
+        ("since=" + "9" * 5000, "is no moment"),
+        ("since=5&until=3", "since=5 is later than until=3: give the earlier first"),
+    ],
+)
+@pytest.mark.parametrize("path", ["/samples", "/stacks", "/kernels"])
+def test_a_moment_that_is_none_is_one_sentence(
+    control: Control, path: str, query: str, sentence: str
+) -> None:
+    """400, and a sentence that shows what was given."""
+    server = serve_tcp(control, ("127.0.0.1", 0), TOKEN)
+    status, body, _ = ask(server, f"{path}?{query}", Authorization=f"Bearer {TOKEN}")
+    assert status == 400
+    assert sentence in json.loads(body)["error"]
+    server.stop()
+
+
+def test_an_older_agent_without_samples_is_said(control: Control) -> None:
+    """Who asks an agent that knows no such path is told why there is nothing."""
+
+    def older(request: Request) -> Reply:
+        return problem(404, "nothing the agent knows")
+
+    server = listen(("127.0.0.1", 0), older)
+    client = AgentClient(f"http://127.0.0.1:{server.port}")
+    with pytest.raises(StagescopeError, match="has no samples to give: it is older"):
+        list(client.samples())
+    server.stop()
 
 
 def ask(server: HttpServer, path: str, **headers: str) -> tuple[int, str, str]:

@@ -39,6 +39,13 @@ def end(process: subprocess.Popen[str], number: int = signal.SIGTERM) -> tuple[i
     return process.returncode, out + err
 
 
+def after(process: subprocess.Popen[str], words: str) -> str:
+    """Read lines until one has *words*, and give what follows them; samplers say things too."""
+    assert process.stdout
+    lines = iter(process.stdout.readline, "")
+    return next(line.partition(words)[2] for line in lines if words in line)
+
+
 def test_a_second_agent_is_told_who_holds_the_spool(
     spool: Path, start_process: AgentProcesses
 ) -> None:
@@ -107,11 +114,10 @@ def test_tcp_and_metrics_say_where_they_are(spool: Path, start_process: AgentPro
         token = (spool / "agent.token").read_text().strip()
         assert (spool / "agent.token").stat().st_mode & 0o777 == 0o600
         AgentClient(spool / "agent.sock").counters()
-        assert process.stdout
-        said = [process.stdout.readline() for _ in range(3)]
-        api = said[1].partition("control API at ")[2].partition(",")[0]
-        metrics = said[2].partition("metrics at ")[2].strip()
-        assert token in said[1]
+        told = after(process, "control API at ")
+        api = told.partition(",")[0]
+        metrics = after(process, "metrics at ").strip()
+        assert token in told
         assert AgentClient(api, token).run_counts("run").requests == 2
         with urllib.request.urlopen(metrics, timeout=5) as response:
             assert b"http_server_request_duration_seconds" in response.read()
@@ -125,9 +131,7 @@ def test_a_token_file_is_used(spool: Path, tmp_path: Path, start_process: AgentP
     file = tmp_path / "token"
     file.write_text("a-secret-word\n")
     process = start_process(spool, "--listen", "127.0.0.1:0", "--token-file", str(file))
-    assert process.stdout
-    process.stdout.readline()
-    api = process.stdout.readline().partition("control API at ")[2].partition(",")[0]
+    api = after(process, "control API at ").partition(",")[0]
     assert AgentClient(api, "a-secret-word").health()["pid"] == process.pid
     with pytest.raises(StagescopeError, match="bearer token"):
         AgentClient(api, "another").health()

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from stagescope.analysis.build import build_report
-from stagescope.testing.runs import MS, client_row, server_row, write_run_folder
+from stagescope.testing.planted_run import planted_run
 
 DOC = Path(__file__).parents[2] / "docs" / "report-schema.md"
-FREE = ("run", "errors", "status")
+FREE = ("run", "errors", "status", "stalls_s", "known_by")
 """Objects whose keys are data, or are described elsewhere."""
 
 
@@ -27,10 +28,7 @@ def keys(value: Any) -> Iterator[str]:
 
 def test_every_key_is_documented(tmp_path: Path) -> None:
     """The keys of a report are the keys of the page, no more and no fewer."""
-    client = [client_row(seq) for seq in range(3)]
-    server = [server_row(row, {"inference.forward": MS}) for row in client]
-
-    report = build_report(write_run_folder(tmp_path, client, server)).to_json()
+    report = json.loads(json.dumps(build_report(planted_run(tmp_path)).to_json()))
     documented = set(re.findall(r"^\| `(\w+)` \|", DOC.read_text("utf-8"), re.MULTILINE))
 
     assert set(keys(report)) == documented

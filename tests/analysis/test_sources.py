@@ -9,9 +9,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from stagescope.analysis.build import build_report
-from stagescope.analysis.sources import open_run, rows
+from stagescope.analysis.sources import open_run, rows, rows_together
 from stagescope.errors import UsageError
-from stagescope.tables import CLIENT, SERVER
+from stagescope.tables import CLIENT, EVIDENCE, SAMPLES, SERVER, STACKS, Table
 from stagescope.testing.runs import MS, client_row, server_row, write_run_folder, write_table
 
 
@@ -52,6 +52,40 @@ def test_an_old_folder_has_a_report(folder: Path) -> None:
     assert report.join.requests == 3
     assert report.total is not None
     assert sum(part.mean_ms for part in report.parts) == pytest.approx(report.total.mean_ms)
+
+
+def test_a_folder_without_evidence(folder: Path) -> None:
+    """Samples, stacks and kernels that no agent gave are tables without rows, like any other."""
+    tables = open_run(folder)
+    asked = [tables.samples.limit(1), tables.stacks.limit(1), tables.kernels.limit(1)]
+    found = rows_together(tables, asked)
+    columns = [tuple(one.columns) for one in (tables.samples, tables.stacks, tables.kernels)]
+    tables.backend.disconnect()
+
+    assert found == [[], [], []]
+    assert columns == [tuple(column.name for column in table.columns) for table in EVIDENCE]
+
+
+def test_a_folder_with_evidence(folder: Path) -> None:
+    """What an agent gave is read as it was written."""
+    write_table(folder, SAMPLES, [{"name": "hw.power", "start_ns": 1, "end_ns": 2, "value": 3.5}])
+    write_table(folder, STACKS, [{"start_ns": 1, "end_ns": 2, "frames": ["main (app.py:1)"]}])
+
+    tables = open_run(folder)
+    samples, stacks = rows(tables.samples), rows(tables.stacks)
+    tables.backend.disconnect()
+
+    assert [(row["name"], row["value"]) for row in samples] == [("hw.power", 3.5)]
+    assert [row["frames"] for row in stacks] == [["main (app.py:1)"]]
+
+
+@pytest.mark.parametrize("table", EVIDENCE, ids=lambda table: table.name)
+def test_torn_evidence(folder: Path, table: Table) -> None:
+    """A table that may be missing may not be torn."""
+    (folder / table.file_name).write_bytes(b"PAR1")
+
+    with pytest.raises(UsageError, match=rf"{table.name}\.parquet is torn or not Parquet: "):
+        open_run(folder)
 
 
 def test_a_folder_without_run_json(tmp_path: Path) -> None:

@@ -11,8 +11,10 @@ from rich.console import Console, RenderableType
 
 from stagescope.analysis.build import build_report
 from stagescope.analysis.report import Report
+from stagescope.analysis.resource_report import StageUse
 from stagescope.analysis.side_by_side import side_by_side, what_grew
 from stagescope.analysis.table import bar, render
+from stagescope.testing.planted_run import planted_run
 from stagescope.testing.runs import (
     MS,
     batch_row,
@@ -173,3 +175,106 @@ def test_nothing_grew(report: Report) -> None:
     """Where no part grew, or a run has no table, that is what is said."""
     assert what_grew(report, at_rate(report, 5.0)) == "10/s → 5/s: no part grew"
     assert "nothing to compare" in what_grew(report, replace(report, total=None))
+
+
+USED = """\
+what each stage used, over 12.0 s
+
+stage          CPU s     ± device s GPU busy GPU mem    RSS lag s  GC s
+queue           0.00 ±0.03        -      10% 20.0 GB 111 MB 0.600     -
+preprocess      3.00 ±0.30        -      10% 20.0 GB 111 MB     -     -
+  parse         3.00 ±0.30        -      10% 20.0 GB 111 MB     -     -
+inference       1.80 ±0.27     4.00      80% 20.0 GB 111 MB     - 0.240
+no stage        1.20 ±0.24        -        -       -      -     -     -
+total           6.00
+
+top stacks (share of the stage's samples)
+preprocess      80% hot (app/server.py:41)
+                20% cold (app/server.py:50)
+inference       60% predict (app/server.py:60) → forward
+                40% waits: predict (app/server.py:60) → forward
+no stage       100% main (app/server.py:1) → select
+
+top kernels (share of the stage's busy time)
+inference           launch-bound: busy 40% of 20.0 ms captured
+                75% void gemm_bf16_128x128_32x3_tn_align8<cutlass:… 48 x 6.00 ms
+                25% Memcpy HtoD (Pageable -> Device)                 2 x 2.00 ms
+"""
+LINES = """\
+CPU         6.00 s in 1 process, 0.50 of a core; split by 100 running stack
+            samples of py-spy, ± one standard error; stage known by: marker 70%,
+            none 20%, block 10%
+device      4.00 s; 90.0% of the work has a device time
+GPU         means over the driver's windows of 0.01 s, never a request's
+memory      RSS 100 MB at first, 122 MB at last
+streams     120; between chunks mean 10.000 ms, p99 of their means 10.000 ms,
+            longest 13.000 ms
+collectors  0.20% of a core: host 0.02 s
+"""
+
+
+@pytest.fixture(scope="module")
+def planted(tmp_path_factory: pytest.TempPathFactory) -> Report:
+    """Give the report of the planted run."""
+    return build_report(planted_run(tmp_path_factory.mktemp("planted")))
+
+
+def test_what_each_stage_used(planted: Report) -> None:
+    """The second table, what ran and the lines at the foot fit 80 columns."""
+    screen = text(render(planted))
+
+    assert USED in screen
+    assert screen.endswith(LINES)
+    assert max(len(line) for line in screen.splitlines()) <= 80
+
+
+def test_docs_show_that_table() -> None:
+    """docs/report.md shows what is printed."""
+    page = Path(__file__).parents[2] / "docs" / "report.md"
+
+    assert USED in page.read_text("utf-8")
+
+
+def test_a_column_without_a_figure_is_absent(planted: Report) -> None:
+    """Where only stalls are known, there is no column for what was not measured."""
+    used = planted.resources
+    assert used is not None
+    bare = tuple(StageUse(each.stage, stalls_s=each.stalls_s) for each in used.stages)
+    few = replace(used, stages=bare, cpu=None, device=None, gpu_window_s=None, streams=None)
+
+    screen = text(render(replace(planted, resources=few)))
+
+    assert re.search(r"^stage +lag s  GC s$", screen, re.MULTILINE)
+    assert "CPU" not in screen
+    assert "top" not in screen
+
+
+def test_a_stage_of_its_neighbours_is_marked(planted: Report) -> None:
+    """A stage shorter than the driver's windows bears a mark, which a line explains."""
+    used = planted.resources
+    assert used is not None
+    coarse = tuple(replace(each, gpu_coarse=True) for each in used.stages)
+
+    screen = text(render(replace(planted, resources=replace(used, stages=coarse))), 200)
+
+    assert " ~80% " in screen
+    assert "~ the stage fills less than half of its windows" in screen
+
+
+def test_cpu_without_stacks_says_so(planted: Report) -> None:
+    """A total that could not be shared out is told as such."""
+    used = planted.resources
+    assert used is not None
+    assert used.cpu is not None
+    alone = replace(used, cpu=replace(used.cpu, samples=0))
+
+    assert "not split by stage: no stack of these" in text(
+        render(replace(planted, resources=alone)), width=200
+    )
+
+
+def test_profiled_requests_are_counted_in_the_head(report: Report) -> None:
+    """The head says how many answered requests are in no figure."""
+    screen = text(render(replace(report, client=replace(report.client, profiled=3))), 200)
+
+    assert "3 profiled by a capture, in no figure below" in screen

@@ -16,7 +16,15 @@ from hypothesis import strategies as st
 
 from stagescope.errors import StagescopeError
 from stagescope.exporters.parquet import TableFile, arrow_schema
-from stagescope.tables import CLIENT, MEMBER_TYPE, SCHEMA_VERSION, SPAN_TYPE, TABLES, Table
+from stagescope.tables import (
+    CLIENT,
+    MEMBER_TYPE,
+    SCHEMA_VERSION,
+    SPAN_TYPE,
+    STALL_TYPE,
+    TABLES,
+    Table,
+)
 
 INT64 = st.integers(-(2**63), 2**63 - 1)
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
@@ -37,6 +45,9 @@ VALUES: dict[str, st.SearchStrategy[Any]] = {
             }
         ),
         max_size=3,
+    ),
+    STALL_TYPE: st.lists(
+        st.fixed_dictionaries({"stage": TEXT, "cause": TEXT, "stall_ns": INT64}), max_size=3
     ),
     MEMBER_TYPE: st.lists(st.fixed_dictionaries({"trace_id": TEXT, "span_id": TEXT}), max_size=3),
 }

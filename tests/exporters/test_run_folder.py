@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -23,6 +24,7 @@ from stagescope.records import (
     State,
 )
 from stagescope.stages import KNOWN, STAGES, StageSpan, partition
+from stagescope.stalls import StageStall
 from stagescope.tables import BATCHES, SERVER
 
 PROCESS = Process(
@@ -105,6 +107,12 @@ def test_stage_columns_and_other_sum_to_the_duration(openings: list[tuple[str, i
     assert sum(row[f"{stage}_ns"] for stage in (*STAGES, "other")) == row["duration_ns"]
     own = sum(span.self_ns for span in spans if span.stage.startswith("mine"))
     assert row["other_ns"] >= own
+
+
+def test_stalls_stand_in_the_row() -> None:
+    """What each stage was charged in a stall is kept with stage, cause and nanoseconds."""
+    stalled = replace(request(()), stalls=(StageStall(-1, "other", "gc", 7),))
+    assert server_row(stalled)["stalls"] == [{"stage": "other", "cause": "gc", "stall_ns": 7}]
 
 
 def test_records_become_two_tables(tmp_path: Path) -> None:

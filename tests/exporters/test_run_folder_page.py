@@ -6,10 +6,18 @@ from pathlib import Path
 
 import pytest
 
-from stagescope.tables import MEMBER_TYPE, SCHEMA_VERSION, SPAN_TYPE, TABLES, Table
+from stagescope.tables import (
+    EVIDENCE,
+    MEMBER_TYPE,
+    SCHEMA_VERSION,
+    SPAN_TYPE,
+    STALL_TYPE,
+    TABLES,
+    Table,
+)
 
 PAGE = Path(__file__).parents[2] / "docs" / "run-folder.md"
-SHORT = {SPAN_TYPE: "list of spans", MEMBER_TYPE: "list of members"}
+SHORT = {SPAN_TYPE: "list of spans", MEMBER_TYPE: "list of members", STALL_TYPE: "list of stalls"}
 
 
 def lines_of(table: Table) -> str:
@@ -19,7 +27,7 @@ def lines_of(table: Table) -> str:
     return "\n".join([heading, "| column | type | what it is |", "| --- | --- | --- |", *rows])
 
 
-@pytest.mark.parametrize("table", TABLES, ids=lambda table: table.name)
+@pytest.mark.parametrize("table", [*TABLES, *EVIDENCE], ids=lambda table: table.name)
 def test_the_page_holds_every_column_as_the_code_has_it(table: Table) -> None:
     """Name, type and text of every column stand on the page, word for word."""
     assert lines_of(table) in PAGE.read_text("utf-8")

@@ -6,7 +6,7 @@ nor doubles a record.
 
   stagescope agent                                   this user's spool
   stagescope agent --spool /run/models --metrics-port 0.0.0.0:9464
-  stagescope agent --otlp http://collector:4318      spans too; or set the OTEL_* variables
+  stagescope agent --otlp http://collector:4318      spans and metrics; or set the OTEL_* variables
   stagescope agent --listen 0.0.0.0:8900             load drivers on other hosts, with a token
   curl --unix-socket SPOOL/agent.sock http://agent/counters
 
@@ -44,7 +44,7 @@ def prepare_parser(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--otlp", metavar="URL",
-        help="send spans there by OTLP, as OTEL_EXPORTER_OTLP_ENDPOINT does",
+        help="send spans and metrics there by OTLP, as OTEL_EXPORTER_OTLP_ENDPOINT does",
     )  # fmt: skip
     parser.add_argument(
         "--samplers", metavar="NAMES",

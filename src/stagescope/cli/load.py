@@ -76,6 +76,11 @@ def _places(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--token-file", type=Path, metavar="FILE", help="holds the bearer token for --agent"
     )
+    group.add_argument(
+        "--otlp-listen", action="append", default=[], metavar="URL",
+        help="take the model server's own spans here while it is loaded (vLLM, SGLang, Triton): "
+        "grpc://127.0.0.1:4317 or http://127.0.0.1:4318; used where no agent has records",
+    )  # fmt: skip
     group.add_argument("--format", choices=("text", "json"), default="text")
     group.add_argument("--quiet", action="store_true", help="no progress on standard error")
 
@@ -101,6 +106,7 @@ def run(args: argparse.Namespace) -> int:
 def _settings(args: argparse.Namespace) -> Settings:
     from stagescope.cli.load_run import Settings
     from stagescope.cli.server_side import Place
+    from stagescope.loadgen.otlp_endpoint import endpoint
     from stagescope.loadgen.target import target
 
     aim = target(
@@ -120,6 +126,7 @@ def _settings(args: argparse.Namespace) -> Settings:
         timeout_s=args.timeout,
         out=args.out,
         place=Place(args.spool, args.agent, _token(args.token_file)),
+        otlp_listen=tuple(endpoint(text) for text in args.otlp_listen),
     )
 
 

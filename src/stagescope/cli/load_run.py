@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from stagescope.cli.server_side import Collected, Place, collect_server_side, losses_so_far
 from stagescope.errors import StagescopeError, UsageError
@@ -17,10 +19,14 @@ from stagescope.loadgen.arrivals import schedule
 from stagescope.loadgen.client_log import ClientLog
 from stagescope.loadgen.driver import Driver
 from stagescope.loadgen.health import health
+from stagescope.loadgen.otlp_endpoint import Endpoint, endpoint
 from stagescope.loadgen.session import Watch, drive
 from stagescope.loadgen.target import Target, target
 from stagescope.run_folder import Plan, Run, this_host, write_run
 from stagescope.tables import CLIENT
+
+if TYPE_CHECKING:
+    from stagescope.loadgen.otlp_inbox import OtlpInbox
 
 RUNS = Path("runs")
 """Where run folders go that were given no place: below the working directory."""
@@ -39,6 +45,8 @@ class Settings:
     timeout_s: float = 30.0
     out: Path | None = None
     place: Place = field(default_factory=Place)
+    otlp_listen: tuple[Endpoint, ...] = ()
+    """Where to take the model server's own spans while it is loaded."""
 
 
 def load_run(
@@ -58,17 +66,20 @@ def load_run(
     spool: Path | None = None,
     agent_url: str = "",
     token: str = "",
+    otlp_listen: tuple[str, ...] = (),
 ) -> Path:
     """Load *url* and give the run folder; `stagescope load` from Python.
 
     The server's side comes from the agent of *spool* on this host, or from that at *agent_url*
-    with its bearer *token*, else from the `Server-Timing` header of the answers.
+    with its bearer *token*, else from the spans that the model server sends to *otlp_listen*
+    (`grpc://HOST:PORT`, `http://HOST:PORT`), else from the `Server-Timing` header of the answers.
     Raises UsageError for what cannot be run as given, StagescopeError where nothing answers.
     """
     aim = target(url, method=method, headers=headers, body=body, json_text=json_text)
     place = Place(spool=spool, agent_url=agent_url, token=token)
+    inboxes = tuple(endpoint(text) for text in otlp_listen)
     settings = Settings(
-        aim, rate_per_s, duration_s, warmup_s, arrivals, seed, timeout_s, out, place
+        aim, rate_per_s, duration_s, warmup_s, arrivals, seed, timeout_s, out, place, inboxes
     )
     return execute(settings)[0]
 
@@ -90,11 +101,12 @@ def execute(settings: Settings, watch: Watch | None = None) -> tuple[Path, Run, 
     folder = _free_folder(settings.out or RUNS / run_id)
     driver = Driver(settings.target, plan, run_id, timeout_s=settings.timeout_s)
     before = losses_so_far(settings.place)
-    loop = drive(driver, settings.target, plan.end_ns / 1e9, watch)
-    run = _run(settings, run_id, driver, loop)
-    _make(folder)
-    _keep(folder, run, driver.log)
-    collected = _collect(folder, run_id, driver.log, settings.place, before)
+    with _inbox(settings.otlp_listen) as inbox:
+        loop = drive(driver, settings.target, plan.end_ns / 1e9, watch)
+        run = _run(settings, run_id, driver, loop)
+        _make(folder)
+        _keep(folder, run, driver.log)
+        collected = _collect(folder, run_id, driver.log, settings.place, before, inbox)
     run = replace(
         run,
         server_source=collected.source,
@@ -103,6 +115,18 @@ def execute(settings: Settings, watch: Watch | None = None) -> tuple[Path, Run, 
     )
     write_run(folder, run)
     return folder, run, collected
+
+
+@contextmanager
+def _inbox(endpoints: tuple[Endpoint, ...]) -> Iterator[OtlpInbox | None]:
+    """Listen for spans, where that was asked for."""
+    if not endpoints:
+        yield None
+        return
+    from stagescope.loadgen.otlp_inbox import OtlpInbox
+
+    with OtlpInbox(endpoints) as inbox:
+        yield inbox
 
 
 def fresh_run_id() -> str:
@@ -134,10 +158,15 @@ def _keep(folder: Path, run: Run, log: ClientLog) -> None:
 
 
 def _collect(
-    folder: Path, run_id: str, log: ClientLog, place: Place, before: Mapping[str, float]
+    folder: Path,
+    run_id: str,
+    log: ClientLog,
+    place: Place,
+    before: Mapping[str, float],
+    inbox: OtlpInbox | None,
 ) -> Collected:
     try:
-        return collect_server_side(folder, run_id, log, place, before)
+        return collect_server_side(folder, run_id, log, place, before, inbox)
     except KeyboardInterrupt:
         write_rows(folder, ())
         return Collected(incomplete=["server side incomplete: ended while it was collected"])

@@ -39,10 +39,16 @@ def prepare_parser(parser: argparse.ArgumentParser) -> None:
         "--spool", type=Path, metavar="DIR",
         help="folder of the recorder files (default: STAGESCOPE_SPOOL, else one per user)",
     )  # fmt: skip
-    parser.add_argument("--otlp", metavar="URL", help="the agent sends spans there by OTLP")
+    parser.add_argument(
+        "--otlp", metavar="URL", help="the agent sends spans and metrics there by OTLP"
+    )
     parser.add_argument(
         "--metrics-port", metavar="[HOST:]PORT",
         help="the agent serves /metrics for Prometheus here, as in `stagescope agent`",
+    )  # fmt: skip
+    parser.add_argument(
+        "--samplers", metavar="NAMES",
+        help="what the agent samples, as in `stagescope agent`: names with commas between, or `off`",
     )  # fmt: skip
     parser.add_argument(
         "--no-agent", action="store_true", help="only record: an agent elsewhere reads the spool"
@@ -76,6 +82,7 @@ def run(args: argparse.Namespace) -> int:
             spool=args.spool,
             otlp=args.otlp,
             metrics=args.metrics_port,
+            samplers=args.samplers,
             agent=not args.no_agent,
             quiet=args.quiet,
             grace_s=args.grace,

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from stagescope.agent.addresses import parse_address
 from stagescope.agent.hold import AGENT, holder
+from stagescope.agent.samplers import chosen
 from stagescope.cli.run_processes import wait_for
 from stagescope.errors import EXIT_DONE, EXIT_HELD
 from stagescope.spool import LOCK_NAME, ring_files, try_lock
@@ -32,6 +33,7 @@ class AgentOptions:
     otlp: str | None
     metrics: str | None
     quiet: bool
+    samplers: str | None = None
 
     def words(self) -> list[str]:
         """Give the command line."""
@@ -41,6 +43,7 @@ class AgentOptions:
         words += ["--spool", str(self.spool)]
         words += ["--otlp", self.otlp] if self.otlp else []
         words += ["--metrics-port", self.metrics] if self.metrics else []
+        words += ["--samplers", self.samplers] if self.samplers else []
         return words
 
 
@@ -52,6 +55,8 @@ class AgentBeside:
     ) -> None:
         if options.metrics not in (None, "off"):
             parse_address(options.metrics, option="--metrics-port", default_host="127.0.0.1")
+        if options.samplers:
+            chosen(options.samplers)  # a name that there is not is said before the server starts
         self._options = options
         self._before_exec = before_exec
         self._say = say
@@ -73,10 +78,11 @@ class AgentBeside:
             for option, value in (
                 ("--otlp", self._options.otlp),
                 ("--metrics-port", self._options.metrics),
+                ("--samplers", self._options.samplers),
             )
             if value
         ]
-        ignored = f"; {' and '.join(unused)} would be that one's to know" if unused else ""
+        ignored = f"; {', '.join(unused)} would be that one's to know" if unused else ""
         self._say(f"agent pid {pid} reads spool {self._options.spool} already{ignored}")
 
     def look_after(self) -> None:

@@ -40,6 +40,7 @@ class Settings:
     spool: Path | None = None
     otlp: str | None = None
     metrics: str | None = None
+    samplers: str | None = None
     agent: bool = True
     quiet: bool = False
     grace_s: float = 5.0
@@ -74,7 +75,7 @@ def supervise(program: str, settings: Settings) -> int:
 
 
 def _options(settings: Settings, spool: Path) -> AgentOptions:
-    return AgentOptions(spool, settings.otlp, settings.metrics, settings.quiet)
+    return AgentOptions(spool, settings.otlp, settings.metrics, settings.quiet, settings.samplers)
 
 
 def _start(

@@ -1,4 +1,4 @@
-"""Getting the server's side of a run: agent of this host, remote agent, else Server-Timing."""
+"""Getting the server's side of a run: agent of this host, remote agent, spans, Server-Timing."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
-from typing import Protocol
+from typing import Any, Protocol
 
+from stagescope.cli.server_evidence import EvidenceSource, collect_evidence
 from stagescope.errors import StagescopeError
 from stagescope.exporters.run_folder import ServerSide, write_records, write_rows
 from stagescope.loadgen.client_log import ClientLog
@@ -20,6 +21,9 @@ from stagescope.spool import SOCKET_NAME, default_spool
 SETTLED_S = 3.0
 """An agent drains several times a second: three seconds without news is the end of them."""
 _POLL_S = 0.1
+SPANS_SETTLED_S = 7.0
+"""Model servers send spans in batches; OpenTelemetry's default is one each five seconds."""
+SPANS_LONGEST_S = 60.0
 _LOSSES = ("dropped", "overwritten", "lost", "refused", "faults")
 """Parts of the names of counters that tell what went missing; they grow as long as an agent runs."""
 
@@ -38,7 +42,7 @@ class Counts(Protocol):
         ...
 
 
-class RunSource(Protocol):
+class RunSource(EvidenceSource, Protocol):
     """What we ask of an agent; `stagescope.agent.client.AgentClient` is one."""
 
     def counters(self) -> Mapping[str, float]:
@@ -51,6 +55,17 @@ class RunSource(Protocol):
 
     def run_records(self, run_id: str) -> Iterator[Record]:
         """Give all records of a run."""
+        ...
+
+
+class SpanInbox(Protocol):
+    """Spans that a model server sent us; `stagescope.loadgen.otlp_inbox.OtlpInbox` is one."""
+
+    spans: int
+    """How many came, of whatever kind and trace."""
+
+    def exports(self) -> list[Any]:
+        """Give the OTLP exports so far, as JSON objects or protobuf messages."""
         ...
 
 
@@ -85,13 +100,19 @@ def losses_so_far(place: Place) -> Mapping[str, float]:
 
 
 def collect_server_side(
-    folder: Path, run_id: str, log: ClientLog, place: Place, before: Mapping[str, float]
+    folder: Path,
+    run_id: str,
+    log: ClientLog,
+    place: Place,
+    before: Mapping[str, float],
+    inbox: SpanInbox | None = None,
 ) -> Collected:
     """Write `server.parquet` and `batches.parquet` of *folder*, from the best source there is.
 
-    Both files are there afterwards, perhaps without rows. Raises StagescopeError where they
+    Both files are there afterwards, perhaps without rows; where an agent sampled, its samples,
+    stacks and kernels are there too. Raises StagescopeError where they
     cannot be written; a source that fails is a sentence in `problems`, and the next is tried.
-    *before* is what `losses_so_far` gave.
+    *before* is what `losses_so_far` gave; *inbox* holds the spans that the server sent us.
     """
     collected = Collected()
     for name, open_source in _agents(place):
@@ -101,6 +122,8 @@ def collect_server_side(
                 side = write_records(folder, source.run_records(run_id), broken=_tell(collected))
                 collected.source = name
                 collected.instrument = _instrument(source, side, before)
+                if missing := collect_evidence(folder, source, side):
+                    collected.problems.append(missing)
                 return collected
             collected.problems.append(
                 f"the {name} has no record of this run: "
@@ -108,6 +131,8 @@ def collect_server_side(
             )
         except StagescopeError as problem:
             collected.problems.append(str(problem))
+    if inbox is not None and _write_spans(folder, log, inbox, collected):
+        return collected
     rows = (row for chunk in log.chunks() for row in server_rows(chunk))
     if write_rows(folder, rows).requests:
         collected.source = "server-timing"
@@ -117,6 +142,41 @@ def collect_server_side(
             "wrap the app in StageMiddleware, and start `stagescope agent` beside it"
         )
     return collected
+
+
+def _write_spans(folder: Path, log: ClientLog, inbox: SpanInbox, collected: Collected) -> bool:
+    """Write the rows that the model server's own spans give; False where there are none."""
+    from stagescope.analysis.model_server_spans import server_rows as rows_of_spans
+    from stagescope.analysis.otlp import spans_of
+
+    ours = {trace_id for chunk in log.chunks() for trace_id in chunk["trace_id"]}
+    _spans_settled(inbox)
+    try:
+        spans = [
+            span for export in inbox.exports() for span in spans_of(export) if span.trace_id in ours
+        ]
+    except StagescopeError as problem:
+        collected.problems.append(f"the spans that were sent to us: {problem}")
+        return False
+    if write_rows(folder, rows_of_spans(spans)).requests:
+        collected.source = "otlp"
+        return True
+    collected.problems.append(
+        f"{inbox.spans:,} spans were sent to us, {len(spans):,} of this run's traces, none a "
+        "model server's request (gen_ai.latency.*, or Triton's events): does the server take "
+        "`traceparent`, and sample every trace?"
+    )
+    return False
+
+
+def _spans_settled(inbox: SpanInbox) -> None:
+    """Wait until no more spans come, or a minute."""
+    seen, begun = inbox.spans, time.monotonic()
+    news = begun
+    while (now := time.monotonic()) - news < SPANS_SETTLED_S and now - begun < SPANS_LONGEST_S:
+        time.sleep(_POLL_S)
+        if inbox.spans != seen:
+            seen, news = inbox.spans, time.monotonic()
 
 
 def _tell(collected: Collected) -> Callable[[StagescopeError], None]:

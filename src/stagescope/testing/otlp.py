@@ -19,6 +19,14 @@ import grpc  # type: ignore[import-untyped]
 from google.protobuf.duration_pb2 import Duration  # type: ignore[import-untyped]
 from google.protobuf.json_format import ParseDict  # type: ignore[import-untyped]
 from google.rpc.error_details_pb2 import RetryInfo  # type: ignore[import-untyped]
+from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
+    ExportMetricsServiceRequest,
+    ExportMetricsServiceResponse,
+)
+from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2_grpc import (
+    MetricsServiceServicer,
+    add_MetricsServiceServicer_to_server,
+)
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
     ExportTraceServiceRequest,
     ExportTraceServiceResponse,
@@ -27,8 +35,9 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2_grpc import (
     TraceServiceServicer,
     add_TraceServiceServicer_to_server,
 )
-from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
+
+from stagescope.testing.otlp_points import ReceivedPoint, attributes, received_points
 
 _HTTP_UNAVAILABLE = 503
 _HTTP_TOO_MANY = 429
@@ -80,13 +89,14 @@ class Delivery:
     encoding: str
     headers: Mapping[str, str]
     spans: int
+    points: int = 0
 
 
 class OtlpReceiver:
     """Listens on two free loopback ports, one for OTLP/HTTP and one for OTLP/gRPC.
 
-    Takes traces alone, as protobuf or JSON, plain, gzip or deflate, and keeps what it took in
-    memory. It does no TLS, no authentication, no metrics or logs, never answers a partial
+    Takes traces as protobuf or JSON and metrics as protobuf, plain, gzip or deflate, and keeps
+    what it took in memory. It does no TLS, no authentication, no logs, never answers a partial
     success, keeps no tracestate, event contents or dropped counts, and bounds nothing.
     """
 
@@ -96,6 +106,7 @@ class OtlpReceiver:
         """Requests that came in, taken or not."""
         self._behaviour = Behaviour.OK
         self._spans: list[ReceivedSpan] = []
+        self._points: list[ReceivedPoint] = []
         self._deliveries: list[Delivery] = []
         self._changed = threading.Condition()
         self._closed = False
@@ -105,6 +116,7 @@ class OtlpReceiver:
         self._grpc_threads = ThreadPoolExecutor(4)
         self._grpc = grpc.server(self._grpc_threads, options=(("grpc.so_reuseport", 0),))
         add_TraceServiceServicer_to_server(_Service(self), self._grpc)  # type: ignore[no-untyped-call]
+        add_MetricsServiceServicer_to_server(_MetricsService(self), self._grpc)  # type: ignore[no-untyped-call]
         self._grpc_port = self._grpc.add_insecure_port("127.0.0.1:0")
         self._grpc.start()
 
@@ -123,6 +135,12 @@ class OtlpReceiver:
         """What was taken so far, in the order of its coming."""
         with self._changed:
             return list(self._spans)
+
+    @property
+    def points(self) -> list[ReceivedPoint]:
+        """The points of metrics that were taken so far, in the order of their coming."""
+        with self._changed:
+            return list(self._points)
 
     @property
     def deliveries(self) -> list[Delivery]:
@@ -162,23 +180,29 @@ class OtlpReceiver:
 
     def take(
         self,
-        request: ExportTraceServiceRequest,
+        request: ExportTraceServiceRequest | ExportMetricsServiceRequest,
         protocol: str,
         encoding: str,
         headers: Mapping[str, str],
     ) -> None:
         """Keep what came in. Called by the servers."""
-        found = list(received_spans(request))
+        spans: list[ReceivedSpan] = []
+        points: list[ReceivedPoint] = []
+        if isinstance(request, ExportTraceServiceRequest):
+            spans = list(received_spans(request))
+        else:
+            points = list(received_points(request))
         with self._changed:
-            self._spans += found
-            self._deliveries.append(Delivery(protocol, encoding, headers, len(found)))
+            self._spans += spans
+            self._points += points
+            self._deliveries.append(Delivery(protocol, encoding, headers, len(spans), len(points)))
             self._changed.notify_all()
 
 
 def received_spans(request: ExportTraceServiceRequest) -> Iterator[ReceivedSpan]:
     """Give the spans of an OTLP request."""
     for of_resource in request.resource_spans:
-        resource = _attributes(of_resource.resource.attributes)
+        resource = attributes(of_resource.resource.attributes)
         for of_scope in of_resource.scope_spans:
             for span in of_scope.spans:
                 yield _received(span, resource, of_scope.scope.name)
@@ -215,23 +239,12 @@ def _received(span: Span, resource: Mapping[str, Any], scope: str) -> ReceivedSp
         parent_span_id=span.parent_span_id.hex(),
         start_ns=span.start_time_unix_nano,
         end_ns=span.end_time_unix_nano,
-        attributes=_attributes(span.attributes),
+        attributes=attributes(span.attributes),
         links=tuple((link.trace_id.hex(), link.span_id.hex()) for link in span.links),
         status=Status.StatusCode.Name(span.status.code).removeprefix("STATUS_CODE_").lower(),
         message=span.status.message,
         events=len(span.events),
     )
-
-
-def _attributes(pairs: Any) -> dict[str, Any]:
-    return {pair.key: _value(pair.value) for pair in pairs if isinstance(pair, KeyValue)}
-
-
-def _value(value: AnyValue) -> Any:
-    kind = value.WhichOneof("value")
-    if kind == "array_value":
-        return [_value(item) for item in value.array_value.values]
-    return getattr(value, kind) if kind else None
 
 
 class _Service(TraceServiceServicer):
@@ -241,23 +254,39 @@ class _Service(TraceServiceServicer):
     def Export(
         self, request: ExportTraceServiceRequest, context: Any
     ) -> ExportTraceServiceResponse:
-        match self._receiver.meet():
-            case Behaviour.OK:
-                pass
-            case Behaviour.REFUSE:
-                _abort(context, grpc.StatusCode.UNAVAILABLE, "told to refuse")
-            case Behaviour.THROTTLE:
-                wait = RetryInfo(retry_delay=Duration(seconds=self._receiver.retry_after_s))
-                context.set_trailing_metadata(
-                    (("google.rpc.retryinfo-bin", wait.SerializeToString()),)
-                )
-                _abort(context, grpc.StatusCode.RESOURCE_EXHAUSTED, "told to throttle")
-            case _:
-                _abort(context, grpc.StatusCode.ABORTED, "told to close")
-        headers = dict(context.invocation_metadata())
-        encoding = headers.get("grpc-encoding", "")
-        self._receiver.take(request, "grpc", encoding, headers)
+        _meet_call(self._receiver, request, context)
         return ExportTraceServiceResponse()
+
+
+class _MetricsService(MetricsServiceServicer):
+    def __init__(self, receiver: OtlpReceiver) -> None:
+        self._receiver = receiver
+
+    def Export(
+        self, request: ExportMetricsServiceRequest, context: Any
+    ) -> ExportMetricsServiceResponse:
+        _meet_call(self._receiver, request, context)
+        return ExportMetricsServiceResponse()
+
+
+def _meet_call(
+    receiver: OtlpReceiver,
+    request: ExportTraceServiceRequest | ExportMetricsServiceRequest,
+    context: Any,
+) -> None:
+    match receiver.meet():
+        case Behaviour.OK:
+            pass
+        case Behaviour.REFUSE:
+            _abort(context, grpc.StatusCode.UNAVAILABLE, "told to refuse")
+        case Behaviour.THROTTLE:
+            wait = RetryInfo(retry_delay=Duration(seconds=receiver.retry_after_s))
+            context.set_trailing_metadata((("google.rpc.retryinfo-bin", wait.SerializeToString()),))
+            _abort(context, grpc.StatusCode.RESOURCE_EXHAUSTED, "told to throttle")
+        case _:
+            _abort(context, grpc.StatusCode.ABORTED, "told to close")
+    headers = dict(context.invocation_metadata())
+    receiver.take(request, "grpc", headers.get("grpc-encoding", ""), headers)
 
 
 def _abort(context: Any, code: grpc.StatusCode, why: str) -> NoReturn:
@@ -298,15 +327,19 @@ class _HttpHandler(BaseHTTPRequestHandler):
                 self.close_connection = True
 
     def _take(self, body: bytes) -> None:
-        if self.path != "/v1/traces":
+        if self.path not in ("/v1/traces", "/v1/metrics"):
             self._answer(404)
             return
         encoding = self.headers.get("content-encoding", "")
         if encoding in ("gzip", "deflate"):
             body = gzip.decompress(body) if encoding == "gzip" else zlib.decompress(body)
         as_json = self.headers.get("content-type", "").startswith("application/json")
-        decode = request_from_json if as_json else ExportTraceServiceRequest.FromString
-        request = decode(body)
+        request: ExportTraceServiceRequest | ExportMetricsServiceRequest
+        if self.path == "/v1/metrics":
+            request = ExportMetricsServiceRequest.FromString(body)
+        else:
+            decode = request_from_json if as_json else ExportTraceServiceRequest.FromString
+            request = decode(body)
         headers = {key.lower(): value for key, value in self.headers.items()}
         protocol = "http/json" if as_json else "http/protobuf"
         self.server.receiver.take(request, protocol, encoding, headers)

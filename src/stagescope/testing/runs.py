@@ -11,8 +11,9 @@ import pyarrow.parquet as pq
 
 from stagescope.exporters.parquet import arrow_schema
 from stagescope.run_folder import Host, Plan, Run, write_run
+from stagescope.samples import AMOUNT, LEVEL
 from stagescope.stages import STAGES, stage_of
-from stagescope.tables import BATCHES, CLIENT, SERVER, Table
+from stagescope.tables import BATCHES, CLIENT, KERNELS, SAMPLES, SERVER, STACKS, Table
 
 BOOT_ID = "00000000-1111-2222-3333-444444444444"
 MS = 1_000_000
@@ -107,6 +108,7 @@ def server_row(
         "status": client["status"],
         "error": "",
         "profiled": False,
+        "stalls": [],
         "source": "agent",
         "stages_dropped": 0,
     }
@@ -144,6 +146,67 @@ def batch_row(number: int, *, size: int, start_ns: int, **stages: int) -> dict[s
     }
 
 
+def amount_row(
+    name: str, value: float, start_ns: int, end_ns: int, **changes: Any
+) -> dict[str, Any]:
+    """Give a sample: how much there was of something, of process 1 where nothing else is said."""
+    row = {"name": name, "start_ns": start_ns, "end_ns": end_ns, "value": value, "unit": "s"}
+    return row | {"kind": AMOUNT, "pid": 1, "device": "", "detail": ""} | changes
+
+
+def level_row(
+    name: str, value: float, start_ns: int, end_ns: int | None = None, **changes: Any
+) -> dict[str, Any]:
+    """Give a sample: how high something stood, at one moment where no end is given."""
+    end = start_ns if end_ns is None else end_ns
+    return amount_row(name, value, start_ns, end, unit="By") | {"kind": LEVEL} | changes
+
+
+def stack_row(
+    stage: str, start_ns: int, *frames: str, samples: int = 1, **changes: Any
+) -> dict[str, Any]:
+    """Give a running stack of process 1, seen *samples* times at 50 Hz; *frames* outermost first."""
+    row = {
+        "pid": 1,
+        "thread_id": 1,
+        "thread": "MainThread",
+        "start_ns": start_ns,
+        "end_ns": start_ns + samples * 20 * MS,
+        "samples": samples,
+        "stage": stage,
+        "by": "marker" if stage else "none",
+        "running": True,
+        "frames": list(frames),
+        "reason": "window",
+        "how": "py-spy",
+    }
+    return row | changes
+
+
+def kernel_row(
+    stage: str, kind: str, name: str, busy_ns: int, *, launches: int = 1, **changes: Any
+) -> dict[str, Any]:
+    """Give a kernel's row of the capture `c`; of kind `stage`, without a name, a stage's sum."""
+    row = {
+        "capture_id": "c",
+        "pid": 1,
+        "start_ns": 0,
+        "end_ns": 0,
+        "stage": stage,
+        "kind": kind,
+        "name": name,
+        "device": "cuda:0",
+        "launches": launches,
+        "busy_ns": busy_ns,
+        "span_ns": 0,
+        "idle_ns": 0,
+        "host_wait_ns": 0,
+        "bound": "",
+        "unmatched": 0,
+    }
+    return row | changes
+
+
 def example_run(**changes: Any) -> Run:
     """Give the `run.json` of a valid run at 10 requests/s."""
     given: dict[str, Any] = {
@@ -176,12 +239,21 @@ def write_run_folder(
     server: Sequence[Row] = (),
     batches: Sequence[Row] = (),
     *,
+    samples: Sequence[Row] | None = None,
+    stacks: Sequence[Row] | None = None,
+    kernels: Sequence[Row] | None = None,
     run: Run | None = None,
 ) -> Path:
-    """Write a run folder of these rows; a column that a row does not name is null."""
+    """Write a run folder of these rows; a column that a row does not name is null.
+
+    *samples*, *stacks* and *kernels* have no file where they are None.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     for table, rows in ((CLIENT, client), (SERVER, server), (BATCHES, batches)):
         write_table(folder, table, rows)
+    for table, evidence in ((SAMPLES, samples), (STACKS, stacks), (KERNELS, kernels)):
+        if evidence is not None:
+            write_table(folder, table, evidence)
     write_run(folder, run or example_run())
     return folder
 

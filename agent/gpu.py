@@ -1,0 +1,104 @@
+"""Chooses what the GPU sampler reads: NVIDIA's library, torch in the served processes, a recording."""
+
+from __future__ import annotations
+
+import ctypes
+import glob
+import logging
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from stagescope.agent.collectors import Collector
+from stagescope.agent.gpu_nvml_calls import Said
+from stagescope.agent.gpu_probe import GpuProbe
+from stagescope.agent.gpu_sampler import GpuSampler
+from stagescope.agent.gpu_sharing import counters_allowed
+from stagescope.errors import UsageError
+
+if TYPE_CHECKING:
+    from stagescope.agent.loop import Agent
+
+PROBE_VARIABLE: Final = "STAGESCOPE_GPU"
+"""`nvml`, `torch` or `off`; unset: NVML where its library is, else torch where a device is."""
+REPLAY_VARIABLE: Final = "STAGESCOPE_GPU_REPLAY"
+RECORD_VARIABLE: Final = "STAGESCOPE_GPU_RECORD"
+
+OTHER_DEVICES: Final = ("/dev/kfd", "/dev/dri/renderD*", "/dev/accel*")
+"""What AMD's, Intel's and other accelerators are on Linux."""
+
+_log = logging.getLogger("stagescope")
+
+
+def make(agent: Agent, environment: Mapping[str, str] = os.environ) -> Sequence[Collector]:
+    """Give the sampler, or none where there is nothing to read, which is said.
+
+    Raises UsageError for a setting that is none, or a recording that cannot be read.
+    """
+    if environment.get(PROBE_VARIABLE, "") == "off":
+        return ()
+    open_probe = _chosen(agent, environment)
+    if open_probe is None:
+        _log.info("no GPU here: neither NVIDIA's libnvidia-ml.so.1 nor another's device file")
+        return ()
+    return (GpuSampler(open_probe, agent.evidence, agent.notices.put),)
+
+
+def _chosen(agent: Agent, environment: Mapping[str, str]) -> Callable[[], GpuProbe] | None:
+    if replayed := environment.get(REPLAY_VARIABLE):
+        return _replay(Path(replayed))
+    asked = environment.get(PROBE_VARIABLE, "")
+    if asked not in {"", "nvml", "torch"}:
+        raise UsageError(f"{PROBE_VARIABLE}={asked}: give nvml, torch or off")
+    opener: Callable[[], GpuProbe] | None = None
+    if asked == "nvml" or (not asked and _has_nvml()):
+        opener = _nvml(agent, environment)
+    elif asked == "torch" or any(glob.glob(pattern) for pattern in OTHER_DEVICES):
+        opener = _torch(agent)
+    if opener is not None and (recorded := environment.get(RECORD_VARIABLE)):
+        return _recorded(opener, Path(recorded))
+    return opener
+
+
+def _has_nvml() -> bool:
+    """Tell whether NVIDIA's library can be loaded; it does not touch the driver."""
+    try:
+        ctypes.CDLL("libnvidia-ml.so.1")
+    except OSError:
+        return False
+    return True
+
+
+def _nvml(agent: Agent, environment: Mapping[str, str]) -> Callable[[], GpuProbe]:
+    allowed, say = counters_allowed(environment), Said()
+
+    def open_probe() -> GpuProbe:
+        from stagescope.agent.gpu_nvml import NvmlProbe
+
+        return NvmlProbe(lambda: {process.pid for _, process in agent.alive()}, allowed, say=say)
+
+    return open_probe
+
+
+def _torch(agent: Agent) -> Callable[[], GpuProbe]:
+    def open_probe() -> GpuProbe:
+        from stagescope.agent.gpu_torch import TorchProbe
+
+        return TorchProbe(agent.alive)
+
+    return open_probe
+
+
+def _replay(path: Path) -> Callable[[], GpuProbe]:
+    from stagescope.agent.gpu_replay import ReplayProbe, read_recording
+
+    recording = read_recording(path)
+    return lambda: ReplayProbe(recording)
+
+
+def _recorded(open_probe: Callable[[], GpuProbe], path: Path) -> Callable[[], GpuProbe]:
+    from stagescope.agent.gpu_replay import RecordedProbe, begin_recording
+
+    begun_ns = begin_recording(path)
+    return lambda: RecordedProbe(open_probe(), path, begun_ns)

@@ -1,0 +1,130 @@
+"""What the cgroups of served processes used, were allowed, and were held up by.
+
+Files: the kernel's Documentation/admin-guide/cgroup-v2.rst.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+from stagescope.agent.host.cgroup_paths import Mount, cgroup_of, find_mount
+from stagescope.agent.host.files import count, counts, read
+from stagescope.agent.host.growth import Counter, Growth, level
+from stagescope.agent.host.pressure import cgroup_pressure
+from stagescope.agent.host.watched import Watched
+from stagescope.samples import Sample
+
+LOOK_AGAIN = 10
+"""Limits, and who is in which cgroup, are read again at one reading in so many."""
+
+_CPU = (
+    ("usage_usec", "stagescope.cgroup.cpu.time", 1e-6),
+    ("throttled_usec", "stagescope.cgroup.cpu.throttled_time", 1e-6),
+    ("nr_throttled", "stagescope.cgroup.cpu.throttled_periods", 1.0),
+)
+_MEMORY = (
+    ("max", "stagescope.cgroup.memory.limit_hits", 1.0),
+    ("oom", "stagescope.cgroup.memory.oom", 1.0),
+    ("oom_kill", "stagescope.cgroup.memory.oom_kill", 1.0),
+)
+
+
+class Cgroup:
+    """One cgroup and its last reading."""
+
+    def __init__(self, path: str, folder: str) -> None:
+        self.path = path
+        self._folder = folder
+        self._pressure = cgroup_pressure(folder, path)
+        self._growth = Growth()
+        self._cpu = {key: Counter(name, path, unit) for key, name, unit in _CPU}
+        self._memory = {key: Counter(name, path, unit) for key, name, unit in _MEMORY}
+        self._limits: dict[str, float] = {}
+
+    def look(self) -> None:
+        """Read what it is allowed."""
+        found = {
+            "stagescope.cgroup.cpu.limit": _cores(read(f"{self._folder}/cpu.max")),
+            "stagescope.cgroup.memory.limit": count(read(f"{self._folder}/memory.max")),
+        }
+        self._limits = {name: limit for name, limit in found.items() if limit is not None}
+
+    @property
+    def limited(self) -> bool:
+        """True where it is allowed less than the host has."""
+        return bool(self._limits)
+
+    def read(self, now_ns: int) -> Iterator[Sample]:
+        """Read its files at *now_ns*."""
+        for name, limit in self._limits.items():
+            yield level(name, now_ns, limit, detail=self.path)
+        used = count(read(f"{self._folder}/memory.current"))
+        if used is not None:
+            yield level("stagescope.cgroup.memory.usage", now_ns, used, detail=self.path)
+        read_now = _chosen(self._cpu, read(f"{self._folder}/cpu.stat"))
+        read_now |= _chosen(self._memory, read(f"{self._folder}/memory.events"))
+        yield from self._growth.since(now_ns, read_now | self._pressure.read())
+
+
+def _chosen(counters: dict[str, Counter], text: bytes | None) -> dict[Counter, int]:
+    found = counts(text)
+    return {counter: found[key] for key, counter in counters.items() if key in found}
+
+
+def _cores(text: bytes | None) -> float | None:
+    """Read `cpu.max`: a quota of µs or `max`, and the period of µs that it is for."""
+    words = (text or b"").split()
+    quota, period = (count(word) for word in words) if len(words) == 2 else (None, None)
+    return quota / period if quota is not None and period else None
+
+
+class Cgroups:
+    """The cgroups of all watched processes, and those around them that have limits."""
+
+    def __init__(self, root: str, clock: Callable[[], int]) -> None:
+        self._mount = find_mount(root)
+        self._proc = f"{root}/proc"
+        self._clock = clock
+        self._readings = 0
+        self._seen: set[Watched] = set()
+        self._of: dict[Watched, str] = {}
+        self._cgroups: dict[str, Cgroup] = {}
+
+    def read(self, watched: Sequence[Watched]) -> Iterator[Sample]:
+        """Read the cgroups of *watched*, each once, and say which process is in which."""
+        if self._mount is None:
+            return
+        if self._readings % LOOK_AGAIN == 0 or not self._seen.issuperset(watched):
+            self._look(self._mount, watched)
+        self._readings += 1
+        for cgroup in self._cgroups.values():
+            yield from cgroup.read(self._clock())
+        now_ns = self._clock()
+        for one in watched:
+            if one in self._of:
+                yield level("stagescope.process.cgroup", now_ns, 1, one.pid, self._of[one])
+
+    def _look(self, mount: Mount, watched: Sequence[Watched]) -> None:
+        self._seen = set(watched)
+        self._of = {}
+        found: dict[str, Cgroup] = {}
+        for one in watched:
+            path = cgroup_of(self._proc, one.here)
+            if path and (cgroup := found.get(path) or self._open(mount, path)):
+                self._of[one] = path
+                found[path] = cgroup
+                found |= self._limited(mount, path)
+        self._cgroups = found
+
+    def _limited(self, mount: Mount, path: str) -> dict[str, Cgroup]:
+        """Give the cgroups around *path* that have limits: they hold for it too."""
+        around = {outer: self._open(mount, outer) for outer in mount.above(path)}
+        return {outer: cgroup for outer, cgroup in around.items() if cgroup and cgroup.limited}
+
+    def _open(self, mount: Mount, path: str) -> Cgroup | None:
+        folder = mount.place(path)
+        if folder is None:
+            return None
+        cgroup = self._cgroups.get(path) or Cgroup(path, folder)
+        cgroup.look()
+        return cgroup
