@@ -130,6 +130,7 @@ def _run(asked: Asked, talk: Talk, torch: Any, *, device: bool) -> Mapping[str, 
         raise Refused("this process has no recorder file")
     ledger = Ledger(talk.recorder.clock)
     if device:
+        graph_under_way(torch)  # from here on they are counted
         ledger.may_hold = lambda: not graph_under_way(torch)
     observe(ledger)
     try:

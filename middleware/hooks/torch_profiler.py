@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from stagescope.middleware.hooks.torch_device_clock import watch_captures
+
 TEARDOWN_VARIABLE = "TEARDOWN_CUPTI"
 TEARDOWN_FROM = (12, 6)
 """CUDA from which Kineto may take CUPTI down after a capture beside CUDA graphs: before it that
@@ -48,14 +50,12 @@ def on_device(torch: Any) -> bool:
 
 
 def graph_under_way(torch: Any) -> bool:
-    """Tell whether a CUDA graph is being captured, in this thread or, where it is known, in any.
+    """Tell whether a CUDA graph is being captured, by torch in any thread, else in this one.
 
-    A profiler must not start then; the hook that times the device counts captures of all threads.
+    A profiler must not start then. Of other threads those are known that began after this was
+    asked for the first time.
     """
-    clock = sys.modules.get("stagescope.middleware.hooks.torch_device_clock")
-    if clock is not None and clock.watch_captures(torch.cuda).now:
-        return True
-    return bool(torch.cuda.is_current_stream_capturing())
+    return bool(watch_captures(torch.cuda).now or torch.cuda.is_current_stream_capturing())
 
 
 def holder(torch: Any, *, device: bool, environment: Mapping[str, str] = os.environ) -> str:
