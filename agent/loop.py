@@ -17,6 +17,7 @@ from stagescope.agent.collectors import Chore, Collector, Metered
 from stagescope.agent.cursors import load_cursors
 from stagescope.agent.drain import WHOLE_BITE, Drain
 from stagescope.agent.evidence import Evidence
+from stagescope.agent.governor import Governor, budget
 from stagescope.agent.notices import Notices
 from stagescope.agent.runs import RunStore
 from stagescope.agent.sinks import Sink
@@ -89,7 +90,15 @@ class Agent:
         self._clock = clock
         self._cpu_s = cpu_s
         self._discover = Metered(Chore("discover", DISCOVER_S, self._drain.discover), clock)
-        self._samplers = [Metered(one, clock) for one in (samplers(self) if samplers else ())]
+        self.governor = Governor(
+            self.evidence.samples,
+            budget=budget(),
+            run_under_way=self.runs.under_way,
+            clock=clock,
+        )
+        made = samplers(self) if samplers else ()
+        self._samplers = [Metered(one, clock) for one in (*made, self.governor)]
+        self.governor.watch(self._samplers)
         self._collectors = [
             self._discover,
             *self._samplers,
@@ -190,6 +199,7 @@ class Agent:
             "cpu_s": self._cpu,
             **self.evidence.counters(),
             **self.notices.counters(),
+            **self.governor.counters(),
             **{key: n for one in self._samplers for key, n in one.counters().items()},
             **of_sinks,
         }
@@ -208,6 +218,7 @@ class Agent:
             }
             | self.runs.gauges()
             | self.evidence.samples.gauges()
+            | self.governor.gauges()
         )
 
     def alive(self) -> list[tuple[Path, Process]]:

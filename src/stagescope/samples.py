@@ -286,7 +286,18 @@ CGROUP_NAMES = (
 
 COST_NAMES = (
     SampleName(
-        "stagescope.collector.cpu_time", "s", AMOUNT, "What a collector of the agent itself used.",
+        "stagescope.collector.cpu_time", "s", AMOUNT,
+        "What a collector of the agent itself used, its child processes included.",
+        "stagescope.collector",
+    ),
+    SampleName(
+        "stagescope.collector.late_time", "s", AMOUNT,
+        "By how much a collector was called later than it was due.",
+        "stagescope.collector",
+    ),
+    SampleName(
+        "stagescope.collector.stall_time", "s", AMOUNT,
+        "For how long a collector held up the agent's loop.",
         "stagescope.collector",
     ),
 )  # fmt: skip
@@ -382,6 +393,15 @@ TORCH_MEMORY: tuple[SampleName, ...] = (
     ),
 )  # fmt: skip
 
+TRIGGER_NAMES = (
+    SampleName(
+        "stagescope.trigger.starts", "{capture}", AMOUNT,
+        "Captures and windows of stacks that a trigger started.",
+        "stagescope.trigger",
+    ),
+)  # fmt: skip
+"""The triggers'."""
+
 SAMPLE_NAMES: tuple[SampleName, ...] = (
     *GPU,
     *PROCESS_NAMES,
@@ -390,5 +410,6 @@ SAMPLE_NAMES: tuple[SampleName, ...] = (
     *COST_NAMES,
     *DEVICE_TIMES,
     *TORCH_MEMORY,
+    *TRIGGER_NAMES,
 )
 """Every name, host first; each sampler's names stand in one block."""
