@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
+from stagescope.agent.actions import Actions
 from stagescope.agent.checkpoint import Checkpoint
 from stagescope.agent.cold_starts import ColdStarts
 from stagescope.agent.collectors import Chore, Collector, Metered
@@ -73,6 +74,8 @@ class Agent:
 
         *samplers* makes what samples, once the agent knows whom.
         """
+        self.spool = spool
+        self.actions = Actions()
         self.evidence = Evidence()
         self.notices = Notices()
         self.runs = RunStore(spool / "runs")
@@ -232,6 +235,10 @@ class Agent:
     def waits(self) -> dict[str, dict[str, int]]:
         """Give what the processes of each service waited for (`recorder_format.WAITS`)."""
         return self._drain.waits()
+
+    def process_waits(self) -> list[tuple[Process, dict[str, int]]]:
+        """Give what each live process waited for, each process by itself."""
+        return self._drain.process_waits()
 
     def _deliver(self, records: Sequence[Record]) -> None:
         for name, sink in self.sinks.items():
