@@ -59,7 +59,8 @@ class Rights:
             return found
         found += self._capability()
         if self.owner not in (None, self.me):
-            found.append(f"sudo -u '#{self.owner}' stagescope doctor (and the agent likewise)")
+            whose = f"-u '#{self.owner}' " if self.owner else ""
+            found.append(f"sudo {whose}stagescope agent (as the server's user)")
         elif self.yama:
             found.append("sudo sysctl kernel.yama.ptrace_scope=0 (on the host)")
         return found

@@ -85,7 +85,11 @@ def find(around: Surroundings) -> Path | None:
 def _child() -> Generator[int]:
     """A Python of our own that sleeps."""
     words = [sys.executable, "-S", "-E", "-c", CHILD]
-    with subprocess.Popen(words, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL) as child:
+    try:
+        started = subprocess.Popen(words, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL)
+    except OSError as problem:
+        raise StagescopeError(f"{sys.executable} cannot be started: {problem.strerror}") from None
+    with started as child:
         try:
             assert child.stdout is not None
             child.stdout.readline()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,7 +18,7 @@ from stagescope.agent.http_server import SOCKET_PATH_BYTES
 from stagescope.agent.probe_client import ask
 from stagescope.errors import StagescopeError
 from stagescope.recorder_format import IN_FLIGHT_SLOTS, RING_SLOTS, file_bytes
-from stagescope.spool import SOCKET_NAME, SPOOL_VARIABLE, default_spool, try_lock
+from stagescope.spool import LOCK_NAME, SOCKET_NAME, SPOOL_VARIABLE, default_spool, try_lock
 
 PROBE_S: Final = 1.0
 AGENT_S: Final = 1.5
@@ -40,11 +41,10 @@ def spool(around: Surroundings) -> Finding:
     where = path if path.exists() else _nearest(path)
     if path.exists() and not path.is_dir():
         return _no_spool(f"{path} is a file, not a folder", another, facts)
-    if not os.access(where, os.W_OK | os.X_OK):
-        whose = f"it belongs to uid {where.stat().st_uid}, you are {os.geteuid()}"
-        mend = f"sudo chown {os.geteuid()} {where}"
-        what = "is not writable" if where is path else f"cannot be made: {where} is not writable"
-        return _no_spool(f"{path} {what}; {whose}", (*another, mend), facts)
+    if why := _why_not_written(where):
+        whose = f"of uid {where.stat().st_uid}, you are {os.geteuid()}"
+        what = "is not writable" if where is path else f"cannot be made in {where}"
+        return _no_spool(f"{path} {what} ({why}; {whose})", another, facts)
     facts["free_bytes"] = free = _free_bytes(where)
     facts["in_memory"] = memory = _file_system(around, where) in IN_MEMORY
     if free < ROOM_BYTES:
@@ -62,6 +62,15 @@ def spool(around: Surroundings) -> Finding:
 
 def _no_spool(text: str, do: tuple[str, ...], facts: dict[str, Any]) -> Finding:
     return Finding(NO, text, do, lacks=(SPANS,), forbids=(SPANS,), facts=facts)
+
+
+def _why_not_written(folder: Path) -> str:
+    """Try it, by a file without a name; empty: it works."""
+    try:
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as problem:
+        return problem.strerror or type(problem).__name__
+    return ""
 
 
 def _nearest(path: Path) -> Path:
@@ -99,7 +108,12 @@ def agent(around: Surroundings) -> Finding:
 
 def _no_answer(around: Surroundings, problem: StagescopeError) -> Finding:
     start = f"{_by_variable(around)}stagescope agent"
-    if not _held(around.spool):
+    lock = around.spool / LOCK_NAME
+    if lock.exists() and not os.access(lock, os.R_OK):
+        owner = lock.stat().st_uid
+        text = f"the spool's agent is uid {owner}'s, and answers that user alone"
+        return Finding(WARN, text, (_as_user(owner),), facts={"kind": None})
+    if not _held(lock):
         text = "none runs on this spool; records wait in the recorder files for one"
         return Finding(WARN, text, (start,), facts={"kind": None})
     who = holder(around.spool)
@@ -113,9 +127,9 @@ def _by_variable(around: Surroundings) -> str:
     return "" if around.spool == default_spool() else f"{SPOOL_VARIABLE}={around.spool} "
 
 
-def _held(spool: Path) -> bool:
+def _held(lock: Path) -> bool:
     try:
-        fd = os.open(spool / "agent.lock", os.O_RDONLY | os.O_CLOEXEC)
+        fd = os.open(lock, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return False
     try:
@@ -126,6 +140,10 @@ def _held(spool: Path) -> bool:
 
 def servers(around: Surroundings) -> Finding:
     """Which processes record here, and does each answer its probe?"""
+    if not around.served and around.closed:
+        owner = around.closed[0].stat().st_uid
+        text = f"{plural(len(around.closed), 'recorder file')} here of uid {owner}, not for you"
+        return Finding(WARN, text, (_as_user(owner),), facts={"pids": []})
     if not around.served:
         which = f"process {around.pid} does not record" if around.pid else "no process records"
         start = f"{_by_variable(around)}stagescope run -- YOUR SERVER'S COMMAND"
@@ -134,20 +152,36 @@ def servers(around: Surroundings) -> Finding:
     answers = [(one, hello(one)) for one in around.served]
     facts = {
         "pids": [one.process.pid for one in around.served],
-        "processes": [_facts(one, answer) for one, answer in answers],
+        "processes": [
+            _facts(one, answer) | {"environment": _settings(around, one)} for one, answer in answers
+        ],
     }
     silent = [one for one, answer in answers if "error" in answer]
     text = "; ".join(_told(one, answer) for one, answer in answers[:4])
     more = f"; and {len(answers) - 4} more" if len(answers) > 4 else ""
     told = f"{plural(len(answers), 'process')}: {text}{more}"
     if not silent:
-        return Finding(OK, told, gives=(STACKS,), facts=facts)
+        return _of_versions(around, told, facts)
     do = ("unset STAGESCOPE_PROBE in the server's environment",)
     if any("within" in str(answer.get("error")) for _, answer in answers):
         do = ("look at its stacks: it does not let another thread run",)
     lacks = (STACKS,) if len(silent) == len(answers) else ()
     gives = () if lacks else (STACKS,)
     return Finding(WARN, told, do, gives=gives, lacks=lacks, facts=facts)
+
+
+def _of_versions(around: Surroundings, told: str, facts: dict[str, Any]) -> Finding:
+    """All is well, but for servers that run another stagescope than we are."""
+    there = {one.process.version for one in around.served}
+    if there == {version()} or "source" in (*there, version()):
+        return Finding(OK, told, gives=(STACKS,), facts=facts)
+    text = f"{told}; they run stagescope {', '.join(sorted(there))}, this is {version()}"
+    do = (f"pip install stagescope=={version()}, in the servers' environment",)
+    return Finding(WARN, text, do, gives=(STACKS,), facts=facts)
+
+
+def _as_user(owner: int) -> str:
+    return "sudo " + (f"-u '#{owner}' " if owner else "") + "stagescope doctor (and the agent too)"
 
 
 def hello(one: Served) -> dict[str, Any]:
@@ -169,6 +203,12 @@ def _facts(one: Served, answer: dict[str, Any]) -> dict[str, Any]:
         "torch": answer.get("torch", ""),
         "ops": answer.get("ops", []),
     }
+
+
+def _settings(around: Surroundings, one: Served) -> dict[str, str]:
+    """Give what the server was started with that is ours to know: other variables hold secrets."""
+    known = around.environment_of(one.process.pid)
+    return {name: value for name, value in known.items() if name.startswith("STAGESCOPE_")}
 
 
 def _told(one: Served, answer: dict[str, Any]) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -35,6 +34,8 @@ class Surroundings:
 
     spool: Path
     served: tuple[Served, ...] = ()
+    closed: tuple[Path, ...] = ()
+    """Recorder files that are not ours to read."""
     pid: int = 0
     """The process that was asked about; 0: none, so all that are served."""
     environment: Mapping[str, str] = field(default_factory=lambda: dict(os.environ))
@@ -76,23 +77,31 @@ def look_around(
 ) -> Surroundings:
     """Find out what there is to look at. Raises StagescopeError where *pid* is not here."""
     spool = spool or default_spool()
-    served = tuple(one for one in _served(spool) if pid in (0, one.process.pid))
+    found, closed = _rings(spool)
+    served = tuple(one for one in found if pid in (0, one.process.pid))
     if pid and not (proc / str(pid)).exists():
         raise StagescopeError(
             f"there is no process {pid} here: it has ended, or lives in another PID namespace; "
             "share that one (`docker run --pid=container:NAME`, `shareProcessNamespace: true` of "
             "a pod), or run the doctor inside it"
         )
-    return Surroundings(spool, served, pid, dict(environment), proc, sys)
+    return Surroundings(spool, served, tuple(closed), pid, dict(environment), proc, sys)
 
 
-def _served(spool: Path) -> list[Served]:
+def _rings(spool: Path) -> tuple[list[Served], list[Path]]:
+    """Give the live processes that write there, and the files that we may not read."""
     found: list[Served] = []
+    closed: list[Path] = []
     with suppress(OSError):
         for ring in ring_files(spool):
-            with suppress(OSError, RecorderFileError):
-                reader = RecorderReader(ring, clock=time.monotonic_ns)
+            try:
+                reader = RecorderReader(ring)
+            except PermissionError:
+                closed.append(ring)
+            except (OSError, RecorderFileError):
+                continue
+            else:
                 if reader.writer_alive():
                     found.append(Served(ring, reader.process))
                 reader.close()
-    return found
+    return found, closed
