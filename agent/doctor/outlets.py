@@ -113,12 +113,11 @@ def own_cost(around: Surroundings) -> Finding:
         counted = AgentClient(around.spool / SOCKET_NAME, timeout_s=2 * CONNECT_S).counters()
     except StagescopeError:
         return Finding(OK, text, facts=facts)
-    facts["level"], facts["share"] = counted.get("governor_level"), counted.get("governor_share")
-    if facts["level"] is None:
-        return Finding(OK, text, facts=facts)
-    told = f"{text}; they use {100 * facts['share']:.2f} %"
-    if not facts["level"]:
+    level, used = int(counted.get("governor_level", 0)), counted.get("governor_share", 0.0)
+    facts |= {"level": level, "share": used}
+    told = f"{text}; they use {100 * used:.2f} %"
+    if not level:
         return Finding(OK, told, facts=facts)
-    shed = ", ".join(SHEDS[: int(facts["level"])])
+    shed = ", ".join(SHEDS[:level])
     do = (f"export {BUDGET_VARIABLE}=0.02, or fewer samplers (--samplers)",)
     return Finding(WARN, f"{told}, so the governor has shed: {shed}", do, facts=facts)

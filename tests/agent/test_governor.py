@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from stagescope.agent.collectors import Chore, Metered
 from stagescope.agent.governor import SPARED_AFTER_S, Governor, budget
+from stagescope.agent.loop import Agent
 from stagescope.agent.sample_store import SampleStore
 from stagescope.agent.shedding import (
     CALM,
@@ -21,6 +22,7 @@ from stagescope.agent.shedding import (
     judge,
 )
 from stagescope.errors import UsageError
+from stagescope.testing.agents import short_spool
 from stagescope.testing.clock import HandClock
 
 BUDGET = 0.01
@@ -253,3 +255,20 @@ def test_metered_counts_children_and_how_long_the_loop_was_held() -> None:
     child = Child("gpu", clock)
     child.used_s = 7.0
     assert Metered(child, clock).counters()["collector_gpu_cpu_s"] == 7.0
+
+
+def test_an_agent_tells_what_its_samplers_cost() -> None:
+    """Cost of each sampler and of the governor itself, its level, and samples of them."""
+    with short_spool() as spool:
+        clock = HandClock(1000 * 10**9)
+        agent = Agent(spool, {}, samplers=lambda _: [Chore("idle", 1.0, lambda: None)], clock=clock)
+        for _ in range(3):
+            agent.step()
+            clock.tick(int(STEP_S * 1e9))
+        told = {**agent.counters(), **agent.gauges()}
+        samples = agent.evidence.samples.between(0, clock())
+        agent.close()
+    assert told["collector_idle_calls"] == 3
+    assert told["collector_governor_cpu_s"] > 0
+    assert (told["governor_level"], told["governor_budget"]) == (0, 0.01)
+    assert {sample.detail for sample in samples} == {"idle", "governor"}
