@@ -1,7 +1,7 @@
 """Takes the notices that served processes leave in the spool: `notices/*.json`, one object each.
 
 `{"kind": "oom", "pid": 4711, "at_ns": 123, "path": "/.../snapshot.pickle"}`; `sentence` may tell
-more. A writer gives a file its name when it is whole. A spool may be shared by several
+more, and `why_no_path` why there is no path. A writer gives a file its name when it is whole. A spool may be shared by several
 containers, so what lies there is read with care.
 """
 
@@ -67,4 +67,6 @@ def _read(path: Path) -> Notice:
 
 def _sentence(said: dict[str, Any]) -> str:
     sentence = str(said.get("sentence") or f"process {said['pid']} told of {said['kind']}")
-    return f"{sentence}; see {said['path']}" if said.get("path") else sentence
+    if said.get("path"):
+        return f"{sentence}; see {said['path']}"
+    return f"{sentence}; {said['why_no_path']}" if said.get("why_no_path") else sentence

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 TRIGGERS_VARIABLE: Final = "STAGESCOPE_TRIGGERS"
 KERNELS_VARIABLE: Final = "STAGESCOPE_KERNELS"
-"""Set and not `off`: triggers may start kernel captures too."""
+"""`micro` (set and not `off`): triggers may start kernel captures too."""
 PERIOD_S: Final = 0.5
 WINDOW_S: Final = 2.0
 """How long a trigger's window of stacks lasts."""

@@ -236,7 +236,7 @@ def test_settings_are_read_and_wrong_words_named() -> None:
     assert settings({}) == Settings(KINDS, kernels=False)
     assert settings({"STAGESCOPE_TRIGGERS": "slow, oom"}).kinds == (SLOW, OOM)
     assert settings({"STAGESCOPE_TRIGGERS": "off"}).kinds == ()
-    assert settings({"STAGESCOPE_KERNELS": "on"}).kernels
+    assert settings({"STAGESCOPE_KERNELS": "micro"}).kernels
     assert not settings({"STAGESCOPE_KERNELS": "off"}).kernels
     with pytest.raises(UsageError, match="there is no trigger 'flow'; there are slow, loop_lag"):
         settings({"STAGESCOPE_TRIGGERS": "flow"})
