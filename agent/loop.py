@@ -36,6 +36,9 @@ SHARED_BITE = 32
 LAST_PASSES_S = 2.0
 """How long, after `stop`, an agent reads on where the server writes as fast as it reads."""
 
+RUN_QUIET_S = 3.0
+"""A load run without a record for so long is taken to be over."""
+
 RAISE_VARIABLE = "STAGESCOPE_RAISE"
 """Set in tests: our own faults are raised, not counted."""
 
@@ -96,7 +99,7 @@ class Agent:
         self.governor = Governor(
             self.evidence.samples,
             budget=budget(),
-            run_under_way=self.runs.under_way,
+            run_under_way=self.run_under_way,
             clock=clock,
         )
         made = samplers(self) if samplers else ()
@@ -227,6 +230,10 @@ class Agent:
     def alive(self) -> list[tuple[Path, Process]]:
         """Give the recorder files whose processes live, and these processes; from any thread."""
         return self._drain.alive()
+
+    def run_under_way(self) -> bool:
+        """Tell whether records of a load run came in the last few seconds."""
+        return self.runs.under_way(RUN_QUIET_S)
 
     def in_flight(self) -> dict[str, int]:
         """Give the requests that each service is serving now."""

@@ -23,8 +23,6 @@ MAX_AGE_S = 24 * 3600
 MAX_BYTES = 1 << 30
 """All runs together; less where the file system has less room (see `room_for_runs`)."""
 SUFFIX = ".ndjson"
-UNDER_WAY_S = 3.0
-"""How long after its last record a load run counts as under way."""
 
 _log = logging.getLogger("stagescope")
 
@@ -54,7 +52,7 @@ class RunStore:
         names = ("stored", "duplicates", "refused", "evicted_runs")
         self._counts: dict[str, int] = dict.fromkeys(names, 0)
         self._said_full = False
-        self._last_s: float | None = None
+        self._newest_s = 0.0
         self.forget_old()
 
     @property
@@ -69,15 +67,15 @@ class RunStore:
             if record.run_id:
                 by_run.setdefault(record.run_id, []).append(record)
         if by_run:
-            self._last_s = time.monotonic()
+            self._newest_s = self._wall()
         with self._lock:
             for run_id, of_run in by_run.items():
                 self._append(run_id, of_run)
             self.accepted += len(records)
 
-    def under_way(self) -> bool:
-        """Tell whether records of a load run came within the last UNDER_WAY_S."""
-        return self._last_s is not None and time.monotonic() - self._last_s < UNDER_WAY_S
+    def under_way(self, quiet_s: float) -> bool:
+        """Tell whether a record of any run came in the last *quiet_s* seconds."""
+        return self._wall() - self._newest_s < quiet_s
 
     def _append(self, run_id: str, records: list[Record]) -> None:
         if not RUN_ID.fullmatch(run_id):  # it would name a file elsewhere
