@@ -1,4 +1,4 @@
-"""Why something was started, kept with it: `captures/<id>/reason.json` in the spool."""
+"""Why something was started: `triggers/ID.json` in the spool, and beside the capture's own files."""
 
 from __future__ import annotations
 
@@ -8,10 +8,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
 
-FOLDER: Final = "captures"
-NAME: Final = "reason.json"
+FOLDER: Final = "triggers"
+SUFFIX: Final = ".json"
 MOST: Final = 100
-"""Of reasons whose folder holds nothing else, the newest stay; a capture's files are not ours."""
+"""The newest so many reasons stay."""
+CAPTURES: Final = "captures"
+BESIDE: Final = "reason.json"
+"""In the folder of a kernel capture, for as long as that stays."""
+KERNELS: Final = "kernels"
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,20 +43,17 @@ class Reason:
 
 def keep_reason(spool: Path, reason: Reason) -> None:
     """Write it, whole or not at all; raises OSError."""
-    folder = spool / FOLDER / reason.id
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    hidden = folder / f".{NAME}"
-    hidden.write_text(json.dumps(asdict(reason), indent=1) + "\n")
-    os.replace(hidden, folder / NAME)
-    _forget_old(spool / FOLDER)
+    text = json.dumps(asdict(reason), indent=1) + "\n"
+    _write(spool / FOLDER / f"{reason.id}{SUFFIX}", text)
+    if reason.action == KERNELS:
+        _write(spool / CAPTURES / reason.id / BESIDE, text)
+    kept = sorted((spool / FOLDER).glob(f"*{SUFFIX}"), key=lambda one: one.stat().st_mtime_ns)
+    for old in kept[:-MOST]:
+        old.unlink(missing_ok=True)
 
 
-def _forget_old(captures: Path) -> None:
-    alone = [folder for folder in captures.iterdir() if _holds_a_reason_alone(folder)]
-    for folder in sorted(alone, key=lambda one: one.stat().st_mtime)[:-MOST]:
-        (folder / NAME).unlink(missing_ok=True)
-        folder.rmdir()
-
-
-def _holds_a_reason_alone(folder: Path) -> bool:
-    return folder.is_dir() and [entry.name for entry in folder.iterdir()] == [NAME]
+def _write(path: Path, text: str) -> None:
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    hidden = path.with_name(f".{path.name}.new")
+    hidden.write_text(text)
+    os.replace(hidden, path)

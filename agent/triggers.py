@@ -18,7 +18,7 @@ from stagescope.agent.notice_files import NoticeFiles
 from stagescope.agent.notices import KINDS, SLOW, THROTTLE, Notice
 from stagescope.agent.slow_watch import SlowWatch
 from stagescope.agent.trigger_limits import TriggerLimits
-from stagescope.agent.trigger_notes import Reason, keep_reason
+from stagescope.agent.trigger_notes import KERNELS, Reason, keep_reason
 from stagescope.errors import UsageError
 from stagescope.records import Process
 from stagescope.samples import Sample
@@ -139,7 +139,7 @@ class Triggers:
         return next(iter(named or ([] if notice.pid else alive)), None)
 
     def _start(self, notice: Notice, ring: Path, process: Process, now_ns: int) -> Reason | None:
-        action, seconds = "kernels", 0.0
+        action, seconds = KERNELS, 0.0
         started = self._start_kernels(notice, ring, process)
         if not started:
             action, seconds = "stacks", WINDOW_S

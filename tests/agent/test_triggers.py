@@ -105,7 +105,7 @@ class World:
 
     def reasons(self) -> list[dict[str, object]]:
         """Give what was kept, oldest first."""
-        kept = self.spool.glob("captures/*/reason.json")
+        kept = self.spool.glob("triggers/*.json")
         return sorted((json.loads(path.read_text()) for path in kept), key=_started)
 
     def close(self) -> None:
@@ -196,7 +196,9 @@ def test_kernels_are_captured_only_where_asked_for_and_telling() -> None:
             world.notice(kind)
         assert captures.asked == [(os.getpid(), SLOW), (os.getpid(), THROTTLE)]
         assert [asked[2] for asked in world.windows.asked] == [OOM]
-        assert (spool / "captures" / "c-1" / "reason.json").exists()
+        beside = json.loads((spool / "captures" / "c-1" / "reason.json").read_text())
+        assert beside["id"] == "c-1"
+        assert beside in world.reasons()
         captures.answer = None
         world.clock.tick(61 * S)
         world.notice(SLOW)
@@ -208,27 +210,20 @@ def test_a_reason_that_cannot_be_kept_is_said_and_the_window_stays(
     world: World, caplog: pytest.LogCaptureFixture
 ) -> None:
     """No room for the note: counted and said, the trigger has worked all the same."""
-    (world.spool / "captures").write_text("in the way")
+    (world.spool / "triggers").write_text("in the way")
     world.notice(XID)
     assert world.triggers.counters()["unkept"] == 1
     assert "is not kept" in caplog.text
     assert len(world.windows.asked) == 1
 
 
-def test_old_reasons_go_and_captures_stay(tmp_path: Path) -> None:
-    """Of folders that hold a reason alone the newest stay; what holds a capture is left alone."""
+def test_old_reasons_go(tmp_path: Path) -> None:
+    """The newest MOST reasons stay, and nothing half written."""
     reason = Reason("0", "stacks", SLOW, 1, "s", "", 0, 0, 0, 2.0, "why")
-    captured = tmp_path / "captures" / "capture"
-    captured.mkdir(parents=True)
-    (captured / "reason.json").write_text("{}")
-    (captured / "trace.json").write_text("{}")
-    os.utime(captured, (0, 0))
     for number in range(MOST + 5):
         keep_reason(tmp_path, replace(reason, id=f"{number:04}"))
-    kept = sorted(path.name for path in (tmp_path / "captures").iterdir())
-    assert len(kept) == MOST + 1
-    assert kept[-1] == "capture"
-    assert kept[-2] == f"{MOST + 4:04}"
+    kept = sorted(path.name for path in (tmp_path / "triggers").iterdir())
+    assert kept == [f"{number:04}.json" for number in range(5, MOST + 5)]
 
 
 def test_settings_are_read_and_wrong_words_named() -> None:
@@ -293,7 +288,7 @@ def test_a_blocked_loop_is_looked_at_while_it_is_blocked() -> None:
             assert windows.asked[0][1:3] == (served.pid, LOOP_LAG)
             assert "the_culprit" in windows.seen
             assert agent.counters()["triggers_loop_lag"] == 1
-            (reason,) = spool.glob("captures/*/reason.json")
+            (reason,) = spool.glob("triggers/*.json")
             assert "the event loop of served (pid" in reason.read_text()
         finally:
             served.kill()
