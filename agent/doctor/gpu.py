@@ -30,9 +30,11 @@ def nvml(around: Surroundings) -> Finding:
     except pynvml.NVMLError as error:
         return _no_driver(around, type(error).__name__)
     try:
+        found = [_device(pynvml, at) for at in range(pynvml.nvmlDeviceGetCount())]
         facts: dict[str, Any] = {
             "driver": _text(pynvml.nvmlSystemGetDriverVersion()),
-            "devices": [_device(pynvml, at) for at in range(pynvml.nvmlDeviceGetCount())],
+            "devices": [one for one in found if "error" not in one],
+            "lost": [one for one in found if "error" in one],
         }
     except pynvml.NVMLError as error:
         return _no_driver(around, type(error).__name__)
@@ -42,25 +44,32 @@ def nvml(around: Surroundings) -> Finding:
 
 
 def _devices(facts: dict[str, Any]) -> Finding:
-    devices = facts["devices"]
+    devices, lost = facts["devices"], facts["lost"]
+    why = "".join(f"; GPU {one['index']} does not answer ({one['error']})" for one in lost)
     if not devices:
         do = ("docker run --gpus all, or resources.limits: nvidia.com/gpu: 1",)
-        return Finding(NO, "the driver answers and gives no device", do, lacks=(GPU,), facts=facts)
+        text = f"the driver answers and gives no device{why}"
+        return Finding(NO, text, do, lacks=(GPU,), facts=facts)
     names = ", ".join(sorted({device["name"] for device in devices}))
     text = f"{plural(len(devices), 'GPU')} ({names}), driver {facts['driver']}: busy, memory, power"
-    if all(device["gpm"] for device in devices):
-        return Finding(OK, f"{text}, GPM counters", gives=(GPU,), facts=facts)
-    return Finding(OK, f"{text}; no GPM (Hopper and later)", gives=(GPU,), facts=facts)
+    gpm = ", GPM counters" if all(device["gpm"] for device in devices) else "; no GPM (Hopper on)"
+    if lost:
+        do = ("nvidia-smi -q, and dmesg | grep Xid",)
+        return Finding(WARN, f"{text}{gpm}{why}", do, gives=(GPU,), facts=facts)
+    return Finding(OK, f"{text}{gpm}", gives=(GPU,), facts=facts)
 
 
 def _device(pynvml: Any, at: int) -> dict[str, Any]:
-    handle = pynvml.nvmlDeviceGetHandleByIndex(at)
+    try:
+        handle = pynvml.nvmlDeviceGetHandleByIndex(at)
+        names = pynvml.nvmlDeviceGetName(handle), pynvml.nvmlDeviceGetUUID(handle)
+    except pynvml.NVMLError as error:
+        return {"index": at, "error": type(error).__name__}
     try:
         gpm = bool(pynvml.nvmlGpmQueryDeviceSupport(handle).isSupportedDevice)
     except pynvml.NVMLError:
         gpm = False
-    names = pynvml.nvmlDeviceGetName(handle), pynvml.nvmlDeviceGetUUID(handle)
-    return {"name": _text(names[0]), "uuid": _text(names[1]), "gpm": gpm}
+    return {"index": at, "name": _text(names[0]), "uuid": _text(names[1]), "gpm": gpm}
 
 
 def _text(value: Any) -> str:
