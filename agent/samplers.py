@@ -34,6 +34,7 @@ KINDS: Mapping[str, Kind] = {
     "gpu": Kind("stagescope.agent.gpu", embedded=False),
     "host": Kind("stagescope.agent.host.sampler", embedded=True),
     "torch": Kind("stagescope.agent.torch_sampler", embedded=True),
+    "triggers": Kind("stagescope.agent.triggers", embedded=True),
 }
 """By name, in the order of their work."""
 

@@ -11,7 +11,7 @@ from typing import Protocol, cast
 
 from stagescope.errors import EXIT_FAILED, StagescopeError
 
-COMMANDS = ("demo", "run", "agent", "load", "report")
+COMMANDS = ("demo", "run", "agent", "load", "report", "doctor")
 
 
 class Command(Protocol):
