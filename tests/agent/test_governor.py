@@ -269,4 +269,4 @@ def test_an_agent_tells_what_its_samplers_cost() -> None:
     assert told["collector_idle_calls"] == 3
     assert told["collector_governor_cpu_s"] > 0
     assert (told["governor_level"], told["governor_budget"]) == (0, 0.01)
-    assert {sample.detail for sample in samples} == {"idle", "governor"}
+    assert {sample.detail for sample in samples} >= {"idle", "governor"}
