@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 
 class Collector(Protocol):
@@ -26,6 +26,33 @@ class Collector(Protocol):
 
     def close(self) -> None:
         """End whatever it has begun: processes, threads, files."""
+
+
+@runtime_checkable
+class Employer(Protocol):
+    """A collector that has others work for it, whose CPU time its own thread's does not show."""
+
+    def children_cpu_s(self) -> float:
+        """Give the CPU seconds of all processes and threads that it ever began; only grows."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What a collector has cost so far."""
+
+    cpu_s: float = 0.0
+    """Its children's included (`Employer`)."""
+    late_s: float = 0.0
+    stall_s: float = 0.0
+    """For how long it held up the loop."""
+
+    def __sub__(self, earlier: Cost) -> Cost:
+        return Cost(
+            self.cpu_s - earlier.cpu_s,
+            self.late_s - earlier.late_s,
+            self.stall_s - earlier.stall_s,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,27 +80,40 @@ class Metered:
         self.due_ns = 0
         self._collector = collector
         self._clock = clock
-        self._calls = self._cpu_ns = self._late_ns = self._longest_ns = 0
+        self._children_cpu_s = (
+            collector.children_cpu_s if isinstance(collector, Employer) else lambda: 0.0
+        )
+        self._calls = self._cpu_ns = self._late_ns = self._stall_ns = self._longest_ns = 0
 
     def collect(self, now_ns: int) -> None:
         """Call it; *now_ns* is when the loop found it due."""
         if self.due_ns:
             self._late_ns += now_ns - self.due_ns
         self.due_ns = now_ns + int(self._collector.period_s * 1e9)
+        begun_ns = self._clock()
         used_ns = time.thread_time_ns()
         try:
             self._collector.collect()
         finally:
             self._calls += 1
             self._cpu_ns += time.thread_time_ns() - used_ns
-            self._longest_ns = max(self._longest_ns, self._clock() - now_ns)
+            took_ns = self._clock() - begun_ns
+            self._stall_ns += took_ns
+            self._longest_ns = max(self._longest_ns, took_ns)
+
+    def cost(self) -> Cost:
+        """Give what it has cost so far."""
+        cpu_s = self._cpu_ns / 1e9 + self._children_cpu_s()
+        return Cost(cpu_s, self._late_ns / 1e9, self._stall_ns / 1e9)
 
     def counters(self) -> dict[str, float]:
-        """Give calls, CPU seconds, seconds late in all, and the longest that one call took."""
+        """Give calls; seconds of CPU, late, and held up in all; the longest that one call took."""
+        cost = self.cost()
         return {
             f"collector_{self.name}_calls": self._calls,
-            f"collector_{self.name}_cpu_s": self._cpu_ns / 1e9,
-            f"collector_{self.name}_late_s": self._late_ns / 1e9,
+            f"collector_{self.name}_cpu_s": cost.cpu_s,
+            f"collector_{self.name}_late_s": cost.late_s,
+            f"collector_{self.name}_stall_s": cost.stall_s,
             f"collector_{self.name}_longest_s": self._longest_ns / 1e9,
         }
 

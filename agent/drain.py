@@ -206,6 +206,12 @@ class Drain:
                 at_hand.setdefault(ring.process.service, []).append(ring.reader.waits())
             return {service: summed(waits, fmt.WAITS) for service, waits in at_hand.items()}
 
+    def process_waits(self) -> list[tuple[Process, dict[str, int]]]:
+        """Give what each live process waited for."""
+        with self._lock:
+            live = [ring for ring in self._rings.values() if not ring.dead]
+            return [(ring.reader.process, ring.reader.waits()) for ring in live]
+
     def alive(self) -> list[tuple[Path, Process]]:
         """Give the recorder files whose processes live, and these processes."""
         with self._lock:

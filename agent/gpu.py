@@ -7,6 +7,7 @@ import glob
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -71,7 +72,8 @@ def _has_nvml() -> bool:
 
 
 def _nvml(agent: Agent, environment: Mapping[str, str]) -> Callable[[], GpuProbe]:
-    allowed, say = counters_allowed(environment), Said()
+    may = partial(agent.governor.allowed, "gpm")
+    allowed, say = counters_allowed(environment, may), Said()
 
     def open_probe() -> GpuProbe:
         from stagescope.agent.gpu_nvml import NvmlProbe

@@ -11,12 +11,14 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
+from stagescope.agent.actions import Actions
 from stagescope.agent.checkpoint import Checkpoint
 from stagescope.agent.cold_starts import ColdStarts
 from stagescope.agent.collectors import Chore, Collector, Metered
 from stagescope.agent.cursors import load_cursors
 from stagescope.agent.drain import WHOLE_BITE, Drain
 from stagescope.agent.evidence import Evidence
+from stagescope.agent.governor import Governor, budget
 from stagescope.agent.notices import Notices
 from stagescope.agent.own_cost import OTHER, OwnCost, costs_of
 from stagescope.agent.runs import RunStore
@@ -34,6 +36,9 @@ SHARED_BITE = 32
 
 LAST_PASSES_S = 2.0
 """How long, after `stop`, an agent reads on where the server writes as fast as it reads."""
+
+RUN_QUIET_S = 3.0
+"""A load run without a record for so long is taken to be over."""
 
 RAISE_VARIABLE = "STAGESCOPE_RAISE"
 """Set in tests: our own faults are raised, not counted."""
@@ -74,6 +79,7 @@ class Agent:
         *samplers* makes what samples, once the agent knows whom.
         """
         self.spool = spool
+        self.actions = Actions()
         self.evidence = Evidence()
         self.notices = Notices()
         self.runs = RunStore(spool / "runs")
@@ -92,7 +98,15 @@ class Agent:
         self._cpu_s = cpu_s
         self._cpu_before_s = cpu_s()
         self._discover = Metered(Chore("discover", DISCOVER_S, self._drain.discover), clock)
-        self._samplers = [Metered(one, clock) for one in (samplers(self) if samplers else ())]
+        self.governor = Governor(
+            self.evidence.samples,
+            budget=budget(),
+            run_under_way=self.run_under_way,
+            clock=clock,
+        )
+        made = samplers(self) if samplers else ()
+        self._samplers = [Metered(one, clock) for one in (*made, self.governor)]
+        self.governor.watch(self._samplers)
         self._collectors = [
             self._discover,
             *self._samplers,
@@ -194,6 +208,7 @@ class Agent:
             "cpu_s": self._cpu,
             **self.evidence.counters(),
             **self.notices.counters(),
+            **self.governor.counters(),
             **{key: n for one in self._samplers for key, n in one.counters().items()},
             **of_sinks,
         }
@@ -212,6 +227,7 @@ class Agent:
             }
             | self.runs.gauges()
             | self.evidence.samples.gauges()
+            | self.governor.gauges()
         )
 
     def costs(self) -> dict[str, dict[str, float]]:
@@ -227,6 +243,10 @@ class Agent:
         """Give the recorder files whose processes live, and these processes; from any thread."""
         return self._drain.alive()
 
+    def run_under_way(self) -> bool:
+        """Tell whether records of a load run came in the last few seconds."""
+        return self.runs.under_way(RUN_QUIET_S)
+
     def in_flight(self) -> dict[str, int]:
         """Give the requests that each service is serving now."""
         return self._drain.in_flight()
@@ -234,6 +254,10 @@ class Agent:
     def waits(self) -> dict[str, dict[str, int]]:
         """Give what the processes of each service waited for (`recorder_format.WAITS`)."""
         return self._drain.waits()
+
+    def process_waits(self) -> list[tuple[Process, dict[str, int]]]:
+        """Give what each live process waited for, each process by itself."""
+        return self._drain.process_waits()
 
     def _deliver(self, records: Sequence[Record]) -> None:
         for name, sink in self.sinks.items():

@@ -173,11 +173,9 @@ def wish_of(mode: str, *, device: bool) -> Wish | None:
 def make(agent: Agent, environment: Mapping[str, str] = os.environ) -> list[Collector]:
     """Make the collector of *agent*."""
     mode = environment.get(KERNELS_VARIABLE, "").strip().lower()
-    governor = getattr(agent, "governor", None)  # made after the samplers, so asked for each time
     made = KernelCaptures(
         agent.spool, agent.alive, agent.evidence, micro=wish_of(mode, device=NVIDIA.exists()),
-        allowed=governor.allowed if governor else lambda what: True,
+        allowed=agent.governor.allowed,
     )  # fmt: skip
-    if (actions := getattr(agent, "actions", None)) is not None:
-        actions.capture = made
+    agent.actions.capture = made
     return [made]

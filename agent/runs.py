@@ -52,6 +52,7 @@ class RunStore:
         names = ("stored", "duplicates", "refused", "evicted_runs")
         self._counts: dict[str, int] = dict.fromkeys(names, 0)
         self._said_full = False
+        self._newest_s = 0.0
         self.forget_old()
 
     @property
@@ -65,10 +66,16 @@ class RunStore:
         for record in records:
             if record.run_id:
                 by_run.setdefault(record.run_id, []).append(record)
+        if by_run:
+            self._newest_s = self._wall()
         with self._lock:
             for run_id, of_run in by_run.items():
                 self._append(run_id, of_run)
             self.accepted += len(records)
+
+    def under_way(self, quiet_s: float) -> bool:
+        """Tell whether a record of any run came in the last *quiet_s* seconds."""
+        return self._wall() - self._newest_s < quiet_s
 
     def _append(self, run_id: str, records: list[Record]) -> None:
         if not RUN_ID.fullmatch(run_id):  # it would name a file elsewhere

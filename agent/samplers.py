@@ -35,6 +35,7 @@ KINDS: Mapping[str, Kind] = {
     "host": Kind("stagescope.agent.host.sampler", embedded=True),
     "torch": Kind("stagescope.agent.torch_sampler", embedded=True),
     "kernels": Kind("stagescope.agent.micro_captures", embedded=False),
+    "triggers": Kind("stagescope.agent.triggers", embedded=True),
 }
 """By name, in the order of their work."""
 

@@ -300,6 +300,16 @@ COST_NAMES = (
         "the agent used besides, to read records, export and answer.",
         "collector",
     ),
+    SampleName(
+        "stagescope.collector.late_time", "s", AMOUNT,
+        "By how much a collector was called later than it was due.",
+        "collector",
+    ),
+    SampleName(
+        "stagescope.collector.stall_time", "s", AMOUNT,
+        "For how long a collector held up the agent's loop.",
+        "collector",
+    ),
 )  # fmt: skip
 """What stagescope's own samplers cost."""
 
@@ -393,6 +403,15 @@ TORCH_MEMORY: tuple[SampleName, ...] = (
     ),
 )  # fmt: skip
 
+TRIGGER_NAMES = (
+    SampleName(
+        "stagescope.trigger.starts", "{capture}", AMOUNT,
+        "Captures and windows of stacks that a trigger started.",
+        "stagescope.trigger",
+    ),
+)  # fmt: skip
+"""The triggers'."""
+
 SAMPLE_NAMES: tuple[SampleName, ...] = (
     *GPU,
     *PROCESS_NAMES,
@@ -402,5 +421,6 @@ SAMPLE_NAMES: tuple[SampleName, ...] = (
     *DEVICE_TIMES,
     *TORCH_MEMORY,
     *CAPTURES,
+    *TRIGGER_NAMES,
 )
 """Every name, host first; each sampler's names stand in one block."""

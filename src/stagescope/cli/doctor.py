@@ -1,0 +1,91 @@
+"""Say what can be measured here, and for what cannot, the exact grant or package that is missing.
+
+Looks at the spool, its agent and served processes, host figures, Python stacks, GPU and kernels,
+and where the figures go. Every line is tried, not guessed, and all of it takes three seconds.
+Nothing is changed; a recording server does not notice.
+
+examples:
+  stagescope doctor                          what can be measured on this machine
+  stagescope doctor --pid 4711               of this server: may its stacks be read, can it capture
+  stagescope doctor --need spans,stacks      in a start script: exit code 1 where one is not possible
+  stagescope doctor --format json | jq '.measurable'
+
+exit code: 0; 1 where something that --need names is not possible, or PID is not here; 2 usage.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from stagescope.errors import EXIT_DONE, EXIT_FAILED, UsageError
+
+if TYPE_CHECKING:
+    from stagescope.agent.doctor.examine import Examination
+
+HELP = "say what can be measured here, and what is missing for the rest"
+FORMATS = ("text", "json")
+
+
+def prepare_parser(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    parser.add_argument(
+        "--spool", type=Path, metavar="DIR",
+        help="folder of the recorder files (default: STAGESCOPE_SPOOL, else one per user)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--pid", type=int, default=0, metavar="PID", help="the process that it is about"
+    )
+    parser.add_argument(
+        "--need", default="", metavar="WHAT",
+        help="spans, host, stacks, kernels, gpu, with commas between: exit code 1 where one of "
+        "these cannot be measured",
+    )  # fmt: skip
+    parser.add_argument(
+        "--format", choices=FORMATS, default="text", help="text for people, json for machines"
+    )
+    parser.add_argument(
+        "--proc", type=Path, default=Path("/proc"), metavar="DIR",
+        help="read this instead of /proc: a host's, mounted into a container",
+    )  # fmt: skip
+    parser.add_argument(
+        "--sys", type=Path, default=Path("/sys"), metavar="DIR", help="the same for /sys"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Look at everything and print it."""
+    from stagescope.agent.doctor.examine import examine
+    from stagescope.agent.doctor.surroundings import look_around
+
+    needed = parse_needed(args.need)
+    around = look_around(args.spool, args.pid, proc=args.proc, sys=args.sys)
+    found = examine(around)
+    lacking = [what for what in needed if not found.possible(what)]
+    if args.format == "json":
+        print(json.dumps({**found.to_json(), "needed": needed, "not_possible": lacking}, indent=2))
+    else:
+        _print(found, lacking)
+    return EXIT_FAILED if lacking else EXIT_DONE
+
+
+def parse_needed(text: str) -> list[str]:
+    """Give what is needed; raises UsageError for what cannot be measured anywhere."""
+    from stagescope.agent.doctor.finding import MEASURABLE
+
+    needed = [word.strip() for word in text.split(",") if word.strip()]
+    for word in needed:
+        if word not in MEASURABLE:
+            raise UsageError(f"--need {word}: there is {', '.join(MEASURABLE)}")
+    return needed
+
+
+def _print(found: Examination, lacking: list[str]) -> None:
+    from stagescope.cli.doctor_screen import Screen
+
+    screen = Screen.of_stdout()
+    print(screen.render(found))
+    if lacking:
+        print(f"\nneeded and not possible here: {', '.join(lacking)}")
