@@ -33,6 +33,8 @@ SILENCE_S = 120.0
 """How long a process may take for its next word: its first capture starts slowly on some GPUs."""
 STALE_S = 3600.0
 """After which what nobody fetched is removed."""
+KEPT = 8
+"""Captures of triggers that stay in the spool, with their traces."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,9 +103,9 @@ class Capture:
         """Read what was exported. Raises StagescopeError."""
         return read_capture(self.folder)
 
-    def discard(self, *, but_rows: bool = False) -> None:
-        """Remove its files from the spool; *but_rows*: leave the table, which an agent takes up."""
-        if not but_rows:
+    def discard(self, *, but_kept: bool = False) -> None:
+        """Remove its files from the spool; *but_kept*: leave what was made of them."""
+        if not but_kept:
             shutil.rmtree(self.folder, ignore_errors=True)
             return
         for file in (self.folder / TRACE_NAME, self.folder / LEDGER_NAME):
@@ -184,8 +186,11 @@ def records_of(ring: Path, since_ns: int, until_ns: int) -> list[Record]:
 
 
 def remove_stale(spool: Path, now_s: float) -> None:
-    """Remove captures that nobody fetched: their asker was killed."""
+    """Remove captures that nobody fetched, for their asker was killed, and all but the newest
+    KEPT of those that an agent keeps with their trace."""
     with suppress(OSError):
-        for folder in (spool / FOLDER).iterdir():
-            if now_s - folder.stat().st_mtime > STALE_S:
-                shutil.rmtree(folder, ignore_errors=True)
+        folders = sorted((spool / FOLDER).iterdir(), reverse=True)  # an id sorts by time
+        kept = [folder for folder in folders if any(folder.glob("trace.json*"))]
+        stale = [one for one in folders if now_s - one.stat().st_mtime > STALE_S]
+        for folder in {*kept[KEPT:], *stale} - {*kept[:KEPT]}:
+            shutil.rmtree(folder, ignore_errors=True)

@@ -18,7 +18,15 @@ from pathlib import Path
 from threading import Lock, Thread
 from typing import TYPE_CHECKING
 
-from stagescope.agent.capture import FOLDER, Capture, Wish, new_id, recorded, remove_stale
+from stagescope.agent.capture import (
+    FOLDER,
+    Capture,
+    Wish,
+    export,
+    new_id,
+    recorded,
+    remove_stale,
+)
 from stagescope.agent.collectors import Collector
 from stagescope.agent.evidence import Evidence
 from stagescope.agent.kernel_rows import ROWS_NAME, Recorded, read_rows
@@ -87,16 +95,18 @@ class KernelCaptures:
         if self._micro is None or self._clock() < self._next_s:
             return
         self._next_s = self._clock() + self._every_s
-        remove_stale(self._spool, time.time())
         alive = self._alive()
         if alive and self._allowed("micro-capture"):
             ring, _ = alive[self._turn % len(alive)]
             self._turn += 1
-            self._begin(ring, self._micro)
+            self._begin(ring, self._micro, trace=False)
 
     def start(self, ring: Path, process: Process, reason: str) -> str | None:
-        """Begin a capture of *process* because of *reason*, and give its id; None where one runs."""
-        return self._begin(ring, ON_A_TRIGGER)
+        """Begin a capture of *process* because of *reason*, and give its id; None where one runs.
+
+        Its trace stays in the spool: `captures/ID`.
+        """
+        return self._begin(ring, ON_A_TRIGGER, trace=True)
 
     def close(self) -> None:
         """End the capture under way; its process goes on without a profiler."""
@@ -107,28 +117,38 @@ class KernelCaptures:
         if thread is not None:
             thread.join(END_S)
 
-    def _begin(self, ring: Path, wish: Wish) -> str | None:
+    def _begin(self, ring: Path, wish: Wish, *, trace: bool) -> str | None:
+        remove_stale(self._spool, time.time())
         with self._lock:
             if self._thread is not None and self._thread.is_alive():
                 return None
             capture = self._capture = Capture(ring, wish, capture_id=new_id())
             self._thread = Thread(
-                target=self._run, args=(capture,), name="stagescope-kernels", daemon=True
+                target=self._run,
+                args=(capture, ring, trace),
+                name="stagescope-kernels",
+                daemon=True,
             )
             self._thread.start()
         return capture.capture_id
 
-    def _run(self, capture: Capture) -> None:
+    def _run(self, capture: Capture, ring: Path, trace: bool) -> None:
+        kept = False
         try:
             for _ in capture.states():
                 pass
-            kept, _ = recorded(capture.read())
-            self._keep(kept)
+            read = capture.read()
+            self._keep(recorded(read)[0])
+            if trace:
+                export(read, ring, capture.folder)
+                kept = True
         except StagescopeError as problem:
             self._say(str(problem))
+        except OSError as problem:
+            self._say(f"{capture.folder} cannot be written: {problem.strerror}")
         finally:
             capture.close()
-            capture.discard()
+            capture.discard(but_kept=kept)
 
     def _take_up(self) -> None:
         for file in self._spool.glob(f"{FOLDER}/*/{ROWS_NAME}"):

@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,7 +62,7 @@ class Folder:
     def __init__(self, spool: Path, asked: Asked) -> None:
         """Make it. Raises OSError where it cannot be, or the disk has no room for the trace."""
         self.path = spool / FOLDER / asked.capture_id
-        self.path.mkdir(mode=0o700, parents=True)
+        self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.part = self.path / f"{TRACE_NAME}.part"
         room = os.statvfs(self.path)
         need, free = asked.max_events * BYTES_AN_EVENT, room.f_bavail * room.f_frsize
@@ -80,8 +79,11 @@ class Folder:
         self.part.rename(self.path / TRACE_NAME)
 
     def remove(self) -> None:
-        """Leave nothing."""
-        shutil.rmtree(self.path, ignore_errors=True)
+        """Leave nothing of ours; who asked may have put something there already."""
+        for file in (self.part, self.path / TRACE_NAME, self.path / LEDGER_NAME):
+            file.unlink(missing_ok=True)
+        with suppress(OSError):
+            self.path.rmdir()
 
 
 @contextmanager

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from stagescope.agent.capture import FOLDER
+from stagescope.agent.capture import FOLDER, KEPT
 from stagescope.agent.evidence import Evidence
 from stagescope.agent.kernel_rows import ROWS_NAME, Recorded, read_rows, row, write_rows
 from stagescope.agent.micro_captures import MICRO, KernelCaptures, wish_of
@@ -62,6 +63,34 @@ def test_two_batches_now_and_then(served: TorchServed) -> None:
     wait_until(lambda: os.listdir(served.spool / FOLDER) == [])
 
 
+def test_a_triggers_capture_keeps_its_trace(served: TorchServed) -> None:
+    """Beside what the trigger has put there already; the newest eight stay."""
+    evidence = Evidence()
+    collector = KernelCaptures(served.spool, list, evidence, micro=None)
+    folders = served.spool / FOLDER
+    for number in range(KEPT + 2):
+        old = folders / f"2001010{number}"
+        old.mkdir(parents=True)
+        (old / "trace.json").touch()
+    ring, process = alive(served)[0]
+    with served.load():
+        capture_id = collector.start(ring, process, "slow")
+        assert capture_id
+        (folders / capture_id).mkdir(exist_ok=True)
+        (folders / capture_id / "reason.json").write_text("{}")
+        wait_until(lambda: evidence.kernels.between(0, 2**63), 30)
+        wait_until(lambda: not _running(), 10)
+        collector.close()
+
+    assert {"reason.json", "trace.json"} == set(os.listdir(folders / capture_id))
+    assert len(os.listdir(folders)) == KEPT + 1  # the oldest went when this one began
+    shutil.rmtree(folders)
+
+
+def _running() -> list[threading.Thread]:
+    return [one for one in threading.enumerate() if one.name == "stagescope-kernels"]
+
+
 def test_one_under_way_ends_with_the_agent(served: TorchServed) -> None:
     """Closed in the midst of it, no thread stays, and the server can be captured again."""
     evidence = Evidence()
@@ -73,7 +102,7 @@ def test_one_under_way_ends_with_the_agent(served: TorchServed) -> None:
     assert collector.start(ring, process, "slow") is None
     collector.close()
 
-    assert not [one for one in threading.enumerate() if one.name == "stagescope-kernels"]
+    assert not _running()
     assert not evidence.kernels.between(0, 2**63)
 
 
@@ -91,7 +120,7 @@ def test_the_governor_is_asked(served: TorchServed) -> None:
     collector.collect()
     collector.close()
     assert asked == ["micro-capture"]
-    assert not [one for one in threading.enumerate() if one.name == "stagescope-kernels"]
+    assert not _running()
 
 
 def test_what_people_captured_is_taken_up_once(tmp_path: Path) -> None:

@@ -192,7 +192,7 @@ def _hand_over(capture: Capture, kept: Any) -> None:
     from stagescope.agent.kernel_rows import write_rows
 
     try:
-        capture.discard(but_rows=True)
+        capture.discard(but_kept=True)
         write_rows(capture.folder, kept)
     except OSError as problem:
         capture.discard()
