@@ -80,6 +80,7 @@ class Agent:
         """
         self.spool = spool
         self.actions = Actions()
+        self.shared = shared
         self.evidence = Evidence()
         self.notices = Notices()
         self.runs = RunStore(spool / "runs")
@@ -242,6 +243,10 @@ class Agent:
     def alive(self) -> list[tuple[Path, Process]]:
         """Give the recorder files whose processes live, and these processes; from any thread."""
         return self._drain.alive()
+
+    def loop_ticks(self) -> list[tuple[Path, Process, int]]:
+        """Give of each living process how often its event loops' timers have run."""
+        return self._drain.loop_ticks()
 
     def run_under_way(self) -> bool:
         """Tell whether records of a load run came in the last few seconds."""

@@ -35,6 +35,8 @@ KINDS: Mapping[str, Kind] = {
     "host": Kind("stagescope.agent.host.sampler", embedded=True),
     "torch": Kind("stagescope.agent.torch_sampler", embedded=True),
     "triggers": Kind("stagescope.agent.triggers", embedded=True),
+    "stacks": Kind("stagescope.agent.stacks", embedded=True),
+    "watchdog": Kind("stagescope.agent.loop_watch", embedded=False),
 }
 """By name, in the order of their work."""
 

@@ -138,6 +138,10 @@ class RecorderReader:
         """Give the process's own waits (`recorder_format.WAITS`): loop lag, thread pool, GC."""
         return {name: self._words[fmt.WAIT_WORDS + i] for i, name in enumerate(fmt.WAITS)}
 
+    def wait(self, name: str) -> int:
+        """Give one figure of `waits`."""
+        return int(self._words[fmt.WAIT_WORDS + fmt.WAITS.index(name)])
+
     def writer_alive(self) -> bool:
         """Tell whether the process still holds the file; killed processes do not."""
         if not try_lock(self._fd, shared=True):

@@ -1,0 +1,198 @@
+"""The sampler `stacks`: windows of Python stacks, by py-spy or by the served process itself.
+
+`STAGESCOPE_STACKS`: `runs` (the default) samples while a load run is under way, `always` one
+second in each thirty, `off` never. Two processes at a time, all in turn.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from stagescope.agent.collectors import Collector
+from stagescope.agent.in_process_stacks import InProcess
+from stagescope.agent.py_spy import PySpy, find_py_spy
+from stagescope.agent.reading_rights import why_not
+from stagescope.agent.stack_samplers import StackSampler, Target, Window
+from stagescope.agent.stage_labels import StageLabels
+from stagescope.errors import StagescopeError, UsageError
+
+if TYPE_CHECKING:
+    from stagescope.agent.loop import Agent
+
+VARIABLE = "STAGESCOPE_STACKS"
+MODES = ("runs", "always", "off")
+WINDOW_S = 5.0
+ALWAYS_WINDOW_S = 1.0
+ALWAYS_EVERY_S = 30.0
+AT_ONCE = 2
+REST_S = 5.0
+"""How long a process whose window failed is left alone."""
+FOLDER = "stacks"
+
+_log = logging.getLogger("stagescope")
+
+
+def make(agent: Agent, environment: Mapping[str, str] = os.environ) -> Sequence[Collector]:
+    """Make the collector; none where `STAGESCOPE_STACKS=off`. Raises UsageError for nonsense."""
+    mode = environment.get(VARIABLE, "") or "runs"
+    if mode not in MODES:
+        raise UsageError(f"{VARIABLE} is {mode!r}; it may be {', '.join(MODES)}")
+    return () if mode == "off" else (Stacks(agent, always=mode == "always"),)
+
+
+class Choice:
+    """Chooses who samples a process: py-spy where it may, else the process itself; says why."""
+
+    def __init__(self, agent: Agent) -> None:
+        self._folder = agent.spool / FOLDER
+        self._own = InProcess()
+        self._spy = None if agent.shared else self._find()
+        self._said: set[str] = set()
+
+    def _find(self) -> PySpy | None:
+        py_spy = find_py_spy()
+        if py_spy is None:
+            _log.warning("py-spy is not installed, so processes sample their own stacks, which "
+                         "costs them more: pip install py-spy")  # fmt: skip
+            return None
+        # What an agent that was killed has left; nobody else works in this spool.
+        shutil.rmtree(self._folder, ignore_errors=True)
+        self._folder.mkdir(mode=0o700)
+        return PySpy(py_spy, self._folder)
+
+    def of(self, target: Target) -> StackSampler:
+        """Give the sampler for *target*."""
+        if self._spy is None:
+            return self._own
+        if why := why_not(target):
+            self.say(f"stacks of process {target.pid} are sampled by itself, not by py-spy: {why}")
+            return self._own
+        return self._spy
+
+    def say(self, sentence: str) -> None:
+        """Log *sentence*, once."""
+        if sentence not in self._said and len(self._said) < 1000:
+            self._said.add(sentence)
+            _log.warning("%s", sentence)
+
+    def close(self) -> None:
+        """Remove the folder."""
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+
+class Stacks:
+    """The collector: begins windows, polls them, labels what they saw."""
+
+    name = "stacks"
+    period_s = 0.2
+
+    def __init__(
+        self,
+        agent: Agent,
+        *,
+        always: bool,
+        window_s: float | None = None,
+        clock: Callable[[], int] = time.monotonic_ns,
+    ) -> None:
+        self._agent = agent
+        self._always = always
+        self._window_s = window_s or (ALWAYS_WINDOW_S if always else WINDOW_S)
+        self._clock = clock
+        self._choice: Choice | None = None
+        self._labels = StageLabels()
+        self._windows: list[tuple[Window, str]] = []
+        self._not_before_ns: dict[Path, int] = {}
+        """By process: when its next window may begin."""
+        self._turns: dict[Path, int] = {}
+        """By process: how many windows it has had."""
+        self._finishing = False
+        self._idle = threading.Condition()
+        agent.evidence.before_reading.append(self.finish)
+
+    def collect(self) -> None:
+        """Take what is over, begin what is due."""
+        for window in list(self._windows):
+            self._poll(*window)
+        if not self._finishing and (self._always or self._agent.run_under_way()):
+            self._begin_some()
+        with self._idle:
+            if not self._windows:
+                self._finishing = False
+                self._idle.notify_all()
+
+    def _poll(self, window: Window, how: str) -> None:
+        target = window.target
+        if self._finishing:
+            window.finish()
+        try:
+            raws = window.poll()
+        except StagescopeError as problem:
+            raws = ()
+            self._agent.evidence.count("stacks_failed")
+            self._leave_alone(target, REST_S)
+            self._chosen().say(str(problem))
+        if raws is None:
+            return
+        self._windows.remove((window, how))
+        spans = self._labels.label(target.pid, raws, "window", how)
+        kept = [span for span in spans if span.stage or span.running]
+        self._agent.evidence.stacks.add(kept)
+        self._agent.evidence.count("stacks_windows")
+
+    def _chosen(self) -> Choice:
+        if self._choice is None:  # Not before the first window: many agents never have one.
+            self._choice = Choice(self._agent)
+        return self._choice
+
+    def _begin_some(self) -> None:
+        now_ns = self._clock()
+        busy = {window.target.ring for window, _ in self._windows}
+        due = [
+            Target(ring, process)
+            for ring, process in self._agent.alive()
+            if ring not in busy and self._not_before_ns.get(ring, 0) <= now_ns
+        ]
+        due.sort(key=lambda target: self._turns.get(target.ring, 0))
+        for target in due[: AT_ONCE - len(self._windows)]:
+            self._begin(target)
+
+    def _begin(self, target: Target) -> None:
+        newest = {ring for ring, _ in self._agent.alive()}
+        self._turns = {ring: n for ring, n in self._turns.items() if ring in newest}
+        self._turns[target.ring] = self._turns.get(target.ring, 0) + 1
+        if self._always:
+            self._leave_alone(target, ALWAYS_EVERY_S)
+        sampler = self._chosen().of(target)
+        try:
+            self._windows.append((sampler.begin(target, self._window_s), sampler.how))
+        except StagescopeError as problem:
+            self._agent.evidence.count("stacks_failed")
+            self._leave_alone(target, REST_S)
+            self._chosen().say(str(problem))
+
+    def _leave_alone(self, target: Target, seconds: float) -> None:
+        now_ns = self._clock()
+        self._not_before_ns = {r: ns for r, ns in self._not_before_ns.items() if ns > now_ns}
+        self._not_before_ns[target.ring] = now_ns + int(seconds * 1e9)
+
+    def finish(self, timeout_s: float) -> None:
+        """Let the windows end now, and wait until what they saw is there; from any thread."""
+        with self._idle:
+            if self._windows:
+                self._finishing = True
+                self._idle.wait_for(lambda: not self._windows, timeout_s)
+
+    def close(self) -> None:
+        """End all windows; what they saw is given up."""
+        for window, _ in self._windows:
+            window.close()
+        self._windows.clear()
+        if self._choice is not None:
+            self._choice.close()
