@@ -119,7 +119,7 @@ class PySpyWindow:
 
     def poll(self) -> list[RawStack] | None:
         """Give what was seen once it is over (`Window`)."""
-        if any([process.poll() is None for process in self._processes]):
+        if any(process.poll() is None for process in self._processes):
             if self._clock() < self._deadline_ns:
                 return None
             self.close()
@@ -139,9 +139,7 @@ class PySpyWindow:
             return read_trace(self._trace.read_bytes(), self._begun_ns, period_ns, threads)
         except (OSError, ValueError, KeyError):
             told = self._errors.read_text("utf-8", "replace") if self._errors.exists() else ""
-            raise StagescopeError(
-                why_failed(told, self.target.pid, self._trace.parent)
-            ) from None
+            raise StagescopeError(why_failed(told, self.target.pid, self._trace.parent)) from None
 
     def finish(self) -> None:
         """Let it write what it has (`Window`)."""

@@ -22,8 +22,25 @@ OURS = re.compile(
 OUR_THREADS = "stagescope"
 
 WAITS = frozenset(
-    "select poll epoll epoll_wait wait wait_for acquire get sleep recv recv_into accept read readinto "
-    "join _wait_for_tstate_lock flock".split()
+    [
+        "select",
+        "poll",
+        "epoll",
+        "epoll_wait",
+        "wait",
+        "wait_for",
+        "acquire",
+        "get",
+        "sleep",
+        "recv",
+        "recv_into",
+        "accept",
+        "read",
+        "readinto",
+        "join",
+        "_wait_for_tstate_lock",
+        "flock",
+    ]
 )
 """Functions of `_WAITING_FILES` whose innermost frame waits, as their name says."""
 _WAITING_FILES = re.compile(
@@ -67,9 +84,7 @@ class StageLabels:
         return [span for span in spans if span.frames]
 
 
-def _span(
-    pid: int, raw: RawStack, sources: dict[str, Source], reason: str, how: str
-) -> StackSpan:
+def _span(pid: int, raw: RawStack, sources: dict[str, Source], reason: str, how: str) -> StackSpan:
     stage, by = stage_of(raw.frames, sources)
     return StackSpan(
         pid=pid,
