@@ -56,7 +56,7 @@ class InProcessWindow:
             hz=RATE_HZ,
         )  # fmt: skip
         try:
-            with closing(answers):  # type: ignore[type-var]
+            with closing(answers):
                 for answer in answers:
                     self._raws += raw_stacks(answer)
                     if self._finished.is_set():

@@ -64,7 +64,8 @@ class PySpy:
         at_ns = self._clock()
         try:
             done = subprocess.run(
-                dump_words(self._py_spy, target.pid), capture_output=True, timeout=timeout_s,
+                dump_words(self._py_spy, target.pid), check=False, capture_output=True,
+                timeout=timeout_s,
                 stdin=subprocess.DEVNULL, env=_environment(),
             )  # fmt: skip
         except subprocess.TimeoutExpired:

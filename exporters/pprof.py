@@ -58,7 +58,11 @@ def profile_type() -> Any:
 
 @cache
 def _types() -> dict[str, Any]:
-    from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+    from google.protobuf import (  # type: ignore[import-untyped]
+        descriptor_pb2,
+        descriptor_pool,
+        message_factory,
+    )
 
     file = descriptor_pb2.FileDescriptorProto(
         name="stagescope_profile.proto", package=_PACKAGE, syntax="proto3"
