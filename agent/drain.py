@@ -226,6 +226,12 @@ class Drain:
                 if not r.dead
             ]
 
+    def serving_since(self, path: Path) -> list[int]:
+        """Give the starts (monotonic ns) of the requests that the writer of *path* serves now."""
+        with self._lock:
+            ring = self._rings.get(path)
+            return ring.reader.serving_since() if ring else []
+
     def rings(self) -> int:
         """Count the files at hand."""
         return len(self._rings)

@@ -26,6 +26,7 @@ class InProcess:
     """Samples by way of the probe."""
 
     how = "in-process"
+    error_ns = 1_000_000
 
     def begin(self, target: Target, seconds: float) -> InProcessWindow:
         """Begin to ask *target*."""

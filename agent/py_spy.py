@@ -29,7 +29,7 @@ RATE_HZ = 49
 PATIENCE_S = 5.0
 """What it gets beyond its window to start and to write; then it hangs, and is killed."""
 START_ERROR_NS = 10_000_000
-"""How far a window's times may be off beside one period: it starts 1 to 6 ms after we ask."""
+"""It starts to count 1 to 6 ms after we have started it, once in a while later."""
 
 
 def find_py_spy() -> Path | None:
@@ -43,6 +43,7 @@ class PySpy:
     """Samples with the program *py_spy*, by way of files in *folder*, which is private."""
 
     how = "py-spy"
+    error_ns = START_ERROR_NS + 1_000_000_000 // RATE_HZ
 
     def __init__(
         self, py_spy: Path, folder: Path, clock: Callable[[], int] = time.monotonic_ns

@@ -51,6 +51,11 @@ class StackSampler(Protocol):
         """`StackSpan.how`."""
         ...
 
+    @property
+    def error_ns(self) -> int:
+        """How far the times of what it sees may be off."""
+        ...
+
     def begin(self, target: Target, seconds: float) -> Window:
         """Begin to sample *target* for *seconds*. Raises StagescopeError."""
         ...

@@ -20,8 +20,10 @@ from stagescope.agent.in_process_stacks import InProcess
 from stagescope.agent.py_spy import PySpy, find_py_spy
 from stagescope.agent.reading_rights import why_not
 from stagescope.agent.stack_samplers import StackSampler, Target, Window
-from stagescope.agent.stage_labels import StageLabels
+from stagescope.agent.stage_intervals import with_intervals
+from stagescope.agent.stage_labels import RawStack, StageLabels
 from stagescope.errors import StagescopeError, UsageError
+from stagescope.stacks import StackSpan
 
 if TYPE_CHECKING:
     from stagescope.agent.loop import Agent
@@ -107,7 +109,7 @@ class Stacks:
         self._clock = clock
         self._choice: Choice | None = None
         self._labels = StageLabels()
-        self._windows: list[tuple[Window, str]] = []
+        self._windows: list[tuple[Window, StackSampler]] = []
         self._not_before_ns: dict[Path, int] = {}
         """By process: when its next window may begin."""
         self._turns: dict[Path, int] = {}
@@ -127,7 +129,7 @@ class Stacks:
                 self._finishing = False
                 self._idle.notify_all()
 
-    def _poll(self, window: Window, how: str) -> None:
+    def _poll(self, window: Window, sampler: StackSampler) -> None:
         target = window.target
         if self._finishing:
             window.finish()
@@ -140,11 +142,25 @@ class Stacks:
             self._chosen().say(str(problem))
         if raws is None:
             return
-        self._windows.remove((window, how))
-        spans = self._labels.label(target.pid, raws, "window", how)
+        self._windows.remove((window, sampler))
+        spans = self._labelled(target, raws, sampler)
         kept = [span for span in spans if span.stage or span.running]
         self._agent.evidence.stacks.add(kept)
         self._agent.evidence.count("stacks_windows")
+
+    def _labelled(
+        self, target: Target, raws: Sequence[RawStack], sampler: StackSampler
+    ) -> list[StackSpan]:
+        spans = self._labels.label(target.pid, raws, "window", sampler.how)
+        since_ns = min((span.start_ns for span in spans), default=0) - sampler.error_ns
+        recent = self._agent.recent
+        return with_intervals(
+            spans,
+            recent.of(target.process.ring_id, since_ns),
+            self._agent.serving_since(target.ring),
+            recent.whole_since_ns,
+            sampler.error_ns,
+        )
 
     def _chosen(self) -> Choice:
         if self._choice is None:  # Not before the first window: many agents never have one.
@@ -171,7 +187,7 @@ class Stacks:
             self._leave_alone(target, ALWAYS_EVERY_S)
         sampler = self._chosen().of(target)
         try:
-            self._windows.append((sampler.begin(target, self._window_s), sampler.how))
+            self._windows.append((sampler.begin(target, self._window_s), sampler))
         except StagescopeError as problem:
             self._agent.evidence.count("stacks_failed")
             self._leave_alone(target, REST_S)

@@ -246,6 +246,15 @@ class RecorderReader:
         open_request = (fmt.KIND_REQUEST, fmt.STATE_OPEN)
         return sum(pair == open_request for pair in zip(kinds, states, strict=True))
 
+    def serving_since(self) -> list[int]:
+        """Give the starts (monotonic ns) of the requests that are being served now."""
+        starts = []
+        for at in range(self._data_at, self._ring_at, self._slot_bytes):
+            kind, state = self._bytes[at + fmt.OPENED_AT], self._bytes[at + fmt.STATE_AT]
+            if (kind, state) == (fmt.KIND_REQUEST, fmt.STATE_OPEN):
+                starts.append(int(self._words[(at + fmt.OPENED_AT + 8) >> 3]))
+        return starts
+
     def in_flight(self, now_ns: int) -> list[Record]:
         """Give what was begun and not finished, as records in the state `died`.
 
