@@ -135,9 +135,10 @@ class PySpyWindow:
 
     def _read(self) -> list[RawStack]:
         try:
+            if self._record.returncode:  # a target that ended meanwhile is none
+                raise ValueError
             threads = read_threads(self._names.read_bytes())
             period_ns = 1_000_000_000 // RATE_HZ
-            # With an exit code too: it is 1 where the target ended meanwhile, all else is there.
             return read_trace(self._trace.read_bytes(), self._begun_ns, period_ns, threads)
         except (OSError, ValueError, KeyError):
             told = self._errors.read_text("utf-8", "replace") if self._errors.exists() else ""

@@ -51,7 +51,7 @@ _WAITING_FILES = re.compile(
 WAITING_PLACES = (("_worker", "concurrent/futures/thread.py"), ("run", "asyncio/runners.py"),
                   ("run_until_complete", "uvloop/loop.pyx"))  # fmt: skip
 """Functions that wait in C, without a frame of its own: (name, end of file)."""
-COMPREHENSION = re.compile(r"(?:.*\.)?<\w+>")
+INLINE = re.compile(r"(?:.*\.)?<(?:lambda|genexpr|listcomp|setcomp|dictcomp)>")
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +109,7 @@ def stage_of(frames: Sequence[Frame], sources: dict[str, Source]) -> tuple[str, 
             return found[1], "marker"
         # What is between angles shares its line with the code around it, which is in the stack
         # where the block is executing: the frame outside it knows.
-        if frame.line and not COMPREHENSION.fullmatch(frame.function):
+        if frame.line and not INLINE.fullmatch(frame.function):
             stage = sources[frame.file].stages.get(frame.line)
             if stage:
                 return stage, "block"

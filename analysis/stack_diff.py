@@ -8,7 +8,6 @@ their durations on, *median* from the 25th to the 75th. Pure functions.
 from __future__ import annotations
 
 import heapq
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -101,8 +100,11 @@ def slow_diff(spans: Sequence[StackSpan], requests: Sequence[Request]) -> SlowDi
 
 
 def percentile(ordered: Sequence[int], share: float) -> int:
-    """Give the nearest-rank percentile of *ordered* values; 0 where there are none."""
-    return ordered[max(0, math.ceil(share * len(ordered)) - 1)] if ordered else 0
+    """Give the smallest of *ordered* values with *share* of them before it; 0 where there are none.
+
+    So that from the 99th percentile on there is the slowest 1 %, and at least one.
+    """
+    return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else 0
 
 
 def overlaid(

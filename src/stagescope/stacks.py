@@ -44,7 +44,7 @@ class StackSpan:
     """Who sampled: `py-spy` or `in-process`."""
 
 
-_FRAME = re.compile(r"(.*) \((.*):(\d+)\)", re.DOTALL)
+_FRAME = re.compile(r"(.*?) \((.*):(\d+)\)", re.DOTALL)
 
 
 def frame_text(frame: Frame) -> str:
