@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,11 +27,17 @@ class SourceFiles:
     def __init__(self) -> None:
         self._read: dict[str, _Read] = {}
 
-    def of(self, pid: int, file: str) -> Source:
-        """Give what *file*, as frames of process *pid* name it, tells of its lines."""
-        if not file or file.startswith("<"):
-            return NONE
-        path = _path(pid, file)
+    def of(self, pid: int, files: Iterable[str]) -> dict[str, Source]:
+        """Give by name what *files*, as frames of process *pid* name them, tell of their lines."""
+        root, folder = _root(pid), _folder(pid)
+        return {
+            file: self._source(f"{root}{os.path.join(folder, file)}")
+            if file and not file.startswith("<")
+            else NONE
+            for file in files
+        }
+
+    def _source(self, path: str) -> Source:
         try:
             status = os.stat(path)
             known = self._read.get(path)
@@ -45,13 +52,18 @@ class SourceFiles:
         return source
 
 
-def _path(pid: int, file: str) -> str:
-    """Find *file* from here: by the process's own root where its mounts are not ours."""
+def _root(pid: int) -> str:
+    """Give what stands before a path of process *pid* here: nothing where its mounts are ours."""
     try:
-        if not file.startswith("/"):
-            file = os.path.join(os.readlink(f"/proc/{pid}/cwd"), file)
-        if os.stat(f"/proc/{pid}/ns/mnt").st_ino != os.stat("/proc/self/ns/mnt").st_ino:
-            return f"/proc/{pid}/root{file}"
+        same = os.stat(f"/proc/{pid}/ns/mnt").st_ino == os.stat("/proc/self/ns/mnt").st_ino
     except OSError:  # gone, or another user's: then the path as it stands may still be right
-        pass
-    return file
+        return ""
+    return "" if same else f"/proc/{pid}/root"
+
+
+def _folder(pid: int) -> str:
+    """Give the folder in which process *pid* works; the root where that cannot be read."""
+    try:
+        return os.readlink(f"/proc/{pid}/cwd")
+    except OSError:
+        return "/"

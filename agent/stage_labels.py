@@ -74,8 +74,7 @@ class StageLabels:
 
     def label(self, pid: int, raws: Sequence[RawStack], reason: str, how: str) -> list[StackSpan]:
         """Give the spans of *raws*, all of process *pid*, without threads and frames of ours."""
-        files = {frame.file for raw in raws for frame in raw.frames}
-        sources = {file: self._sources.of(pid, file) for file in files}
+        sources = self._sources.of(pid, {frame.file for raw in raws for frame in raw.frames})
         spans = [
             _span(pid, raw, sources, reason, how)
             for raw in raws
