@@ -148,11 +148,12 @@ class LoopWatch:
         py_spy = find_py_spy()
         if py_spy is not None and not why_not(target):
             samplers.append((PySpy(py_spy, self._agent.spool), PY_SPY_S))
+        why = ""
         for sampler, patience_s in samplers:
             try:
                 return sampler.dump(target, patience_s), sampler.how
             except StagescopeError as problem:
-                why = problem
+                why = str(problem)
         self._agent.evidence.count("loop_dumps_failed")
         self._say_once(f"an event loop of process {target.pid} stands still, but {why}", "failed")
         return (), own.how

@@ -29,7 +29,7 @@ def flame_graph(
         "diff": diff,
         "root": _drawn(root, whole * SMALLEST),
     }
-    page = resources.files(__package__).joinpath(TEMPLATE).read_text("utf-8")
+    page = resources.files("stagescope.exporters").joinpath(TEMPLATE).read_text("utf-8")
     # A name may hold `</script>`, and a page must not end in it.
     return page.replace("/*DATA*/", json.dumps(data).replace("<", "\\u003c"))
 

@@ -10,6 +10,7 @@ A tick takes 0.1 ms of the interpreter, whatever the server does.
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 import time
@@ -28,6 +29,15 @@ TELL_NS = 1_000_000_000
 _sampling = threading.Lock()
 
 
+def _fresh_lock_in_child() -> None:
+    """The thread that held it did not come along with the fork."""
+    global _sampling
+    _sampling = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_fresh_lock_in_child)
+
+
 def answer(question: Mapping[str, Any], talk: Talk) -> Mapping[str, Any]:
     """Sample for so many `seconds` at `hz` a second; only one asker at a time."""
     try:
@@ -35,12 +45,13 @@ def answer(question: Mapping[str, Any], talk: Talk) -> Mapping[str, Any]:
         period_s = 1 / min(max(float(question.get("hz", 20.0)), 1.0), MAX_HZ)
     except (TypeError, ValueError):
         raise Refused("`seconds` and `hz` are numbers") from None
-    if not _sampling.acquire(blocking=False):
+    mine = _sampling
+    if not mine.acquire(blocking=False):
         raise Refused("this process is sampling its stacks for another asker")
     try:
         return _sample(talk, seconds, period_s)
     finally:
-        _sampling.release()
+        mine.release()
 
 
 def _sample(talk: Talk, seconds: float, period_s: float) -> Mapping[str, Any]:
@@ -72,7 +83,7 @@ class Sheet:
     def add(self, now_ns: int) -> None:
         """Look at every thread but this one."""
         own = threading.get_ident()
-        for ident, frame in sys._current_frames().items():
+        for ident, frame in sys._current_frames().items():  # pyright: ignore[reportPrivateUsage]
             if ident != own:
                 self._see(ident, self._stack(frame), now_ns)
 
