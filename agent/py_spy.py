@@ -134,6 +134,8 @@ class PySpyWindow:
             self.close()
 
     def _read(self) -> list[RawStack]:
+        if self._record.returncode == -signal.SIGINT:
+            return []  # `finish` came before it had begun
         try:
             if self._record.returncode:  # a target that ended meanwhile is none
                 raise ValueError
