@@ -19,11 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stagescope.agent.collectors import Collector
-from stagescope.agent.in_process_stacks import InProcess
-from stagescope.agent.py_spy import PySpy, find_py_spy
-from stagescope.agent.reading_rights import why_not
-from stagescope.agent.stack_samplers import StackSampler, Target
-from stagescope.agent.stage_labels import RawStack, StageLabels
+from stagescope.agent.stack_dumps import ASK_S, LOOPS, PY_SPY_S, StackDumps, runs_a_loop
+from stagescope.agent.stack_samplers import Target
 from stagescope.errors import StagescopeError, UsageError
 from stagescope.stacks import Frame, StackSpan, frame_text
 
@@ -38,12 +35,8 @@ TICK_NS = 100_000_000
 LOOK_S = 0.05
 QUIET_NS = 10_000_000_000
 """Between two dumps of one process."""
-ASK_S = 0.1
-"""A process that runs Python answers within its switch interval, 5 ms; one in C code may not."""
-PY_SPY_S = 2.0
 REASON = "loop_lag"
 
-_LOOPS = ("run_forever", "_run_once", "run_until_complete")
 _STANDARD = ("/lib/python3", "/lib64/python3", "<frozen ")
 
 _log = logging.getLogger("stagescope")
@@ -86,7 +79,7 @@ class LoopWatch:
         self._limit_ns = limit_ns
         self._clock = clock
         self._loops: dict[Path, _Loop] = {}
-        self._labels = StageLabels()
+        self._dumps = StackDumps()
         self._said: set[str] = set()
         self._stopped = threading.Event()
         self._thread: threading.Thread | None = None
@@ -117,11 +110,13 @@ class LoopWatch:
             loop = self._loops.setdefault(ring, _Loop(ticks, now_ns))
             if ticks != loop.ticks:
                 loop.ticks, loop.since_ns, loop.told = ticks, now_ns, False
+                self._dumps.prepare(Target(ring, process))
             elif ticks and not loop.told and self._late_ns(loop, now_ns) > self._limit_ns:
                 loop.told = True
                 self._stands_still(Target(ring, process), loop)
         for ring in self._loops.keys() - {ring for ring, _, _ in present}:
             del self._loops[ring]
+            self._dumps.forget(ring)
 
     def _late_ns(self, loop: _Loop, now_ns: int) -> int:
         return now_ns - loop.since_ns - TICK_NS
@@ -133,30 +128,20 @@ class LoopWatch:
             return
         if _is_stopped(target.pid):
             return
-        raws, how = self._dump(target)
-        spans = self._labels.label(target.pid, first_the_loop(raws), REASON, how)
+        try:
+            spans = self._dumps.take(target, REASON)
+        except StagescopeError as problem:
+            self._agent.evidence.count("loop_dumps_failed")
+            self._say_once(
+                f"an event loop of process {target.pid} stands still, but {problem}", "failed"
+            )
+            return
         if not spans or not runs_a_loop(spans[0].frames) or _waits_for_work(spans[0]):
             return  # A loop that has ended, or that went on meanwhile.
         loop.quiet_until_ns = now_ns + QUIET_NS
         self._agent.evidence.stacks.add(spans)
         self._agent.evidence.count("loop_dumps")
         self._say(target, spans[0], self._late_ns(loop, now_ns))
-
-    def _dump(self, target: Target) -> tuple[Sequence[RawStack], str]:
-        own = InProcess()
-        samplers: list[tuple[StackSampler, float]] = [(own, ASK_S)]
-        py_spy = find_py_spy()
-        if py_spy is not None and not why_not(target):
-            samplers.append((PySpy(py_spy, self._agent.spool), PY_SPY_S))
-        why = ""
-        for sampler, patience_s in samplers:
-            try:
-                return sampler.dump(target, patience_s), sampler.how
-            except StagescopeError as problem:
-                why = str(problem)
-        self._agent.evidence.count("loop_dumps_failed")
-        self._say_once(f"an event loop of process {target.pid} stands still, but {why}", "failed")
-        return (), own.how
 
     def _say(self, target: Target, blocked: StackSpan, late_ns: int) -> None:
         culprit = frame_text(culprit_of(blocked.frames))
@@ -173,23 +158,10 @@ class LoopWatch:
             _log.warning("%s", sentence)
 
 
-def first_the_loop(raws: Sequence[RawStack]) -> list[RawStack]:
-    """Put the threads that run an event loop first, of these the one that is not idle."""
-    return sorted(raws, key=lambda raw: not runs_a_loop(raw.frames))
-
-
-def runs_a_loop(frames: Sequence[Frame]) -> bool:
-    """Tell whether a thread runs an event loop: asyncio's, or uvloop's by asyncio's runner."""
-    return any(
-        frame.function.rpartition(".")[2] in _LOOPS or frame.file.endswith("asyncio/runners.py")
-        for frame in frames
-    )
-
-
 def _waits_for_work(span: StackSpan) -> bool:
     leaf = span.frames[-1]
     name = leaf.function.rpartition(".")[2]
-    return name in ("select", *_LOOPS) or leaf.file.endswith("asyncio/runners.py")
+    return name in ("select", *LOOPS) or leaf.file.endswith("asyncio/runners.py")
 
 
 def culprit_of(frames: Sequence[Frame]) -> Frame:
