@@ -19,7 +19,7 @@ from stagescope.stacks import Frame
 
 RATE_HZ = 20
 ANSWER_S = 5.0
-"""How long the process may keep us waiting for one answer of each second."""
+"""How long the process may keep us waiting for one answer; it gives two a second."""
 
 
 class InProcess:
@@ -78,7 +78,7 @@ class InProcessWindow:
         self._finished.set()
 
     def close(self) -> None:
-        """End the conversation: it answers once a second (`Window`)."""
+        """End the conversation: it answers twice a second (`Window`)."""
         self._finished.set()
         self._thread.join(ANSWER_S + 1.0)
 

@@ -57,6 +57,7 @@ class Choice:
         self._own = InProcess()
         self._spy = None if agent.shared else self._find()
         self._said: set[str] = set()
+        self._readable: set[Path] = set()
 
     def _find(self) -> PySpy | None:
         py_spy = find_py_spy()
@@ -73,9 +74,11 @@ class Choice:
         """Give the sampler for *target*."""
         if self._spy is None:
             return self._own
-        if why := why_not(target):
-            self.say(f"stacks of process {target.pid} are sampled by itself, not by py-spy: {why}")
-            return self._own
+        if target.ring not in self._readable:
+            if why := why_not(target):
+                self.say(f"process {target.pid} samples its stacks by itself: {why}")
+                return self._own
+            self._readable.add(target.ring)
         return self._spy
 
     def say(self, sentence: str) -> None:
@@ -130,23 +133,25 @@ class Stacks:
                 self._idle.notify_all()
 
     def _poll(self, window: Window, sampler: StackSampler) -> None:
-        target = window.target
         if self._finishing:
             window.finish()
         try:
             raws = window.poll()
         except StagescopeError as problem:
-            raws = ()
-            self._agent.evidence.count("stacks_failed")
-            self._leave_alone(target, REST_S)
-            self._chosen().say(str(problem))
+            self._windows.remove((window, sampler))
+            self._failed(window.target, problem)
+            return
         if raws is None:
             return
         self._windows.remove((window, sampler))
-        spans = self._labelled(target, raws, sampler)
-        kept = [span for span in spans if span.stage or span.running]
-        self._agent.evidence.stacks.add(kept)
+        spans = self._labelled(window.target, raws, sampler)
+        self._agent.evidence.stacks.add([span for span in spans if span.stage or span.running])
         self._agent.evidence.count("stacks_windows")
+
+    def _failed(self, target: Target, problem: StagescopeError) -> None:
+        self._agent.evidence.count("stacks_failed")
+        self._leave_alone(target, REST_S)
+        self._chosen().say(str(problem))
 
     def _labelled(
         self, target: Target, raws: Sequence[RawStack], sampler: StackSampler
@@ -189,9 +194,7 @@ class Stacks:
         try:
             self._windows.append((sampler.begin(target, self._window_s), sampler))
         except StagescopeError as problem:
-            self._agent.evidence.count("stacks_failed")
-            self._leave_alone(target, REST_S)
-            self._chosen().say(str(problem))
+            self._failed(target, problem)
 
     def _leave_alone(self, target: Target, seconds: float) -> None:
         now_ns = self._clock()

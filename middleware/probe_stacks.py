@@ -2,7 +2,7 @@
 
     {"op": "stacks", "seconds": 5, "hz": 20}
 
-One answer a second, each whole by itself: `threads` (ident → [system id, name]), `frames`
+An answer each half second, each whole by itself: `threads` (ident → [system id, name]), `frames`
 ([function, file, line]), `stacks` (lists of places in `frames`, outermost first), `spans`
 ([ident, place in `stacks`, start_ns, end_ns, samples]; monotonic). It ends when the asker goes.
 A tick takes 0.1 ms of the interpreter, whatever the server does.
@@ -24,7 +24,8 @@ MAX_HZ = 50.0
 MAX_SECONDS = 60.0
 MAX_DEPTH = 200
 """Frames of one stack; the innermost ones."""
-TELL_NS = 1_000_000_000
+TELL_NS = 500_000_000
+"""Also how long an asker waits at most for the end of what he gives up."""
 
 _sampling = threading.Lock()
 

@@ -29,7 +29,7 @@ def sampler(agent: Agent, *, window_s: float = 1.0, always: bool = False) -> lis
     return [Stacks(agent, always=always, window_s=window_s)]
 
 
-def windows(agent: Agent, server: ServerProcess, *paths: str, most: int = 3) -> list[StackSpan]:
+def windows(agent: Agent, server: ServerProcess, *paths: str, most: int = 2) -> list[StackSpan]:
     """Ask for *paths* until so many windows are over, and give what they saw."""
     for _ in range(20):
         server.load(0.5, *paths)
@@ -89,7 +89,7 @@ def test_without_py_spy_the_server_samples_itself(
         monkeypatch.setattr(sys, "executable", "/nowhere/python")
         monkeypatch.setenv("PATH", "")
         with sampling_agent(spool, sampler) as agent, caplog.at_level(logging.WARNING):
-            spans = windows(agent, server, "/block", most=2)
+            spans = windows(agent, server, "/block", most=1)
     assert {span.how for span in spans} == {"in-process"}
     told = [message for message in caplog.messages if "pip install py-spy" in message]
     assert len(told) == 1

@@ -53,10 +53,10 @@ def test_a_dump_has_every_thread_but_the_one_that_takes_it(probe: Path, waiter: 
     assert all(raw.start_ns == raw.end_ns for raw in raws.values())
 
 
-def test_stacks_come_each_second_and_stand_for_their_time(probe: Path, waiter: str) -> None:
-    """A thread that does not move is one span a second, whose samples make up its time."""
+def test_stacks_come_as_they_are_seen_and_stand_for_their_time(probe: Path, waiter: str) -> None:
+    """A thread that does not move is one span an answer, whose samples make up its time."""
     answers = list(talk(probe, "stacks", seconds=1.3, hz=50))
-    assert len(answers) == 2
+    assert len(answers) >= 2
     spans = [raw for answer in answers for raw in raw_stacks(answer) if raw.thread == "waiter"]
     seen_s = sum(span.end_ns - span.start_ns for span in spans) / 1e9
     assert 0.5 < seen_s < 1.5
