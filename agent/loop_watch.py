@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stagescope.agent.collectors import Collector
+from stagescope.agent.notices import LOOP_LAG, Notice
 from stagescope.agent.stack_dumps import ASK_S, LOOPS, PY_SPY_S, StackDumps, runs_a_loop
 from stagescope.agent.stack_samplers import Target
 from stagescope.errors import StagescopeError, UsageError
@@ -35,7 +36,6 @@ TICK_NS = 100_000_000
 LOOK_S = 0.05
 QUIET_NS = 10_000_000_000
 """Between two dumps of one process."""
-REASON = "loop_lag"
 
 _STANDARD = ("/lib/python3", "/lib64/python3", "<frozen ")
 
@@ -129,7 +129,7 @@ class LoopWatch:
         if _is_stopped(target.pid):
             return
         try:
-            spans = self._dumps.take(target, REASON)
+            spans = self._dumps.take(target, LOOP_LAG)
         except StagescopeError as problem:
             self._agent.evidence.count("loop_dumps_failed")
             self._say_once(
@@ -141,14 +141,18 @@ class LoopWatch:
         loop.quiet_until_ns = now_ns + QUIET_NS
         self._agent.evidence.stacks.add(spans)
         self._agent.evidence.count("loop_dumps")
-        self._say(target, spans[0], self._late_ns(loop, now_ns))
+        self._tell(target, spans[0], self._late_ns(loop, now_ns))
 
-    def _say(self, target: Target, blocked: StackSpan, late_ns: int) -> None:
+    def _tell(self, target: Target, blocked: StackSpan, late_ns: int) -> None:
         culprit = frame_text(culprit_of(blocked.frames))
-        self._say_once(
+        sentence = (
             f"the event loop of {target.process.service} (process {target.pid}) has stood still "
-            f"for {late_ns / 1e6:.0f} ms in {culprit}; said once for each place, all are kept "
-            "as stacks with the reason loop_lag",
+            f"for {late_ns / 1e6:.0f} ms in {culprit}"
+        )
+        self._agent.notices.put(Notice(LOOP_LAG, target.pid, "", self._clock(), sentence))
+        self._say_once(
+            f"{sentence}; said once for each place, all are kept as stacks with the reason "
+            f"{LOOP_LAG}",
             culprit,
         )
 

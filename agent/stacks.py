@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import resource
 import shutil
 import threading
 import time
@@ -17,12 +18,14 @@ from typing import TYPE_CHECKING
 
 from stagescope.agent.collectors import Collector
 from stagescope.agent.in_process_stacks import InProcess
+from stagescope.agent.own_cost import COLLECTOR_CPU_TIME
 from stagescope.agent.py_spy import PySpy, find_py_spy
 from stagescope.agent.reading_rights import why_not
 from stagescope.agent.stack_samplers import StackSampler, Target, Window
 from stagescope.agent.stage_intervals import with_intervals
 from stagescope.agent.stage_labels import RawStack, StageLabels
 from stagescope.errors import StagescopeError, UsageError
+from stagescope.samples import Sample
 from stagescope.stacks import StackSpan
 
 if TYPE_CHECKING:
@@ -117,6 +120,9 @@ class Stacks:
         """By process: when its next window may begin."""
         self._turns: dict[Path, int] = {}
         """By process: how many windows it has had."""
+        self._spies_s = 0.0
+        """CPU seconds of the py-spy processes that have ended."""
+        self._noted_ns = clock()
         self._finishing = False
         self._idle = threading.Condition()
         agent.evidence.before_reading.append(self.finish)
@@ -144,9 +150,23 @@ class Stacks:
         if raws is None:
             return
         self._windows.remove((window, sampler))
+        self._note_cost()
         spans = self._labelled(window.target, raws, sampler)
         self._agent.evidence.stacks.add([span for span in spans if span.stage or span.running])
         self._agent.evidence.count("stacks_windows")
+
+    def _note_cost(self) -> None:
+        """Keep what py-spy has taken since the last time."""
+        if self._agent.shared:
+            return  # A server starts processes of its own.
+        used = resource.getrusage(resource.RUSAGE_CHILDREN)
+        used_s, now_ns = used.ru_utime + used.ru_stime, self._clock()
+        if used_s > self._spies_s:
+            grown = used_s - self._spies_s
+            self._agent.evidence.samples.add(
+                [Sample(COLLECTOR_CPU_TIME, self._noted_ns, now_ns, grown, detail="py-spy")]
+            )
+        self._spies_s, self._noted_ns = used_s, now_ns
 
     def _failed(self, target: Target, problem: StagescopeError) -> None:
         self._agent.evidence.count("stacks_failed")

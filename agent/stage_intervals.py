@@ -38,7 +38,7 @@ def with_intervals(
         )
 
     def told(span: StackSpan) -> StackSpan:
-        at_ns = (span.start_ns + span.end_ns) // 2
+        at_ns = span.seen_ns
         since_ns, until_ns = at_ns - error_ns, at_ns + error_ns
         if span.stage or not span.running or not whole_since_ns <= since_ns < until_ns < oldest_ns:
             return span

@@ -10,11 +10,14 @@ from __future__ import annotations
 import heapq
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from stagescope.stacks import Frame, StackSpan
 
 SLOW_FROM = 0.99
 MEDIAN = (0.25, 0.75)
+NEAR_NS = 10_000_000
+SAME = 1e-6
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,13 +68,23 @@ class SlowDiff:
     """Stacks with a stage, but no request in it at that time: other traffic, a batcher's thread."""
 
     def shares(self) -> list[FrameShare]:
-        """Give each function of each stage, the greatest difference first, of either sign."""
+        """Give each stage and its functions, the greatest difference first, of either sign.
+
+        A stage's own row has no function; a function that all stacks of its stage go through
+        would only say the same again, and is left out.
+        """
         slow, median = _shares(self.slow), _shares(self.median)
         found = [
             FrameShare(*key, slow.get(key, 0.0), median.get(key, 0.0))
             for key in slow.keys() | median.keys()
         ]
-        return sorted(found, key=lambda f: (-abs(f.difference), f.stage, f.function, f.file))
+        whole = {one.stage: one for one in found if not one.function}
+        telling = [one for one in found if not one.function or not _same(one, whole[one.stage])]
+        return sorted(telling, key=lambda f: (-abs(f.difference), f.stage, f.function, f.file))
+
+
+def _same(one: FrameShare, other: FrameShare) -> bool:
+    return abs(one.slow - other.slow) < SAME and abs(one.median - other.median) < SAME
 
 
 def slow_diff(spans: Sequence[StackSpan], requests: Sequence[Request]) -> SlowDiff:
@@ -110,46 +123,58 @@ def percentile(ordered: Sequence[int], share: float) -> int:
 def overlaid(
     spans: Sequence[StackSpan], requests: Sequence[Request]
 ) -> Iterator[tuple[StackSpan, list[Request]]]:
-    """Give with each span the requests that were in its stage, in its process, at its middle."""
-    intervals: dict[tuple[int, str], list[tuple[int, int, int]]] = {}
+    """Give with each span the requests that were in its stage, in its process, when it was seen.
+
+    Where there is none, those nearest within NEAR_NS: a sampler's times may be off by so much.
+    """
+    openings: dict[tuple[int, str], list[_Opening]] = {}
     for number, request in enumerate(requests):
         for one in request.stages:
-            key = (request.pid, one.stage)
-            intervals.setdefault(key, []).append((one.start_ns, one.end_ns, number))
+            opening = _Opening(one.start_ns, one.end_ns, number)
+            openings.setdefault((request.pid, one.stage), []).append(opening)
     by_place: dict[tuple[int, str], list[StackSpan]] = {}
     for span in spans:
         by_place.setdefault((span.pid, span.stage), []).append(span)
-    for key, of_place in by_place.items():
-        for span, numbers in _swept(of_place, sorted(intervals.get(key, ()))):
+    for place, there in by_place.items():
+        for span, numbers in _swept(there, sorted(openings.get(place, ()))):
             yield span, [requests[number] for number in sorted(numbers)]
 
 
+class _Opening(NamedTuple):
+    start_ns: int
+    end_ns: int
+    request: int
+
+    def off_ns(self, at_ns: int) -> int:
+        """Give how far *at_ns* is outside; 0 inside."""
+        return max(self.start_ns - at_ns, at_ns - self.end_ns, 0)
+
+
 def _swept(
-    spans: Sequence[StackSpan], intervals: Sequence[tuple[int, int, int]]
+    spans: Sequence[StackSpan], openings: Sequence[_Opening]
 ) -> Iterator[tuple[StackSpan, set[int]]]:
-    """Go through both in the order of time, with those intervals at hand that are open."""
-    opened: list[tuple[int, int]] = []
+    """Go through both in the order of time, with those openings at hand that are near."""
+    near: list[tuple[int, _Opening]] = []
     following = 0
-    for span in sorted(spans, key=_middle):
-        at = _middle(span)
-        while following < len(intervals) and intervals[following][0] <= at:
-            _, end_ns, number = intervals[following]
-            heapq.heappush(opened, (end_ns, number))
+    for span in sorted(spans, key=lambda span: span.seen_ns):
+        at_ns = span.seen_ns
+        while following < len(openings) and openings[following].start_ns <= at_ns + NEAR_NS:
+            heapq.heappush(near, (openings[following].end_ns, openings[following]))
             following += 1
-        while opened and opened[0][0] < at:
-            heapq.heappop(opened)
-        yield span, {number for _, number in opened}
-
-
-def _middle(span: StackSpan) -> int:
-    return (span.start_ns + span.end_ns) // 2
+        while near and near[0][0] < at_ns - NEAR_NS:
+            heapq.heappop(near)
+        nearest_ns = min((opening.off_ns(at_ns) for _, opening in near), default=0)
+        yield span, {one.request for _, one in near if one.off_ns(at_ns) == nearest_ns}
 
 
 def _shares(weighed: Sequence[tuple[StackSpan, float]]) -> dict[tuple[str, str, str], float]:
     whole = sum(weight for _, weight in weighed) or 1.0
     shares: dict[tuple[str, str, str], float] = {}
     for span, weight in weighed:
-        for function, file in _functions(span.frames):  # once a stack, however deep it recurses
+        for function, file in {
+            ("", ""),
+            *_functions(span.frames),
+        }:  # once a stack, however deep it recurses
             key = (span.stage, function, file)
             shares[key] = shares.get(key, 0.0) + weight / whole
     return shares

@@ -46,7 +46,7 @@ def diff_text(diff: SlowDiff, about: str, most: int) -> str:
     lines = [about, "", "   slow median   diff  stage: function"]
     lines += [
         f" {f.slow:6.1%} {f.median:6.1%} {100 * f.difference:+6.1f}  "
-        f"{f.stage}: {f.function} ({_short(f.file)})"
+        + (f"{f.stage}: {f.function} ({_short(f.file)})" if f.function else f"{f.stage}: all of it")
         for f in diff.shares()[:most]
     ]
     return "\n".join(lines) + "\n"

@@ -43,6 +43,14 @@ class StackSpan:
     how: str
     """Who sampled: `py-spy` or `in-process`."""
 
+    @property
+    def seen_ns(self) -> int:
+        """The middle of the moments at which it was seen: the first is start_ns, the last a period
+        before end_ns."""
+        return self.start_ns + (self.end_ns - self.start_ns) * (self.samples - 1) // (
+            2 * self.samples
+        )
+
 
 _FRAME = re.compile(r"(.*?) \((.*):(\d+)\)", re.DOTALL)
 

@@ -51,6 +51,7 @@ def test_what_holds_the_loop_is_caught_with_its_line(
         server.get("/sleeps")  # another block within ten seconds
         wait_until(lambda: agent.evidence.counts["loop_dumps_withheld"])
         assert agent.evidence.counts["loop_dumps"] == 1
+        assert [(one.kind, one.pid) for one in agent.notices.take()] == [("loop_lag", server.pid)]
     told = [message for message in caplog.messages if "has stood still" in message]
     assert len(told) == 1
     assert f"({PROGRAM}:{first.frames[-1].line})" in told[0]
