@@ -61,6 +61,8 @@ class Choice:
         self._spy = None if agent.shared else self._find()
         self._said: set[str] = set()
         self._readable: set[Path] = set()
+        self._unfit: set[Path] = set()
+        """Processes with which py-spy has failed."""
 
     def _find(self) -> PySpy | None:
         py_spy = find_py_spy()
@@ -70,12 +72,17 @@ class Choice:
             return None
         # What an agent that was killed has left; nobody else works in this spool.
         shutil.rmtree(self._folder, ignore_errors=True)
-        self._folder.mkdir(mode=0o700)
+        try:
+            self._folder.mkdir(mode=0o700)
+        except OSError as problem:
+            _log.warning("processes sample their own stacks, because py-spy has nowhere to write: "
+                         "%s: %s", self._folder, problem.strerror)  # fmt: skip
+            return None
         return PySpy(py_spy, self._folder)
 
     def of(self, target: Target) -> StackSampler:
         """Give the sampler for *target*."""
-        if self._spy is None:
+        if self._spy is None or target.ring in self._unfit:
             return self._own
         if target.ring not in self._readable:
             if why := why_not(target):
@@ -83,6 +90,14 @@ class Choice:
                 return self._own
             self._readable.add(target.ring)
         return self._spy
+
+    def give_up(self, target: Target, problem: StagescopeError) -> None:
+        """Let *target* sample itself from now on, if it was py-spy that failed with it."""
+        if target.ring in self._readable and target.ring not in self._unfit:
+            self._unfit.add(target.ring)
+            self.say(f"{problem}; if it lives, it samples its stacks by itself from now on")
+        else:
+            self.say(str(problem))
 
     def say(self, sentence: str) -> None:
         """Log *sentence*, once."""
@@ -171,7 +186,7 @@ class Stacks:
     def _failed(self, target: Target, problem: StagescopeError) -> None:
         self._agent.evidence.count("stacks_failed")
         self._leave_alone(target, REST_S)
-        self._chosen().say(str(problem))
+        self._chosen().give_up(target, problem)
 
     def _labelled(
         self, target: Target, raws: Sequence[RawStack], sampler: StackSampler

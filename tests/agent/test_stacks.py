@@ -11,6 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from stagescope.agent import stacks
 from stagescope.agent.loop import Agent
 from stagescope.agent.samplers import chosen
 from stagescope.agent.stacks import FOLDER, Stacks, make
@@ -81,17 +82,34 @@ def test_nothing_is_sampled_without_a_run(tmp_path: Path) -> None:
             wait_until(lambda: agent.evidence.counts["stacks_windows"], 20)
 
 
+@pytest.mark.parametrize(
+    ("program", "sentence"),
+    [
+        (None, "processes sample their own stacks, which costs them more: pip install py-spy"),
+        ("#!/bin/sh\necho 'Error: it is too new' >&2; exit 1\n",
+         "Error: it is too new; if it lives, it samples its stacks by itself from now on"),
+    ],
+    ids=["missing", "failing"],
+)  # fmt: skip
 def test_without_py_spy_the_server_samples_itself(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    program: str | None,
+    sentence: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Said in one sentence that names the package; the stacks are there all the same."""
+    """Said in one sentence; the stacks are there all the same."""
+    if program is not None:
+        (tmp_path / "py-spy").write_text(program)
+        (tmp_path / "py-spy").chmod(0o700)
+    monkeypatch.setattr(stacks, "REST_S", 0.1)
     with short_spool() as spool, serving(SERVER, spool) as server:
         monkeypatch.setattr(sys, "executable", "/nowhere/python")
-        monkeypatch.setenv("PATH", "")
+        monkeypatch.setenv("PATH", str(tmp_path))
         with sampling_agent(spool, sampler) as agent, caplog.at_level(logging.WARNING):
             spans = windows(agent, server, "/block", most=1)
     assert {span.how for span in spans} == {"in-process"}
-    told = [message for message in caplog.messages if "pip install py-spy" in message]
+    told = [message for message in caplog.messages if message.endswith(sentence)]
     assert len(told) == 1
 
 
