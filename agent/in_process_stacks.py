@@ -28,9 +28,9 @@ class InProcess:
     how = "in-process"
     error_ns = 1_000_000
 
-    def begin(self, target: Target, seconds: float) -> InProcessWindow:
+    def begin(self, target: Target, seconds: float, pace: float = 1.0) -> InProcessWindow:
         """Begin to ask *target*."""
-        return InProcessWindow(target, seconds)
+        return InProcessWindow(target, seconds, RATE_HZ * pace)
 
     def dump(self, target: Target, timeout_s: float) -> list[RawStack]:
         """Ask for the stacks of this moment. Raises StagescopeError."""
@@ -40,8 +40,12 @@ class InProcess:
 class InProcessWindow:
     """One conversation with the probe, on a thread of its own."""
 
-    def __init__(self, target: Target, seconds: float) -> None:
+    cpu_s = 0.0
+    """The server has it."""
+
+    def __init__(self, target: Target, seconds: float, rate_hz: float) -> None:
         self.target = target
+        self._rate_hz = rate_hz
         self._seconds = seconds
         self._raws: list[RawStack] = []
         self._problem: StagescopeError | None = None
@@ -54,7 +58,7 @@ class InProcessWindow:
     def _converse(self) -> None:
         answers = talk(
             probe_of(self.target.ring), "stacks", timeout_s=ANSWER_S, seconds=self._seconds,
-            hz=RATE_HZ,
+            hz=self._rate_hz,
         )  # fmt: skip
         try:
             with closing(answers):

@@ -56,12 +56,12 @@ class PySpy:
         self._clock = clock
         self._begun = 0
 
-    def begin(self, target: Target, seconds: float) -> PySpyWindow:
+    def begin(self, target: Target, seconds: float, pace: float = 1.0) -> PySpyWindow:
         """Start it on *target*. Raises StagescopeError where it cannot be started."""
         self._begun += 1
-        return PySpyWindow(
-            self._py_spy, target, seconds, self._folder / f"window-{self._begun}", self._clock
-        )
+        stem = self._folder / f"window-{self._begun}"
+        rate_hz = max(1, round(RATE_HZ * pace))
+        return PySpyWindow(self._py_spy, target, seconds, rate_hz, stem, self._clock)
 
     def dump(self, target: Target, timeout_s: float) -> list[RawStack]:
         """Give the stacks of this moment. Raises StagescopeError."""
@@ -89,20 +89,28 @@ class PySpyWindow:
     """One `py-spy record`, and a dump beside it, which knows the threads' names."""
 
     def __init__(
-        self, py_spy: Path, target: Target, seconds: float, stem: Path, clock: Callable[[], int]
+        self,
+        py_spy: Path,
+        target: Target,
+        seconds: float,
+        rate_hz: int,
+        stem: Path,
+        clock: Callable[[], int],
     ) -> None:
         self.target = target
+        self._rate_hz = rate_hz
         self._clock = clock
         self._trace, self._names, self._errors = (
             stem.with_suffix(suffix) for suffix in (".trace", ".threads", ".errors")
         )
         self._deadline_ns = clock() + int((seconds + PATIENCE_S) * 1e9)
         self._processes: list[subprocess.Popen[bytes]] = []
+        self._used_s: dict[int, float] = {}
         pid = target.pid
         try:
             with self._names.open("wb") as names, self._errors.open("wb") as errors:
                 self._begun_ns = clock()
-                record = record_words(py_spy, pid, seconds, self._trace)
+                record = record_words(py_spy, pid, seconds, rate_hz, self._trace)
                 self._record = self._start(record, subprocess.DEVNULL, errors)
                 self._start(dump_words(py_spy, pid), names, subprocess.DEVNULL)
         except OSError as problem:
@@ -122,8 +130,16 @@ class PySpyWindow:
         self._processes.append(process)
         return process
 
+    @property
+    def cpu_s(self) -> float:
+        """CPU seconds of its processes (`Window`)."""
+        return sum(self._used_s.values())
+
     def poll(self) -> list[RawStack] | None:
         """Give what was seen once it is over (`Window`)."""
+        for process in self._processes:
+            if process.returncode is None:  # one that has ended tells until it is waited for
+                self._used_s[process.pid] = _used_s(process.pid)
         if any(process.poll() is None for process in self._processes):
             if self._clock() < self._deadline_ns:
                 return None
@@ -143,7 +159,7 @@ class PySpyWindow:
             if self._record.returncode:  # a target that ended meanwhile is none
                 raise ValueError
             threads = read_threads(self._names.read_bytes())
-            period_ns = 1_000_000_000 // RATE_HZ
+            period_ns = 1_000_000_000 // self._rate_hz
             return read_trace(
                 self._trace.read_bytes(), self._begun_ns + START_NS, period_ns, threads
             )
@@ -167,17 +183,26 @@ class PySpyWindow:
                 file.unlink()
 
 
-def record_words(py_spy: Path, pid: int, seconds: float, trace: Path) -> list[str]:
+def record_words(py_spy: Path, pid: int, seconds: float, rate_hz: int, trace: Path) -> list[str]:
     """Give the command line of a window."""
     return [
         str(py_spy), "record", "-p", str(pid), "-f", "chrometrace", "--nonblocking", "--idle",
-        "--full-filenames", "-r", str(RATE_HZ), "-d", str(max(1, round(seconds))), "-o", str(trace),
+        "--full-filenames", "-r", str(rate_hz), "-d", str(max(1, round(seconds))), "-o", str(trace),
     ]  # fmt: skip
 
 
 def dump_words(py_spy: Path, pid: int) -> list[str]:
     """Give the command line of a dump."""
     return [str(py_spy), "dump", "-p", str(pid), "--json", "--nonblocking"]
+
+
+def _used_s(pid: int) -> float:
+    """Give the CPU seconds of a child, proc(5); 0 where it cannot be read."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text("utf-8").rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def _environment() -> dict[str, str]:

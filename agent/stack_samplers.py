@@ -29,6 +29,11 @@ class Window(Protocol):
 
     target: Target
 
+    @property
+    def cpu_s(self) -> float:
+        """CPU seconds that it has cost the agent's side so far, beside the thread that polls."""
+        ...
+
     def poll(self) -> Sequence[RawStack] | None:
         """Give what was seen once it is over, None until then; never waits.
 
@@ -56,8 +61,8 @@ class StackSampler(Protocol):
         """How far the times of what it sees may be off."""
         ...
 
-    def begin(self, target: Target, seconds: float) -> Window:
-        """Begin to sample *target* for *seconds*. Raises StagescopeError."""
+    def begin(self, target: Target, seconds: float, pace: float = 1.0) -> Window:
+        """Begin to sample *target* for *seconds*, at *pace* times the rate. Raises StagescopeError."""
         ...
 
     def dump(self, target: Target, timeout_s: float) -> Sequence[RawStack]:

@@ -8,24 +8,23 @@ from __future__ import annotations
 
 import logging
 import os
-import resource
 import shutil
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stagescope.agent.collectors import Collector
 from stagescope.agent.in_process_stacks import InProcess
-from stagescope.agent.own_cost import COLLECTOR_CPU_TIME
 from stagescope.agent.py_spy import PySpy, find_py_spy
 from stagescope.agent.reading_rights import why_not
 from stagescope.agent.stack_samplers import StackSampler, Target, Window
 from stagescope.agent.stage_intervals import with_intervals
 from stagescope.agent.stage_labels import RawStack, StageLabels
 from stagescope.errors import StagescopeError, UsageError
-from stagescope.samples import Sample
+from stagescope.records import Process
 from stagescope.stacks import StackSpan
 
 if TYPE_CHECKING:
@@ -49,7 +48,10 @@ def make(agent: Agent, environment: Mapping[str, str] = os.environ) -> Sequence[
     mode = environment.get(VARIABLE, "") or "runs"
     if mode not in MODES:
         raise UsageError(f"{VARIABLE} is {mode!r}; it may be {', '.join(MODES)}")
-    return () if mode == "off" else (Stacks(agent, always=mode == "always"),)
+    if mode == "off":
+        return ()
+    agent.actions.stacks = made = Stacks(agent, always=mode == "always")
+    return (made,)
 
 
 class Choice:
@@ -110,6 +112,16 @@ class Choice:
         shutil.rmtree(self._folder, ignore_errors=True)
 
 
+@dataclass(frozen=True, slots=True)
+class _Going:
+    """A window that is not over."""
+
+    window: Window
+    sampler: StackSampler
+    reason: str
+    """`StackSpan.reason`."""
+
+
 class Stacks:
     """The collector: begins windows, polls them, labels what they saw."""
 
@@ -130,22 +142,21 @@ class Stacks:
         self._clock = clock
         self._choice: Choice | None = None
         self._labels = StageLabels()
-        self._windows: list[tuple[Window, StackSampler]] = []
+        self._windows: list[_Going] = []
         self._not_before_ns: dict[Path, int] = {}
         """By process: when its next window may begin."""
         self._turns: dict[Path, int] = {}
         """By process: how many windows it has had."""
-        self._spies_s = 0.0
-        """CPU seconds of the py-spy processes that have ended."""
-        self._noted_ns = clock()
+        self._spent_s = 0.0
+        """CPU seconds of the windows that are over."""
         self._finishing = False
         self._idle = threading.Condition()
         agent.evidence.before_reading.append(self.finish)
 
     def collect(self) -> None:
         """Take what is over, begin what is due."""
-        for window in list(self._windows):
-            self._poll(*window)
+        for going in list(self._windows):
+            self._poll(going)
         if not self._finishing and (self._always or self._agent.run_under_way()):
             self._begin_some()
         with self._idle:
@@ -153,45 +164,45 @@ class Stacks:
                 self._finishing = False
                 self._idle.notify_all()
 
-    def _poll(self, window: Window, sampler: StackSampler) -> None:
+    def _poll(self, going: _Going) -> None:
+        window = going.window
         if self._finishing:
             window.finish()
         try:
             raws = window.poll()
         except StagescopeError as problem:
-            self._windows.remove((window, sampler))
+            self._over(going)
             self._failed(window.target, problem)
             return
         if raws is None:
             return
-        self._windows.remove((window, sampler))
-        self._note_cost()
-        spans = self._labelled(window.target, raws, sampler)
+        self._over(going)
+        spans = self._labelled(window.target, raws, going)
         self._agent.evidence.stacks.add([span for span in spans if span.stage or span.running])
         self._agent.evidence.count("stacks_windows")
 
-    def _note_cost(self) -> None:
-        """Keep what py-spy has taken since the last time."""
-        if self._agent.shared:
-            return  # A server starts processes of its own.
-        used = resource.getrusage(resource.RUSAGE_CHILDREN)
-        used_s, now_ns = used.ru_utime + used.ru_stime, self._clock()
-        if used_s > self._spies_s:
-            grown = used_s - self._spies_s
-            self._agent.evidence.samples.add(
-                [Sample(COLLECTOR_CPU_TIME, self._noted_ns, now_ns, grown, detail="py-spy")]
-            )
-        self._spies_s, self._noted_ns = used_s, now_ns
+    def _over(self, going: _Going) -> None:
+        self._windows.remove(going)
+        self._spent_s += going.window.cpu_s
+
+    def children_cpu_s(self) -> float:
+        """Give the CPU seconds of py-spy (`collectors.Employer`)."""
+        return self._spent_s + sum(going.window.cpu_s for going in self._windows)
+
+    def window(self, ring: Path, process: Process, reason: str, seconds: float) -> bool:
+        """Begin one for a trigger (`actions.StackAction`); False where the process has one already."""
+        if any(going.window.target.ring == ring for going in self._windows):
+            return False
+        return self._begin(Target(ring, process), seconds, reason)
 
     def _failed(self, target: Target, problem: StagescopeError) -> None:
         self._agent.evidence.count("stacks_failed")
         self._leave_alone(target, REST_S)
         self._chosen().give_up(target, problem)
 
-    def _labelled(
-        self, target: Target, raws: Sequence[RawStack], sampler: StackSampler
-    ) -> list[StackSpan]:
-        spans = self._labels.label(target.pid, raws, "window", sampler.how)
+    def _labelled(self, target: Target, raws: Sequence[RawStack], going: _Going) -> list[StackSpan]:
+        sampler = going.sampler
+        spans = self._labels.label(target.pid, raws, going.reason, sampler.how)
         since_ns = min((span.start_ns for span in spans), default=0) - sampler.error_ns
         recent = self._agent.recent
         return with_intervals(
@@ -209,27 +220,36 @@ class Stacks:
 
     def _begin_some(self) -> None:
         now_ns = self._clock()
-        busy = {window.target.ring for window, _ in self._windows}
+        busy = {going.window.target.ring for going in self._windows}
         due = [
             Target(ring, process)
             for ring, process in self._agent.alive()
             if ring not in busy and self._not_before_ns.get(ring, 0) <= now_ns
         ]
         due.sort(key=lambda target: self._turns.get(target.ring, 0))
-        for target in due[: AT_ONCE - len(self._windows)]:
-            self._begin(target)
+        for target in due[: max(0, AT_ONCE - len(self._windows))]:
+            self._take_turn(target)
 
-    def _begin(self, target: Target) -> None:
+    def _take_turn(self, target: Target) -> None:
         newest = {ring for ring, _ in self._agent.alive()}
         self._turns = {ring: n for ring, n in self._turns.items() if ring in newest}
         self._turns[target.ring] = self._turns.get(target.ring, 0) + 1
         if self._always:
             self._leave_alone(target, ALWAYS_EVERY_S)
+        self._begin(target, self._window_s, "window")
+
+    def _begin(self, target: Target, seconds: float, reason: str) -> bool:
+        pace = self._agent.governor.stack_rate_factor()
+        if not pace:
+            return False
         sampler = self._chosen().of(target)
         try:
-            self._windows.append((sampler.begin(target, self._window_s), sampler))
+            window = sampler.begin(target, seconds, pace)
         except StagescopeError as problem:
             self._failed(target, problem)
+            return False
+        self._windows.append(_Going(window, sampler, reason))
+        return True
 
     def _leave_alone(self, target: Target, seconds: float) -> None:
         now_ns = self._clock()
@@ -245,8 +265,8 @@ class Stacks:
 
     def close(self) -> None:
         """End all windows; what they saw is given up."""
-        for window, _ in self._windows:
-            window.close()
+        for going in self._windows:
+            going.window.close()
         self._windows.clear()
         if self._choice is not None:
             self._choice.close()

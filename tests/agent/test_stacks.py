@@ -167,3 +167,23 @@ def test_the_mode_is_one_of_three() -> None:
         with pytest.raises(UsageError, match="STAGESCOPE_STACKS is 'often'; it may be runs"):
             make(agent, {"STAGESCOPE_STACKS": "often"})
         assert {"stacks"} == {one.name for one in chosen("stacks")(agent)}
+
+
+def test_a_trigger_has_its_window_with_its_reason_and_what_it_cost() -> None:
+    """One at a time and process; the CPU time of py-spy is the collector's."""
+    with (
+        short_spool() as spool,
+        serving(SERVER, spool) as server,
+        sampling_agent(spool, lambda agent: []) as agent,
+    ):
+        ((ring, process),) = wait_until(agent.alive)
+        (mine,) = make(agent, {})
+        assert isinstance(mine, Stacks)
+        assert agent.actions.stacks is mine
+        assert mine.window(ring, process, "slow", 1.0)
+        assert not mine.window(ring, process, "slow", 1.0)
+        server.load(1.5, "/block")
+        wait_until(lambda: mine.collect() or agent.evidence.counts["stacks_windows"])  # type: ignore[func-returns-value]
+        mine.close()
+        assert {span.reason for span in agent.evidence.stacks.between(0, LONG)} >= {"slow"}
+        assert mine.children_cpu_s() > 0
