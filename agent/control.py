@@ -104,6 +104,7 @@ class Control:
             case "samples":
                 lines = SAMPLES.write(evidence.samples.between(since_ns, until_ns))
             case "stacks":
+                evidence.settle()  # what a window that still lasts has seen, too
                 lines = STACKS.write(evidence.stacks.between(since_ns, until_ns))
             case _:
                 lines = KERNELS.write(evidence.kernels.between(since_ns, until_ns))

@@ -217,6 +217,21 @@ class Drain:
         with self._lock:
             return [(r.path, r.reader.process) for r in self._rings.values() if not r.dead]
 
+    def loop_ticks(self) -> list[tuple[Path, Process, int]]:
+        """Give the same, and of each how often its event loops' timers have run."""
+        with self._lock:
+            return [
+                (r.path, r.process, r.reader.wait("loop_ticks"))
+                for r in self._rings.values()
+                if not r.dead
+            ]
+
+    def serving_since(self, path: Path) -> list[int]:
+        """Give the starts (monotonic ns) of the requests that the writer of *path* serves now."""
+        with self._lock:
+            ring = self._rings.get(path)
+            return ring.reader.serving_since() if ring else []
+
     def rings(self) -> int:
         """Count the files at hand."""
         return len(self._rings)

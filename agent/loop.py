@@ -21,6 +21,7 @@ from stagescope.agent.evidence import Evidence
 from stagescope.agent.governor import Governor, budget
 from stagescope.agent.notices import Notices
 from stagescope.agent.own_cost import OTHER, OwnCost, costs_of
+from stagescope.agent.recent_requests import RecentRequests
 from stagescope.agent.runs import RunStore
 from stagescope.agent.sinks import Sink
 from stagescope.agent.waits import GROWING, PASSING, summed
@@ -80,11 +81,17 @@ class Agent:
         """
         self.spool = spool
         self.actions = Actions()
+        self.shared = shared
         self.evidence = Evidence()
         self.notices = Notices()
         self.runs = RunStore(spool / "runs")
         self.cold_starts = ColdStarts()
-        own: dict[str, Sink] = {"runs": self.runs, "cold_starts": self.cold_starts}
+        self.recent = RecentRequests()
+        own: dict[str, Sink] = {
+            "runs": self.runs,
+            "cold_starts": self.cold_starts,
+            "recent": self.recent,
+        }
         self.sinks = own | sinks
         self._drain = Drain(
             spool,
@@ -242,6 +249,14 @@ class Agent:
     def alive(self) -> list[tuple[Path, Process]]:
         """Give the recorder files whose processes live, and these processes; from any thread."""
         return self._drain.alive()
+
+    def loop_ticks(self) -> list[tuple[Path, Process, int]]:
+        """Give of each living process how often its event loops' timers have run."""
+        return self._drain.loop_ticks()
+
+    def serving_since(self, ring: Path) -> list[int]:
+        """Give the starts (monotonic ns) of the requests that the writer of *ring* serves now."""
+        return self._drain.serving_since(ring)
 
     def run_under_way(self) -> bool:
         """Tell whether records of a load run came in the last few seconds."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ def ask(probe: Path, op: str, *, timeout_s: float = 5.0, **question: Any) -> Map
 
 def talk(
     probe: Path, op: str, *, timeout_s: float = 5.0, **question: Any
-) -> Iterator[Mapping[str, Any]]:
+) -> Generator[Mapping[str, Any], None, None]:
     """Ask *op* and give each answer as it comes; leaving the iteration ends what was asked for.
 
     *timeout_s* is for each line. Raises StagescopeError where nobody answers, the process ends,

@@ -36,6 +36,8 @@ KINDS: Mapping[str, Kind] = {
     "torch": Kind("stagescope.agent.torch_sampler", embedded=True),
     "kernels": Kind("stagescope.agent.micro_captures", embedded=False),
     "triggers": Kind("stagescope.agent.triggers", embedded=True),
+    "stacks": Kind("stagescope.agent.stacks", embedded=True),
+    "watchdog": Kind("stagescope.agent.loop_watch", embedded=False),
 }
 """By name, in the order of their work."""
 

@@ -11,6 +11,7 @@ from stagescope.middleware.chunk_gaps import ChunkGaps
 from stagescope.middleware.guard import fault
 from stagescope.middleware.ingress import HEADERS as _STAMPS
 from stagescope.middleware.ingress import waited_ns
+from stagescope.middleware.marks import mark
 from stagescope.middleware.names import CODES
 from stagescope.middleware.nesting import Nesting, app_tracing, server_span_below
 from stagescope.middleware.outer_span import outer_span
@@ -139,6 +140,7 @@ class Exchange:
     # as much as what it writes. Where the entry has no place in the first slot, or the timeline
     # ended, the views raise, and the method that is called then knows what to do.
 
+    @mark("preprocess.read")
     async def receive(self) -> Message:
         """Time the reading of the body; waiting for a disconnect after it is not timed."""
         receive = self._receive
@@ -204,6 +206,7 @@ class Exchange:
             timeline.flag(fmt.FLAG_INTERNAL)
         return message
 
+    @mark("respond")
     async def _send_body(self, message: Message) -> None:
         timeline, send = self._timeline, self._send
         clock = timeline.clock

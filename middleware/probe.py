@@ -37,6 +37,9 @@ OPS: Mapping[str, str] = {
     "hello": "stagescope.middleware.probe_hello",
     "memory_snapshot": "stagescope.middleware.hooks.torch_snapshot",
     "torch": "stagescope.middleware.hooks.torch_readings",
+    "allow_ptrace": "stagescope.middleware.probe_allow_ptrace",
+    "dump": "stagescope.middleware.probe_dump",
+    "stacks": "stagescope.middleware.probe_stacks",
 }
 """Names of questions, and the module whose `answer(question, talk)` answers each of them."""
 

@@ -10,6 +10,7 @@ from typing import Any, ParamSpec, TypeVar, cast
 
 from stagescope.middleware import cold_start
 from stagescope.middleware.guard import guarded
+from stagescope.middleware.marks import marked
 from stagescope.middleware.names import CODES, intern
 from stagescope.middleware.nesting import Attached
 from stagescope.middleware.slots import ENDS
@@ -135,7 +136,7 @@ class stage:
             wrapper = _coroutine(function, code)
         else:
             wrapper = _function(function, code)
-        return cast(F, functools.wraps(function)(wrapper))
+        return cast(F, functools.wraps(function)(marked(wrapper, code)))
 
 
 def _function(function: Callable[..., Any], code: int) -> Callable[..., Any]:

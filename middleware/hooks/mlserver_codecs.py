@@ -16,6 +16,7 @@ from mlserver.codecs.decorator import SignatureCodec
 
 from stagescope.middleware.hooks.hook import PATCHED, wrap
 from stagescope.middleware.hooks.mlserver_rest import PARSE, SERIALIZE
+from stagescope.middleware.marks import marked
 from stagescope.middleware.stage import stage
 
 _METHODS = {
@@ -73,4 +74,4 @@ def _timed(function: Callable[..., Any], code: int) -> Callable[..., Any]:
         finally:
             _inside.codec = False
 
-    return run
+    return marked(run, code)

@@ -9,6 +9,7 @@ from stagescope.middleware.batch_work import working_for
 from stagescope.middleware.guard import guarded
 from stagescope.middleware.hooks import mlserver_batches
 from stagescope.middleware.hooks.hook import wrap
+from stagescope.middleware.marks import marked
 from stagescope.middleware.names import CODES
 from stagescope.middleware.stage import stage
 
@@ -44,4 +45,4 @@ def _predicting(predict: Callable[..., Any]) -> Callable[..., Any]:
         with formed, working_for(formed), formed.inference():
             return await predict(self, *args, **kwargs)
 
-    return predict_timed
+    return marked(predict_timed, INFERENCE)

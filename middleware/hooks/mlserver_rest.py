@@ -8,6 +8,7 @@ from typing import Any
 from stagescope.middleware.asgi import SCOPE_KEY, StageMiddleware
 from stagescope.middleware.hooks import entry
 from stagescope.middleware.hooks.hook import PATCHED
+from stagescope.middleware.marks import marked
 from stagescope.middleware.names import CODES
 from stagescope.middleware.stage import stage
 from stagescope.middleware.types import ASGIApp, Receive, Scope, Send
@@ -71,7 +72,7 @@ def parsed(json: Callable[..., Any]) -> Callable[..., Any]:
         with stage.of_code(PARSE):
             return await json(self)
 
-    return parse_timed
+    return marked(parse_timed, PARSE)
 
 
 def rendered(render: Callable[..., Any]) -> Callable[..., Any]:
@@ -81,4 +82,4 @@ def rendered(render: Callable[..., Any]) -> Callable[..., Any]:
         with stage.of_code(SERIALIZE):
             return render(*args, **kwargs)
 
-    return render_timed
+    return marked(render_timed, SERIALIZE)

@@ -10,6 +10,7 @@ from contextvars import ContextVar, Token
 from types import TracebackType
 from typing import Any
 
+from stagescope.middleware.marks import marked
 from stagescope.middleware.names import CODES
 from stagescope.middleware.stage import stage
 from stagescope.middleware.timeline import Timeline, current
@@ -54,4 +55,4 @@ def timed_call(function: Callable[..., Any]) -> Callable[..., Any]:
         with model_call():
             return function(*args, **kwargs)
 
-    return timed
+    return marked(timed, _INFERENCE)

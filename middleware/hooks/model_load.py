@@ -16,6 +16,7 @@ from stagescope.middleware.cold_start import is_cold
 from stagescope.middleware.guard import guarded
 from stagescope.middleware.hooks import LOADS
 from stagescope.middleware.hooks.hook import PATCHED
+from stagescope.middleware.marks import marked
 from stagescope.middleware.names import intern
 from stagescope.middleware.stage import stage
 from stagescope.stages import LOAD
@@ -61,4 +62,4 @@ def _timed(inner: Callable[..., Any], code: int) -> Callable[..., Any]:
         finally:
             _inside.load = False
 
-    return load
+    return marked(load, code)

@@ -18,6 +18,7 @@ from stagescope.middleware.asgi import DISABLE_VARIABLE, SERVICE_VARIABLE
 from stagescope.middleware.guard import guarded
 from stagescope.middleware.hooks.hook import Hook, wrap
 from stagescope.middleware.hooks.pytriton_requests import HEADERS, Received
+from stagescope.middleware.marks import marked
 from stagescope.middleware.process import process_recorder
 from stagescope.middleware.recorder import Recorder
 
@@ -128,7 +129,7 @@ def _timed_inference(handle: Callable[..., Awaitable[None]]) -> Callable[..., Aw
         with received.in_the_model():
             await handle(self, scope, requests)
 
-    return timed
+    return marked(timed, "inference")
 
 
 def _noting_errors(send: Callable[..., None]) -> Callable[..., None]:
@@ -149,7 +150,7 @@ def _timed_serialize(serialize: Callable[..., bytes]) -> Callable[..., bytes]:
         with received.serializing():
             return serialize(self, scope, responses)
 
-    return timed
+    return marked(timed, "postprocess.serialize")
 
 
 HOOK = Hook("pytriton", "nvidia-pytriton", ("0.7", "0.8"), install)

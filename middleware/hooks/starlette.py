@@ -11,6 +11,7 @@ import starlette.routing
 
 from stagescope.middleware.guard import guarded, say_once
 from stagescope.middleware.hooks.hook import Hook, wrap
+from stagescope.middleware.marks import marked
 from stagescope.middleware.names import CODES
 from stagescope.middleware.route import MOUNT_KEY
 from stagescope.middleware.stage import stage
@@ -39,7 +40,7 @@ def staged(code: int) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
             timeline.close(index)
             return result
 
-        return timed
+        return marked(timed, code)
 
     return make
 
@@ -49,7 +50,7 @@ def _rendered(render: Callable[..., Any]) -> Callable[..., Any]:
         with stage.of_code(SERIALIZE):
             return render(*args, **kwargs)
 
-    return timed
+    return marked(timed, SERIALIZE)
 
 
 def _mounted(handle: Callable[..., Any]) -> Callable[..., Any]:

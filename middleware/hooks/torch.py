@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from stagescope.middleware.guard import guarded
 from stagescope.middleware.hooks.hook import PATCHED
 from stagescope.middleware.hooks.model_call import model_call
+from stagescope.middleware.marks import marked
 from stagescope.middleware.stage import stage
 from stagescope.middleware.timeline import Timeline, current
 
@@ -112,7 +113,7 @@ def _around(compiled: Callable[..., Any], name: str) -> Callable[..., Any]:
             return compiled(*args, **kwargs)
 
     setattr(timed, PATCHED, compiled)
-    return timed
+    return marked(timed, name)
 
 
 def _is_compiling() -> bool:

@@ -138,6 +138,10 @@ class RecorderReader:
         """Give the process's own waits (`recorder_format.WAITS`): loop lag, thread pool, GC."""
         return {name: self._words[fmt.WAIT_WORDS + i] for i, name in enumerate(fmt.WAITS)}
 
+    def wait(self, name: str) -> int:
+        """Give one figure of `waits`."""
+        return int(self._words[fmt.WAIT_WORDS + fmt.WAITS.index(name)])
+
     def writer_alive(self) -> bool:
         """Tell whether the process still holds the file; killed processes do not."""
         if not try_lock(self._fd, shared=True):
@@ -241,6 +245,15 @@ class RecorderReader:
         states = bytes(self._bytes[first + fmt.STATE_AT : last : self._slot_bytes])
         open_request = (fmt.KIND_REQUEST, fmt.STATE_OPEN)
         return sum(pair == open_request for pair in zip(kinds, states, strict=True))
+
+    def serving_since(self) -> list[int]:
+        """Give the starts (monotonic ns) of the requests that are being served now."""
+        starts = []
+        for at in range(self._data_at, self._ring_at, self._slot_bytes):
+            kind, state = self._bytes[at + fmt.OPENED_AT], self._bytes[at + fmt.STATE_AT]
+            if (kind, state) == (fmt.KIND_REQUEST, fmt.STATE_OPEN):
+                starts.append(int(self._words[(at + fmt.OPENED_AT + 8) >> 3]))
+        return starts
 
     def in_flight(self, now_ns: int) -> list[Record]:
         """Give what was begun and not finished, as records in the state `died`.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -41,3 +42,25 @@ class StackSpan:
     """Why it was sampled: `window`, `loop_lag`, `slow`, `oom`, `demand`."""
     how: str
     """Who sampled: `py-spy` or `in-process`."""
+
+    @property
+    def seen_ns(self) -> int:
+        """The middle of the moments at which it was seen: the first is start_ns, the last a period
+        before end_ns."""
+        return self.start_ns + (self.end_ns - self.start_ns) * (self.samples - 1) // (
+            2 * self.samples
+        )
+
+
+_FRAME = re.compile(r"(.*?) \((.*):(\d+)\)", re.DOTALL)
+
+
+def frame_text(frame: Frame) -> str:
+    """Write *frame* as tables and log lines do: `function (file:line)`."""
+    return f"{frame.function} ({frame.file}:{frame.line})"
+
+
+def parse_frame(text: str) -> Frame:
+    """Read what `frame_text` wrote; any other text is a function's name."""
+    found = _FRAME.fullmatch(text)
+    return Frame(found[1], found[2], int(found[3])) if found else Frame(text, "", 0)

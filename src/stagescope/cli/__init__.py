@@ -12,6 +12,7 @@ from typing import Protocol, cast
 from stagescope.errors import EXIT_FAILED, StagescopeError
 
 COMMANDS = ("demo", "run", "agent", "load", "report", "capture", "doctor")
+COMMANDS = ("demo", "run", "agent", "load", "report", "stacks", "doctor")
 
 
 class Command(Protocol):
