@@ -186,8 +186,8 @@ class Check:
         told = {"number": question.number, "asked": question.asked}
         if question.why_not:
             return told | {"not_measured": question.why_not}
-        figures = {path: self.figure(path) is not None for path in question.answered_by}
-        return told | {"figures": figures, "look_at": question.look_at}
+        measured = {path: self.figure(path) is not None for path in question.answered_by}
+        return told | {"measured": measured, "look_at": question.look_at}
 
     def figure(self, path: str) -> Any:
         """Give what stands at `section/part/key/...`; None where nothing does."""

@@ -50,7 +50,9 @@ def captures() -> Parts:
 
 
 def _capture(module: Any, case: Any) -> object:
-    found: object = module.measure((case,))[case.name]
+    found: dict[str, object] = module.measure((case,))[case.name]
+    if "failed" in found:
+        raise RuntimeError(found["failed"])
     return found
 
 

@@ -106,6 +106,8 @@ def _loaded(
         finally:
             load.kill()
     report = _json("report", str(out), "--format", "json")
+    if "client" not in report:
+        raise RuntimeError(f"no report of the load run: {said or report.get('said')}")
     return report | ({"load_said": said} if load.returncode else {}), captured
 
 
