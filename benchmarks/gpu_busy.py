@@ -130,7 +130,7 @@ def _captured(device: str, call: Callable[[], object]) -> dict[str, Any]:
                 call()
             stopping = time.monotonic_ns()
         stopped = time.monotonic_ns()
-        kernels, failed = len(profiler.events() or ()), ""
+        kernels, failed = _kernels(device, profiler), ""
     except RuntimeError as error:
         stopping = stopped = time.monotonic_ns()
         kernels, failed = 0, str(error).partition("\n")[0]
@@ -142,6 +142,17 @@ def _captured(device: str, call: Callable[[], object]) -> dict[str, Any]:
         "kernels": kernels,
         "failed": failed,
     }
+
+
+def _kernels(device: str, profiler: Any) -> int:
+    """Count kernels, without copies and without the calls that launched them."""
+    events = profiler.events() or ()
+    if device == "cpu":
+        return len(events)
+    return sum(
+        one.device_type.name == "CUDA" and not one.name.startswith(("Memcpy", "Memset"))
+        for one in events
+    )
 
 
 if __name__ == "__main__":

@@ -153,9 +153,10 @@ def _write(path: Path, told: object) -> None:
 class Check:
     """One run of all sections, and the file that holds what they gave."""
 
-    def __init__(self, out: Path, machine: dict[str, Any], limit_s: float) -> None:
+    def __init__(self, out: Path, machine: dict[str, Any], last: float) -> None:
+        """*last*: when the time of all is over, by the monotonic clock in seconds."""
         self._out = out
-        self._last = time.monotonic() + limit_s
+        self._last = last
         self._machine = machine
         self._date = datetime.now(UTC).isoformat(timespec="seconds")
         self.outcomes: dict[str, Outcome] = {}
@@ -222,12 +223,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _check(sections: Sequence[Section], out: Path, limit_s: float, words: Sequence[str]) -> int:
+    last = time.monotonic() + limit_s
     machine = measured_apart(MACHINE, (), MACHINE.limit_s)
     facts = machine.figures.get("facts", {"why_no_gpu": machine.why + "\n" + machine.log})
     if facts["why_no_gpu"] and any(section.gpu for section in sections):
         print(f"gpu_check: {facts['why_no_gpu']}, so there is nothing to measure", file=sys.stderr)
         return 1
-    check = Check(out, facts, limit_s)
+    check = Check(out, facts, last)
     print(_of(facts), file=sys.stderr)
     for section in sections:
         outcome = check.measure(section, words)
@@ -282,16 +284,17 @@ def _chosen(known: Sequence[Section], only: str) -> Sequence[Section]:
 
 @contextmanager
 def _ended_in_order() -> Iterator[None]:
-    """Make SIGTERM an exit, so that the section under way is ended with us."""
+    """Make SIGTERM and Ctrl-C an exit, so that the section under way is ended with us."""
 
     def leave(number: int, frame: FrameType | None) -> None:
         sys.exit(1)
 
-    before = signal.signal(signal.SIGTERM, leave)
+    before = {number: signal.signal(number, leave) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -64,10 +64,10 @@ _HTTP: Final = ("fastapi", "uvicorn", "PIL", "aiohttp", "ibis", "duckdb", "pyarr
 
 SECTIONS: Final = (
     Section("device", "gpu_device:PARTS", _TORCH, 90.0),
-    Section("nvml", "gpu_nvml:PARTS", (*_TORCH, "pynvml"), 130.0),
+    Section("nvml", "gpu_nvml:PARTS", (*_TORCH, "pynvml"), 150.0),
     Section("capture", "gpu_check_sections:captures", (*_TORCH, "gpu_capture"), 170.0),
     Section("threads", "gpu_threads:PARTS", _TORCH, 50.0),
-    Section("served", "gpu_served:PARTS", (*_TORCH, *_HTTP), 90.0),
+    Section("served", "gpu_served:PARTS", (*_TORCH, *_HTTP), 80.0),
 )
 """In the order of their worth, for the time of all may be over before the last."""
 
@@ -141,12 +141,12 @@ HEADLINES: Final = (
     ("first capture, eager: warming, s", "capture/eager/captures/0/warming_s"),
     ("first capture, eager: stop, s", "capture/eager/captures/0/stop_s"),
     ("first capture, eager: kernels", "capture/eager/captures/0/kernels"),
-    ("left behind, eager", "capture/eager/left_behind"),
-    ("left behind, graphs", "capture/graphs/left_behind"),
+    ("batches slower after captures, eager", "capture/eager/left_behind"),
+    ("batches slower after captures, graphs", "capture/graphs/left_behind"),
     ("first capture, graphs: kernels", "capture/graphs/captures/0/kernels"),
     ("first capture, prewarmed: kernels", "capture/graphs, prewarmed/captures/0/kernels"),
-    ("NVML at 1 Hz: p99", "nvml/effect/1 Hz/p99_change"),
-    ("NVML at 10 Hz: p99", "nvml/effect/10 Hz/p99_change"),
+    ("NVML at 1 Hz: change of p99", "nvml/effect/1 Hz/p99_change"),
+    ("NVML at 10 Hz: change of p99", "nvml/effect/10 Hz/p99_change"),
     ("batches with device time, threads", "threads/threads/coverage"),
     ("batches with device time, served", "served/http/coverage"),
 )

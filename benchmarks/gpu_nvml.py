@@ -13,14 +13,13 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from itertools import pairwise
-from statistics import median, quantiles
+from statistics import median
 from typing import Any, Final
 
 from gpu_busy import Busy, busy
+from gpu_nvml_effect import in_turns
 
-from stagescope.agent.evidence import Evidence
 from stagescope.agent.gpu_nvml import NvmlProbe
 from stagescope.agent.gpu_nvml_buffers import number
 from stagescope.agent.gpu_nvml_calls import Calls, Said
@@ -28,14 +27,11 @@ from stagescope.agent.gpu_nvml_fields import FAST, POWER_INSTANT, SLOW
 from stagescope.agent.gpu_nvml_gpm import Gpm
 from stagescope.agent.gpu_nvml_reading import Moment
 from stagescope.agent.gpu_probe import NoGpu, Tier
-from stagescope.agent.gpu_sampler import GpuSampler
 from stagescope.samples import Sample
-from stagescope.testing import wait_until
 
 POLL_EVERY_S: Final = 0.1
 NEVER_SLOW_S: Final = 60.0
 """No call is made rarer for what it takes: that is what is measured."""
-FIRST_POLL_S: Final = 30.0
 
 BUFFERS: Final = {
     "power": 0, "gpu": 1, "memory": 2, "encoder": 3, "decoder": 4, "sm_clock": 5,
@@ -44,7 +40,6 @@ BUFFERS: Final = {
 """nvmlSamplingType_t."""
 
 TIERS: Final[tuple[Tier, ...]] = ("fast", "slow")
-PERIODS: Final = {"off": 0.0, "1 Hz": 1.0, "10 Hz": 0.1}
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,24 +48,22 @@ class Plan:
 
     device: str = "cuda"
     """That the other process keeps busy."""
-    polls: int = 40
+    polls: int = 30
     """A tenth of a second apart, of all that is read."""
     again_s: float = 2.0
     """From one look into the driver's buffers to the next."""
     gpm_windows: tuple[tuple[float, int], ...] = ((0.1, 20), (0.2, 10), (0.5, 6), (1.0, 4))
     """Seconds between two readings, and how many."""
     rounds: int = 5
-    turn_s: float = 3.0
+    turn_s: float = 2.5
     reads: int = 15
     """Of counters before, between and after captures; a tenth of a second apart."""
 
 
 REAL: Final = Plan()
-TRIAL: Final = Plan("cpu", 6, 0.3, ((0.1, 3), (1.0, 1)), 2, 0.5, 5)
+TRIAL: Final = Plan("cpu", 6, 0.3, ((0.1, 3), (1.0, 1)), 2, 0.8, 5)
 
 Figures = dict[str, Any]
-Batch = tuple[int, int]
-"""Begin and length, ns."""
 
 
 def calls(plan: Plan = REAL) -> Figures:
@@ -231,112 +224,9 @@ def _by_name(samples: Sequence[Sample]) -> dict[str, float]:
     return {f"{one.name} {one.detail}".strip(): one.value for one in samples}
 
 
-class NotedProbe(NvmlProbe):
-    """Notes when it was polled."""
-
-    def __init__(self, polls: list[Batch]) -> None:
-        super().__init__()
-        self._polls = polls
-
-    def poll(self, tier: Tier) -> list[Sample]:
-        """Poll, and note when and how long."""
-        begun = time.monotonic_ns()
-        try:
-            return super().poll(tier)
-        finally:
-            self._polls.append((begun, time.monotonic_ns() - begun))
-
-
 def effect(plan: Plan = REAL) -> Figures:
-    """Give what batches take while the sampler runs and while not, in turns of one process."""
-    turns: list[tuple[str, int, int]] = []
-    polls: dict[str, list[Batch]] = {variant: [] for variant in PERIODS}
-    with busy(plan.device) as child:
-        for turn in range(plan.rounds):
-            order = list(PERIODS)
-            at = turn % len(order)
-            for variant in order[at:] + order[:at]:
-                begun, ended = _turn(PERIODS[variant], polls[variant], plan.turn_s)
-                turns.append((variant, begun, ended))
-        batches: list[Batch] = child.end()["batches"]
-    return _effects(turns, polls, batches)
-
-
-def _turn(period_s: float, polls: list[Batch], turn_s: float) -> tuple[int, int]:
-    """Sample for a while, or not; give from when to when it did."""
-    if not period_s:
-        begun = time.monotonic_ns()
-        time.sleep(turn_s)
-        return begun, time.monotonic_ns()
-    before = len(polls)
-    sampler = GpuSampler(partial(NotedProbe, polls), Evidence(), fast_s=period_s)
-    sampler.collect()
-    try:
-        wait_until(
-            lambda: len(polls) >= before + 2, FIRST_POLL_S
-        )  # the first polls are dearer than all others
-        begun = time.monotonic_ns()
-        time.sleep(turn_s)
-        sampler.collect()
-        return begun, time.monotonic_ns()
-    finally:
-        sampler.close()
-
-
-def _effects(
-    turns: Sequence[tuple[str, int, int]],
-    polls: Mapping[str, Sequence[Batch]],
-    batches: Sequence[Batch],
-) -> Figures:
-    found: dict[str, list[list[int]]] = defaultdict(list)
-    for variant, begun, ended in turns:
-        found[variant].append([took for at, took in batches if begun <= at < ended])
-    off = [_p99(took) for took in found["off"]]
-    off_mid = [median(took) for took in found["off"]]
-    told: Figures = {}
-    for variant, of in found.items():
-        whole = [took for turn in of for took in turn]
-        told[variant] = {
-            "batches": len(whole),
-            "p50_ms": median(whole) / 1e6,
-            "p99_ms": _p99(whole) / 1e6,
-            "longest_ms": max(whole) / 1e6,
-            "p50_change": median([median(t) / b - 1 for t, b in zip(of, off_mid, strict=True)]),
-            "p99_change": median([_p99(t) / b - 1 for t, b in zip(of, off, strict=True)]),
-            **_beside_polls(polls[variant], turns, variant, batches),
-        }
-    return told
-
-
-def _beside_polls(
-    polls: Sequence[Batch],
-    turns: Sequence[tuple[str, int, int]],
-    variant: str,
-    batches: Sequence[Batch],
-) -> Figures:
-    """Give the batches that were under way while the driver was asked."""
-    windows = [(begun, ended) for one, begun, ended in turns if one == variant]
-    asked = [one for one in polls if any(begun <= one[0] < ended for begun, ended in windows)]
-    if not asked:
-        return {}
-    during = [
-        took
-        for at, took in batches
-        if any(at < begun + length and at + took > begun for begun, length in asked)
-    ]
-    lengths = [length for _, length in asked]
-    return {
-        "polls": len(asked),
-        "poll_ms": median(lengths) / 1e6,
-        "longest_poll_ms": max(lengths) / 1e6,
-        "during_polls": len(during),
-        "during_polls_p50_ms": median(during) / 1e6 if during else None,
-        "during_polls_p99_ms": _p99(during) / 1e6 if during else None,
-    }
-
-
-def _p99(took: Sequence[int]) -> float:
-    return quantiles(took, n=100)[98] if len(took) > 1 else float(sum(took))
+    """Give what batches take while the sampler runs and while not."""
+    return in_turns(plan.device, plan.rounds, plan.turn_s)
 
 
 def gpm_beside_capture(plan: Plan = REAL) -> Figures:
