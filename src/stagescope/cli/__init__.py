@@ -11,8 +11,7 @@ from typing import Protocol, cast
 
 from stagescope.errors import EXIT_FAILED, StagescopeError
 
-COMMANDS = ("demo", "run", "agent", "load", "report", "capture", "doctor")
-COMMANDS = ("demo", "run", "agent", "load", "report", "stacks", "doctor")
+COMMANDS = ("demo", "run", "agent", "load", "report", "capture", "stacks", "doctor")
 
 
 class Command(Protocol):
