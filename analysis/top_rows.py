@@ -76,4 +76,4 @@ def _bound(own: Launches) -> str:
 
 
 def _kernel(kernel: TopKernel) -> tuple[Text, str, str]:
-    return Text(kernel.name), f"{kernel.launches:,} x", f"{kernel.busy_s * 1e3:,.2f} ms"
+    return Text(kernel.name), f"{kernel.launches:,} in", f"{kernel.busy_s * 1e3:,.2f} ms"

@@ -197,8 +197,8 @@ no stage       100% main (app/server.py:1) → select
 
 top kernels (share of the stage's busy time)
 inference           launch-bound: busy 40% of 20.0 ms captured
-                75% void gemm_bf16_128x128_32x3_tn_align8<cutlass:… 48 x 6.00 ms
-                25% Memcpy HtoD (Pageable -> Device)                 2 x 2.00 ms
+                75% void gemm_bf16_128x128_32x3_tn_align8<cutlass… 48 in 6.00 ms
+                25% Memcpy HtoD (Pageable -> Device)                2 in 2.00 ms
 """
 LINES = """\
 CPU         6.00 s in 1 process, 0.50 of a core; split by 100 running stack
