@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import IO
 
@@ -33,6 +34,18 @@ START_NS = 6_000_000
 before said 1 to 6, once in a while 14."""
 ERROR_NS = 10_000_000
 """How far its times may be off for that."""
+
+
+@cache
+def _leash() -> tuple[str, ...]:
+    """Give the words that make a program end with the agent, also where that is killed.
+
+    util-linux has them (prctl(2), PR_SET_PDEATHSIG); where it is not, a window ends by its length.
+    """
+    setpriv = shutil.which("setpriv")
+    words = (setpriv, "--pdeathsig", "KILL", "--") if setpriv else ()
+    tried = subprocess.run([*words, "true"], check=False, capture_output=True) if words else None
+    return words if tried is not None and tried.returncode == 0 else ()
 
 
 def find_py_spy() -> Path | None:
@@ -122,9 +135,11 @@ class PySpyWindow:
     def _start(
         self, words: Sequence[str], stdout: IO[bytes] | int, stderr: IO[bytes] | int
     ) -> subprocess.Popen[bytes]:
+        # What cannot be started is to fail here, and not in the program that starts it.
+        leash = _leash() if os.access(words[0], os.X_OK) else ()
         # A session of its own: Ctrl-C is the agent's to answer.
         process = subprocess.Popen(
-            words, stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr, env=_environment(),
+            [*leash, *words], stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr, env=_environment(),
             start_new_session=True,
         )  # fmt: skip
         self._processes.append(process)

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 
 from stagescope.agent import py_spy
@@ -200,3 +201,42 @@ def test_what_py_spy_says_is_read_whatever_it_is() -> None:
     assert read_trace(b"", 0, 1, {}) == []
     with pytest.raises(ValueError, match="Expecting"):
         read_trace(b'[{"ph":"B"', 0, 1, {})
+
+
+AGENT = """
+import sys, time
+from pathlib import Path
+sys.path.insert(0, sys.argv[3])
+from test_py_spy import spy, target
+window = spy(Path(sys.argv[1])).begin(target(int(sys.argv[2])), 30, 1.0)
+print(*[process.pid for process in window._processes], flush=True)
+time.sleep(60)
+"""
+
+
+def runs(pid: int) -> bool:
+    """Tell whether there is such a process that has not ended."""
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def test_none_outlives_an_agent_that_is_killed(
+    tmp_path: Path, sleeper: subprocess.Popen[bytes]
+) -> None:
+    """Half a minute's window ends at once with the process that began it."""
+    words = [
+        sys.executable,
+        "-c",
+        AGENT,
+        str(tmp_path),
+        str(sleeper.pid),
+        str(Path(__file__).parent),
+    ]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as agent:
+        assert agent.stdout is not None
+        pids = [int(word) for word in agent.stdout.readline().split()]
+        agent.kill()
+    assert pids
+    wait_until(lambda: not any(map(runs, pids)), timeout_s=10)
