@@ -137,7 +137,8 @@ def test_the_start_of_a_process_is_the_kernels(tmp_path: Path) -> None:
     odd = tmp_path / "stat"
     odd.write_bytes(b"1 (a) b (c) " + own.rpartition(b")")[2])
 
-    assert abs(process_start_ns(odd) - process_start_ns()) < 1_000_000
+    # Two readings of two clocks lie between: a busy machine may take its time there.
+    assert abs(process_start_ns(odd) - process_start_ns()) < 1_000_000_000
     assert process_start_ns() < time.monotonic_ns()
     before_ns = time.monotonic_ns()
     assert before_ns <= process_start_ns(tmp_path / "none") <= time.monotonic_ns()
