@@ -11,13 +11,13 @@ import ibis.expr.types as ir
 
 from stagescope.analysis.resource_report import TopStack
 from stagescope.analysis.sources import RunTables, row_batches
+from stagescope.stacks import parse_frame
 from stagescope.stages import OTHER, stage_of
 
 TOP = 3
 """Places kept of each stage: running ones first, one of them a wait where there are waits."""
 
 _AT_A_TIME = 2_000
-_FRAME = re.compile(r"(?P<function>.*) \((?P<file>.*):(?P<line>\d+)\)", re.DOTALL)
 _LIBRARY = re.compile(r"[/\\](site|dist)-packages[/\\]|[/\\]lib[/\\]python\d|^<", re.IGNORECASE)
 
 Place = tuple[str, str, bool]
@@ -61,22 +61,15 @@ def place_of(frames: Sequence[str]) -> tuple[str, str]:
     Where no frame is the user's, the innermost one stands for it.
     """
     own = next((frame for frame in reversed(frames) if not is_library(frame)), frames[-1])
-    return own, "" if own == frames[-1] else function_of(frames[-1])
+    return own, "" if own == frames[-1] else parse_frame(frames[-1]).function
 
 
 @lru_cache(maxsize=16_384)
 def is_library(frame: str) -> bool:
     """Tell whether *frame* is of Python itself or of an installed package, by its file."""
-    found = _FRAME.fullmatch(frame)
-    file = found["file"] if found else frame
+    file = parse_frame(frame).file or frame
     if _LIBRARY.search(file):
         return True
     # py-spy may give a file as it is below its folder of sys.path.
     first = re.split(r"[/\\]", file)[0].removesuffix(".py")
     return first in sys.stdlib_module_names
-
-
-def function_of(frame: str) -> str:
-    """Give the function's name of `function (file:line)`."""
-    found = _FRAME.fullmatch(frame)
-    return found["function"] if found else frame
