@@ -6,8 +6,7 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
-from stagescope.agent.cursors import Cursors, save_cursors
-from stagescope.agent.drain import Drain
+from stagescope.agent.drain import Cursors, Drain, save_cursors
 from stagescope.agent.sinks import Mark, Sinks, mark, settled
 
 _log = logging.getLogger("stagescope")

@@ -29,7 +29,7 @@ class Collector(Protocol):
 
 
 @runtime_checkable
-class Employer(Protocol):
+class HasChildCpu(Protocol):
     """A collector that has others work for it, whose CPU time its own thread's does not show."""
 
     def children_cpu_s(self) -> float:
@@ -56,7 +56,7 @@ class Cost:
 
 
 @dataclass(frozen=True, slots=True)
-class Chore:
+class PeriodicTask:
     """A collector made of a function."""
 
     name: str
@@ -81,7 +81,7 @@ class Metered:
         self._collector = collector
         self._clock = clock
         self._children_cpu_s = (
-            collector.children_cpu_s if isinstance(collector, Employer) else lambda: 0.0
+            collector.children_cpu_s if isinstance(collector, HasChildCpu) else lambda: 0.0
         )
         self._calls = self._cpu_ns = self._late_ns = self._stall_ns = self._longest_ns = 0
 

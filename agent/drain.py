@@ -2,30 +2,78 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from stagescope import recorder_format as fmt
-from stagescope.agent.cursors import Cursor, Cursors
-from stagescope.agent.probe_client import probe_of
-from stagescope.agent.waits import GROWING, summed
+from stagescope.agent.probe import probe_of
+from stagescope.agent.process_metrics import GROWING, summed
 from stagescope.errors import RecorderFileError
-from stagescope.recorder_reader import RecorderReader
+from stagescope.recorder import format as fmt
+from stagescope.recorder.reader import RecorderReader
+from stagescope.recorder.spool import ring_files
 from stagescope.records import InstrumentCost, Process, Record
-from stagescope.spool import ring_files
+
+FILE_NAME = "agent.cursors"
+
+_log = logging.getLogger("stagescope")
+
+
+@dataclass(frozen=True, slots=True)
+class Cursor:
+    """A place in one recorder file: see RecorderReader's `next_seq` and `chains_from`."""
+
+    next_seq: int
+    chains_from: int
+
+
+Cursors = dict[str, Cursor]
+"""By ring id."""
+
+
+def load_cursors(spool: Path) -> Cursors:
+    """Read what the last agent saved; empty where there was none.
+
+    A file that cannot be understood is put aside and said: rather records twice than none.
+    """
+    path = spool / FILE_NAME
+    try:
+        saved = json.loads(path.read_bytes())
+        return {ring: Cursor(int(place[0]), int(place[1])) for ring, place in saved.items()}
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, TypeError, IndexError, KeyError, AttributeError) as problem:
+        aside = path.with_suffix(".broken")
+        path.replace(aside)
+        _log.warning(
+            "cursor file %s cannot be read (%s): every recorder file is read again from its "
+            "start, the file is kept as %s", path, problem, aside.name,
+        )  # fmt: skip
+        return {}
+
+
+def save_cursors(spool: Path, cursors: Cursors) -> None:
+    """Replace the file at once, so that a reader sees the old or the new; raises OSError."""
+    path = spool / FILE_NAME
+    hidden = path.with_suffix(".new")
+    text = json.dumps({ring: [at.next_seq, at.chains_from] for ring, at in cursors.items()})
+    fd = os.open(hidden, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    with os.fdopen(fd, "w") as file:
+        file.write(text)
+    hidden.replace(path)
+
 
 Deliver = Callable[[Sequence[Record]], None]
 
-WHOLE_BITE = 256
+FULL_BATCH = 256
 """Records read at once by an agent that has a process of its own."""
-TURN = 16 * WHOLE_BITE
+TURN = 16 * FULL_BATCH
 """Records read of one file before the next file has its turn."""
-
-_log = logging.getLogger("stagescope")
 
 
 @dataclass(slots=True)
@@ -52,7 +100,7 @@ class Drain:
         spool: Path,
         cursors: Cursors,
         *,
-        bite: int = WHOLE_BITE,
+        bite: int = FULL_BATCH,
         give_way: Callable[[], None] = lambda: None,
         clock: Callable[[], int] = time.monotonic_ns,
     ) -> None:

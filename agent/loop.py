@@ -11,20 +11,16 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from stagescope.agent.actions import Actions
 from stagescope.agent.checkpoint import Checkpoint
-from stagescope.agent.cold_starts import ColdStarts
-from stagescope.agent.collectors import Chore, Collector, Metered
-from stagescope.agent.cursors import load_cursors
-from stagescope.agent.drain import WHOLE_BITE, Drain
-from stagescope.agent.evidence import Evidence
-from stagescope.agent.governor import Governor, budget
-from stagescope.agent.notices import Notices
-from stagescope.agent.own_cost import OTHER, OwnCost, costs_of
-from stagescope.agent.recent_requests import RecentRequests
-from stagescope.agent.runs import RunStore
+from stagescope.agent.collectors import Collector, Metered, PeriodicTask
+from stagescope.agent.drain import FULL_BATCH, Drain, load_cursors
+from stagescope.agent.events import Actions, EventQueue
+from stagescope.agent.overhead import OTHER, Governor, OwnCost, budget, costs_of
+from stagescope.agent.process_metrics import GROWING, PASSING, summed
 from stagescope.agent.sinks import Sink
-from stagescope.agent.waits import GROWING, PASSING, summed
+from stagescope.agent.store.recent import ColdStarts, RecentRequests
+from stagescope.agent.store.runs import RunStore
+from stagescope.agent.store.telemetry import TelemetryBuffer
 from stagescope.records import Process, Record
 
 SHORTEST_PAUSE_S = 0.05
@@ -32,7 +28,7 @@ LONGEST_PAUSE_S = 0.25
 DISCOVER_S = 0.5
 CHECKPOINT_S = 0.5
 TIDY_S = 60.0
-SHARED_BITE = 32
+SHARED_BATCH = 32
 """Records that an embedded agent reads before it lets the server run: about half a millisecond."""
 
 LAST_PASSES_S = 2.0
@@ -82,8 +78,8 @@ class Agent:
         self.spool = spool
         self.actions = Actions()
         self.shared = shared
-        self.evidence = Evidence()
-        self.notices = Notices()
+        self.evidence = TelemetryBuffer()
+        self.notices = EventQueue()
         self.runs = RunStore(spool / "runs")
         self.cold_starts = ColdStarts()
         self.recent = RecentRequests()
@@ -96,7 +92,7 @@ class Agent:
         self._drain = Drain(
             spool,
             load_cursors(spool),
-            bite=SHARED_BITE if shared else WHOLE_BITE,
+            bite=SHARED_BATCH if shared else FULL_BATCH,
             give_way=_release_the_interpreter if shared else _go_on,
             clock=clock,
         )
@@ -104,7 +100,7 @@ class Agent:
         self._clock = clock
         self._cpu_s = cpu_s
         self._cpu_before_s = cpu_s()
-        self._discover = Metered(Chore("discover", DISCOVER_S, self._drain.discover), clock)
+        self._discover = Metered(PeriodicTask("discover", DISCOVER_S, self._drain.discover), clock)
         self.governor = Governor(
             self.evidence.samples,
             budget=budget(),
@@ -117,8 +113,8 @@ class Agent:
         self._collectors = [
             self._discover,
             *self._samplers,
-            Metered(Chore("tidy", TIDY_S, self.runs.forget_old), clock),
-            Metered(Chore("checkpoint", CHECKPOINT_S, self._checkpoint.advance), clock),
+            Metered(PeriodicTask("tidy", TIDY_S, self.runs.forget_old), clock),
+            Metered(PeriodicTask("checkpoint", CHECKPOINT_S, self._checkpoint.advance), clock),
             Metered(OwnCost(self.evidence.samples, self._own_cpu_s, clock), clock),
         ]
         self._stopping = False

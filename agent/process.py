@@ -13,16 +13,21 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from stagescope.agent.addresses import default_metrics_address, parse_address, url
-from stagescope.agent.bearer_token import make_token, read_token
-from stagescope.agent.client import AgentClient
-from stagescope.agent.compose import ENDPOINT_VARIABLE, Composed, sinks_from_environment
-from stagescope.agent.control import Control, listen, metrics_only, serve_socket, serve_tcp
-from stagescope.agent.hold import AGENT, EMBEDDED, Hold, held_error, holder, try_hold
+from stagescope.agent.api.address import (
+    default_metrics_address,
+    make_token,
+    parse_address,
+    read_token,
+    url,
+)
+from stagescope.agent.api.client import AgentClient
+from stagescope.agent.api.control import Control, listen, metrics_only, serve_socket, serve_tcp
+from stagescope.agent.lock import AGENT, EMBEDDED, SpoolLock, held_error, holder, try_hold
 from stagescope.agent.loop import Agent
+from stagescope.agent.pipeline import ENDPOINT_VARIABLE, Pipeline, sinks_from_environment
 from stagescope.agent.samplers import chosen
 from stagescope.errors import EXIT_DONE, StagescopeError, UsageError
-from stagescope.spool import SOCKET_NAME, default_spool, ensure_spool
+from stagescope.recorder.spool import SOCKET_NAME, default_spool, ensure_spool
 
 YIELD_S = 8.0
 """How long an embedded agent may take to flush and let go."""
@@ -84,7 +89,7 @@ def _check(settings: Settings) -> None:
         parse_address(settings.metrics, option="--metrics-port", default_host="127.0.0.1")
 
 
-def take_spool(spool: Path, timeout_s: float = YIELD_S) -> Hold:
+def take_spool(spool: Path, timeout_s: float = YIELD_S) -> SpoolLock:
     """Take the spool; an embedded holder is asked to yield. Raises HeldError."""
     deadline = time.monotonic() + timeout_s
     asked_s = 0.0
@@ -101,7 +106,7 @@ def take_spool(spool: Path, timeout_s: float = YIELD_S) -> Hold:
     return hold
 
 
-def _serve(settings: Settings, control: Control, composed: Composed, cleanup: ExitStack) -> None:
+def _serve(settings: Settings, control: Control, composed: Pipeline, cleanup: ExitStack) -> None:
     server = serve_socket(control)
     cleanup.callback(server.stop)
     _log.info("reading spool %s, control socket %s, feeding %s",
@@ -124,7 +129,7 @@ def _serve_tcp(settings: Settings, control: Control, cleanup: ExitStack) -> None
     _log.info("control API at %s, token %s", url(host, server.port), said)
 
 
-def _serve_metrics(settings: Settings, composed: Composed, cleanup: ExitStack) -> None:
+def _serve_metrics(settings: Settings, composed: Pipeline, cleanup: ExitStack) -> None:
     """Serve /metrics; that the default port is taken is said, and is no reason to fail."""
     if settings.metrics is None:
         address = default_metrics_address(os.environ)

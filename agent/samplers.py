@@ -31,13 +31,13 @@ class Kind:
 
 
 KINDS: Mapping[str, Kind] = {
-    "gpu": Kind("stagescope.agent.gpu", embedded=False),
+    "gpu": Kind("stagescope.agent.gpu.select", embedded=False),
     "host": Kind("stagescope.agent.host.sampler", embedded=True),
-    "torch": Kind("stagescope.agent.torch_sampler", embedded=True),
-    "kernels": Kind("stagescope.agent.micro_captures", embedded=False),
-    "triggers": Kind("stagescope.agent.triggers", embedded=True),
-    "stacks": Kind("stagescope.agent.stacks", embedded=True),
-    "watchdog": Kind("stagescope.agent.loop_watch", embedded=False),
+    "torch": Kind("stagescope.agent.torch", embedded=True),
+    "kernels": Kind("stagescope.agent.kernels.micro_captures", embedded=False),
+    "triggers": Kind("stagescope.agent.triggers.triggers", embedded=True),
+    "stacks": Kind("stagescope.agent.stacks.sampler", embedded=True),
+    "watchdog": Kind("stagescope.agent.stacks.loop_watchdog", embedded=False),
 }
 """By name, in the order of their work."""
 

@@ -20,7 +20,7 @@ from typing import cast
 import ibis
 import ibis.expr.types as ir
 
-from stagescope.analysis.spans import Spans
+from stagescope.analysis.join import Spans
 from stagescope.stages import OTHER, STAGES
 
 UNKNOWN = "server (unknown)"

@@ -8,7 +8,6 @@ from typing import Any
 
 import ibis.expr.types as ir
 
-from stagescope.analysis.batches import batch_figures
 from stagescope.analysis.breakdown import (
     Slot,
     slots,
@@ -17,9 +16,16 @@ from stagescope.analysis.breakdown import (
     stage_slots,
     unknown_slots,
 )
-from stagescope.analysis.client_side import client_side
-from stagescope.analysis.figures import Figures, figures
-from stagescope.analysis.join import Join, choose, client_columns, count, in_breakdown, pair
+from stagescope.analysis.join import (
+    Join,
+    Spans,
+    choose,
+    client_columns,
+    count,
+    find_spans,
+    in_breakdown,
+    pair,
+)
 from stagescope.analysis.report import (
     Client,
     Instrument,
@@ -29,10 +35,15 @@ from stagescope.analysis.report import (
     Unmatched,
     UnmatchedClient,
 )
-from stagescope.analysis.resources import stage_resources
+from stagescope.analysis.resources.build import stage_resources
 from stagescope.analysis.sources import RunTables, open_run, reading, rows, stored
-from stagescope.analysis.spans import Spans, find_spans
-from stagescope.analysis.validity import invalid_reasons
+from stagescope.analysis.statistics import (
+    Figures,
+    batch_figures,
+    client_side,
+    figures,
+    invalid_reasons,
+)
 from stagescope.stages import SUB_STAGES
 
 

@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from stagescope.analysis.resource_report import Resources
-from stagescope.run_folder import Run
+from stagescope.analysis.resources.model import Resources
+from stagescope.runfolder.run import Run
 
 SCHEMA = 1
 """Version of the JSON; it grows when a key changes its meaning or goes."""

@@ -20,8 +20,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from stagescope.errors import UsageError
-from stagescope.run_folder import Run, read_run
-from stagescope.tables import (
+from stagescope.runfolder.run import Run, read_run
+from stagescope.runfolder.schema import (
     BATCHES,
     CLIENT,
     EVIDENCE,

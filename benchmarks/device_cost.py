@@ -13,10 +13,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
 
-from stagescope.middleware.hooks.torch_device import DeviceTime
-from stagescope.middleware.observers import StageObserver, leave, observe
+from stagescope.middleware.recording.timeline import Timeline
+from stagescope.middleware.runtime.observers import StageObserver, leave, observe
 from stagescope.middleware.stage import stage
-from stagescope.middleware.timeline import Timeline
+from stagescope.middleware.torch.device_time import DeviceTime
 from stagescope.testing.recording import Recording
 
 ROUNDS = 200

@@ -20,11 +20,11 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from stagescope.agent.compose import sinks_from_environment
-from stagescope.agent.drain import WHOLE_BITE, Drain
-from stagescope.agent.loop import SHARED_BITE
-from stagescope.agent.runs import RunStore
+from stagescope.agent.drain import FULL_BATCH, Drain
+from stagescope.agent.loop import SHARED_BATCH
+from stagescope.agent.pipeline import sinks_from_environment
 from stagescope.agent.sinks import Sink
+from stagescope.agent.store.runs import RunStore
 from stagescope.records import Record
 from stagescope.testing.rings import write_ring
 
@@ -60,10 +60,10 @@ def measure(spool: Path, rounds: int) -> list[Row]:
     best: dict[str, tuple[float, int]] = {}
     for _ in range(rounds):
         for what, steps, bite in (
-            ("decode", (), WHOLE_BITE),
-            ("decode, in an embedded agent's bites", (), SHARED_BITE),
-            ("decode + metrics", ("metrics",), WHOLE_BITE),
-            ("decode + metrics + run store", ("metrics", "runs"), WHOLE_BITE),
+            ("decode", (), FULL_BATCH),
+            ("decode, in an embedded agent's bites", (), SHARED_BATCH),
+            ("decode + metrics", ("metrics",), FULL_BATCH),
+            ("decode + metrics + run store", ("metrics", "runs"), FULL_BATCH),
         ):
             with tempfile.TemporaryDirectory() as folder:
                 made: dict[str, Sink] = {

@@ -21,17 +21,23 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from stagescope.agent.capture import Capture, State, Wish, blind, recorded
-from stagescope.agent.kernel_rows import by_stage
+from stagescope.agent.kernels.capture import (
+    Capture,
+    CaptureRequest,
+    State,
+    degraded_reason,
+    recorded,
+)
+from stagescope.agent.kernels.rows import by_stage
 from stagescope.errors import StagescopeError
-from stagescope.spool import ring_files
+from stagescope.recorder.spool import ring_files
 from stagescope.testing import wait_until
 
 SERVED = Path(__file__).with_name("gpu_capture_served.py")
 SETTLE_S = 3.0
 """Served before the first capture, between captures, and after the last."""
-SMALL = Wish(batches=2, seconds=20.0, max_events=10_000, force=True)
-DEEP = Wish(batches=3, seconds=20.0, deep=True, force=True)
+SMALL = CaptureRequest(batches=2, seconds=20.0, max_events=10_000, force=True)
+DEEP = CaptureRequest(batches=3, seconds=20.0, deep=True, force=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +46,7 @@ class Case:
 
     name: str
     mode: str
-    wishes: tuple[Wish, ...]
+    wishes: tuple[CaptureRequest, ...]
     environment: tuple[tuple[str, str], ...] = ()
     settle_s: float = SETTLE_S
 
@@ -80,7 +86,7 @@ def _measured(case: Case) -> dict[str, Any]:
     return _beside(batches, captures)
 
 
-def _captured(ring: Path, wish: Wish) -> dict[str, Any]:
+def _captured(ring: Path, wish: CaptureRequest) -> dict[str, Any]:
     """Run one capture; give what it told and saw."""
     capture = Capture(ring, wish)
     states: list[State] = []
@@ -97,7 +103,7 @@ def _captured(ring: Path, wish: Wish) -> dict[str, Any]:
     facts = read.facts
     return {
         "deep": wish.deep,
-        "degraded": blind(read, table),
+        "degraded": degraded_reason(read, table),
         "warming_s": (began["recording"] - began["warming"]) / 1e9,
         "stop_s": facts.stop_s,
         "save_s": facts.save_s,

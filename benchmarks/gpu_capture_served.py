@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from stagescope.middleware.probe import Probe
+from stagescope.middleware.probe.server import Probe
 from stagescope.middleware.stage import stage
 from stagescope.testing.recording import Recording
 

@@ -17,14 +17,13 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Final
 
-from stagescope.middleware.batches import batch
-from stagescope.middleware.hooks.torch_device import DeviceTime
-from stagescope.middleware.hooks.torch_device_clock import TorchClock
-from stagescope.middleware.hooks.torch_memory import device_memory, pinned_memory
-from stagescope.middleware.hooks.torch_readings import state
-from stagescope.middleware.hooks.torch_snapshot import watch_memory, write_snapshot
-from stagescope.middleware.observers import leave, observe
+from stagescope.middleware.batch import batch
+from stagescope.middleware.runtime.observers import leave, observe
 from stagescope.middleware.stage import stage
+from stagescope.middleware.torch.device_events import TorchClock
+from stagescope.middleware.torch.device_time import DeviceTime
+from stagescope.middleware.torch.memory import device_memory, pinned_memory, state
+from stagescope.middleware.torch.snapshot import watch_memory, write_snapshot
 from stagescope.testing import wait_until
 from stagescope.testing.recording import Recording
 

@@ -20,13 +20,12 @@ from typing import Any, Final
 from gpu_busy import Busy, busy
 from gpu_nvml_effect import in_turns
 
-from stagescope.agent.gpu_nvml import NvmlProbe
-from stagescope.agent.gpu_nvml_buffers import number
-from stagescope.agent.gpu_nvml_calls import Calls, Said
-from stagescope.agent.gpu_nvml_fields import FAST, POWER_INSTANT, SLOW
-from stagescope.agent.gpu_nvml_gpm import Gpm
-from stagescope.agent.gpu_nvml_reading import Moment
-from stagescope.agent.gpu_probe import NoGpu, Tier
+from stagescope.agent.gpu.nvml import NvmlProbe
+from stagescope.agent.gpu.nvml_calls import Calls, Said
+from stagescope.agent.gpu.nvml_counters import FAST, POWER_INSTANT, SLOW, number
+from stagescope.agent.gpu.nvml_gpm import Gpm
+from stagescope.agent.gpu.nvml_readings import Moment
+from stagescope.agent.gpu.probe import NoGpu, Tier
 from stagescope.samples import Sample
 
 POLL_EVERY_S: Final = 0.1

@@ -16,10 +16,10 @@ from typing import Any, Final
 
 from gpu_busy import busy
 
-from stagescope.agent.evidence import Evidence
-from stagescope.agent.gpu_nvml import NvmlProbe
-from stagescope.agent.gpu_probe import Tier
-from stagescope.agent.gpu_sampler import GpuSampler
+from stagescope.agent.gpu.nvml import NvmlProbe
+from stagescope.agent.gpu.probe import Tier
+from stagescope.agent.gpu.sampler import GpuSampler
+from stagescope.agent.store.telemetry import TelemetryBuffer
 from stagescope.samples import Sample
 from stagescope.testing import wait_until
 
@@ -27,7 +27,7 @@ PERIODS: Final = {"off": 0.0, "1 Hz": 1.0, "10 Hz": 0.1}
 FIRST_POLL_S: Final = 30.0
 
 Figures = dict[str, Any]
-Stretch = tuple[int, int]
+Interval = tuple[int, int]
 """Begin and length, ns: of a batch, of a poll."""
 
 
@@ -39,7 +39,7 @@ class Turn:
     begun_ns: int
     ended_ns: int
 
-    def of(self, stretches: Sequence[Stretch]) -> list[Stretch]:
+    def of(self, stretches: Sequence[Interval]) -> list[Interval]:
         """Give those that began in it."""
         return [one for one in stretches if self.begun_ns <= one[0] < self.ended_ns]
 
@@ -47,7 +47,7 @@ class Turn:
 class NotedProbe(NvmlProbe):
     """Notes when it was polled."""
 
-    def __init__(self, polls: list[Stretch]) -> None:
+    def __init__(self, polls: list[Interval]) -> None:
         super().__init__()
         self._polls = polls
 
@@ -62,10 +62,10 @@ class NotedProbe(NvmlProbe):
 
 def in_turns(device: str, rounds: int, turn_s: float) -> Figures:
     """Give, by how often it was sampled, what batches took. Raises AssertionError without NVML."""
-    polls: list[Stretch] = []
+    polls: list[Interval] = []
     with busy(device) as child:
         turns = [_turn(variant, polls, turn_s) for variant in _order(rounds)]
-        batches: list[Stretch] = child.end()["batches"]
+        batches: list[Interval] = child.end()["batches"]
     off = [turn for turn in turns if turn.variant == "off"]
     return {
         variant: _figures([turn for turn in turns if turn.variant == variant], off, polls, batches)
@@ -80,14 +80,14 @@ def _order(rounds: int) -> Iterator[str]:
         yield from order[at:] + order[:at]
 
 
-def _turn(variant: str, polls: list[Stretch], turn_s: float) -> Turn:
+def _turn(variant: str, polls: list[Interval], turn_s: float) -> Turn:
     """Sample for a while, or not."""
     if not PERIODS[variant]:
         begun = time.monotonic_ns()
         time.sleep(turn_s)
         return Turn(variant, begun, time.monotonic_ns())
     before = len(polls)
-    sampler = GpuSampler(partial(NotedProbe, polls), Evidence(), fast_s=PERIODS[variant])
+    sampler = GpuSampler(partial(NotedProbe, polls), TelemetryBuffer(), fast_s=PERIODS[variant])
     sampler.collect()
     try:
         # The first polls find out what there is, once in the life of an agent.
@@ -103,8 +103,8 @@ def _turn(variant: str, polls: list[Stretch], turn_s: float) -> Turn:
 def _figures(
     turns: Sequence[Turn],
     off: Sequence[Turn],
-    polls: Sequence[Stretch],
-    batches: Sequence[Stretch],
+    polls: Sequence[Interval],
+    batches: Sequence[Interval],
 ) -> Figures:
     whole = [length for turn in turns for _, length in turn.of(batches)]
     return {
@@ -126,7 +126,7 @@ def _spread(lengths_ns: Sequence[int]) -> Figures:
     }
 
 
-def _changes(rounds: Sequence[tuple[Sequence[Stretch], Sequence[Stretch]]]) -> Figures:
+def _changes(rounds: Sequence[tuple[Sequence[Interval], Sequence[Interval]]]) -> Figures:
     """Compare each turn with the one of its round without a sampler; give medians."""
     whole = [
         ([length for _, length in mine], [length for _, length in bare])
@@ -141,7 +141,7 @@ def _changes(rounds: Sequence[tuple[Sequence[Stretch], Sequence[Stretch]]]) -> F
     }
 
 
-def _beside_polls(polls: Sequence[Stretch], batches: Sequence[Stretch]) -> Figures:
+def _beside_polls(polls: Sequence[Interval], batches: Sequence[Interval]) -> Figures:
     """Give the batches that were under way while the driver was asked."""
     if not polls:
         return {}

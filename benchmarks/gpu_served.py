@@ -19,11 +19,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
 
-from stagescope.agent.client import AgentClient
+from stagescope.agent.api.client import AgentClient
 from stagescope.cli.demo_server import ExampleServer, example_server
 from stagescope.errors import StagescopeError
 from stagescope.examples.torch_server.images import sample_jpeg
-from stagescope.spool import SOCKET_NAME
+from stagescope.recorder.spool import SOCKET_NAME
 from stagescope.testing import wait_until
 
 RATE: Final = 150.0

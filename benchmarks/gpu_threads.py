@@ -27,12 +27,12 @@ import torch
 from stagescope.agent.loop import Agent
 from stagescope.agent.samplers import chosen
 from stagescope.examples.torch_server.model import Classifier, top
-from stagescope.middleware.batches import Ticket, batch
+from stagescope.middleware.batch import Ticket, batch
 from stagescope.middleware.exchange import begin
 from stagescope.middleware.process import process_recorder
-from stagescope.middleware.recorder import Recorder
+from stagescope.middleware.recording.recorder import Recorder
+from stagescope.middleware.recording.timeline import current
 from stagescope.middleware.stage import stage
-from stagescope.middleware.timeline import current
 from stagescope.records import BatchRecord
 from stagescope.testing.agents import short_spool
 from stagescope.testing.server_processes import Spool
@@ -234,7 +234,7 @@ def _samples(agent: Agent, since_ns: int, until_ns: int) -> Figures:
 
 def _capture(ring: Path) -> Figures:
     """Record a few batches, where this stagescope can."""
-    if find_spec("stagescope.agent.capture") is None:
+    if find_spec("stagescope.agent.kernels.capture") is None:
         return {"left_out": "this stagescope has no captures"}
     module: Any = import_module("gpu_capture")
     found: Figures = module._captured(ring, module.SMALL)

@@ -22,12 +22,12 @@ import psutil
 
 from stagescope.agent.drain import Drain
 from stagescope.agent.host.sampler import HostSampler
-from stagescope.agent.sample_store import SampleStore
+from stagescope.agent.store.samples import SampleStore
 
 SERVED = """
 import sys, threading
 from pathlib import Path
-from stagescope.middleware.recorder_file import create_recorder_file
+from stagescope.middleware.recording.file import create_recorder_file
 
 recorder = create_recorder_file(Path(sys.argv[1]), "cost", ring_slots=64)
 over = threading.Event()

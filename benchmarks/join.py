@@ -24,9 +24,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from stagescope.exporters.parquet import arrow_schema
-from stagescope.run_folder import Host, Plan, Run, write_run
-from stagescope.tables import BATCHES, CLIENT, SERVER, Table
+from stagescope.runfolder.parquet import arrow_schema
+from stagescope.runfolder.run import Host, Plan, Run, write_run
+from stagescope.runfolder.schema import BATCHES, CLIENT, SERVER, Table
 
 Ints = npt.NDArray[np.int64]
 SPANS = (

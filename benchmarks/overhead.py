@@ -36,7 +36,7 @@ from overhead_under_load import UnderLoad
 from rich.console import Console
 from rich.table import Table
 
-from stagescope.spool import default_spool
+from stagescope.recorder.spool import default_spool
 
 BLOCK = 200
 FAMILIES = {"fastapi": "FastAPI: ", "apart": "FastAPI, a process each: "}

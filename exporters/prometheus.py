@@ -7,10 +7,13 @@ the text is prometheus_client's.
 from __future__ import annotations
 
 import re
+import socket
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Final
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, ClassVar, Final, Self
+from wsgiref.simple_server import WSGIRequestHandler, make_server
 
+import prometheus_client
 from prometheus_client.core import (
     CounterMetricFamily,
     Exemplar,
@@ -18,19 +21,24 @@ from prometheus_client.core import (
     HistogramMetricFamily,
     Metric,
 )
-from prometheus_client.exposition import choose_encoder
+from prometheus_client.exposition import ThreadingWSGIServer, choose_encoder
 from prometheus_client.registry import Collector, CollectorRegistry
 
-from stagescope.exporters import attributes as names
-from stagescope.exporters.histograms import (
+from stagescope import semconv as names
+from stagescope.errors import StagescopeError
+from stagescope.exporters.aggregation import (
     DURATION_BOUNDS_S,
     SIZE_BOUNDS,
+    Labels,
     Seen,
+    ServiceStats,
     Snapshot,
+    Steady,
 )
-from stagescope.exporters.service_stats import Labels, ServiceStats
-from stagescope.exporters.steady import Steady
+from stagescope.exporters.sample_series import Series, Shown
 from stagescope.records import BatchRecord, ColdStartRecord, Record, RequestRecord, State
+from stagescope.samples import LEVEL, SampleName
+from stagescope.semconv import prometheus_label, prometheus_name, prometheus_unit
 from stagescope.stages import OTHER
 
 MAX_STARTING: Final = 256
@@ -274,3 +282,135 @@ def _own_name(name: str) -> str:
 
 def _own_doc(name: str) -> str:
     return f"stagescope's own count: {name}."
+
+
+# Samples, and what each collector costs, as Prometheus metrics.
+#
+# Names are made from OpenTelemetry's as its specification says
+# (https://opentelemetry.io/docs/specs/otel/compatibility/prometheus_and_openmetrics/).
+
+
+_LABELS: Final = {
+    names.PROCESS_PID: "pid",
+    names.HARDWARE_ID: "device",
+    names.STAGE: "stage",
+}
+"""Attributes whose label is shorter than their name, as in our other metrics."""
+_COLLECTOR_METRIC: Final = {metric.name: metric for metric in names.COLLECTOR_METRICS}
+
+
+class SampleCollector(Collector):
+    """What prometheus_client asks for samples; asks *shown* at each scrape."""
+
+    def __init__(self, shown: Callable[[], Shown]) -> None:
+        self._shown = shown
+
+    def collect(self) -> Iterator[Metric]:
+        """Give a family for each name that there is a sample of."""
+        now = self._shown()
+        by_name: dict[SampleName, list[Series]] = {}
+        for series in now.series:
+            by_name.setdefault(series.named, []).append(series)
+        for named, of_name in by_name.items():
+            yield _family(named, of_name)
+        left_out = _COLLECTOR_METRIC[names.METRIC_SERIES_LEFT_OUT]
+        yield GaugeMetricFamily(left_out.prometheus, left_out.doc, value=now.left_out)
+
+
+class CostCollector(Collector):
+    """What prometheus_client asks for the cost of the agent's collectors."""
+
+    def __init__(self, costs: Callable[[], Mapping[str, Mapping[str, float]]]) -> None:
+        self._costs = costs
+
+    def collect(self) -> Iterator[Metric]:
+        """Give calls, lateness and the longest call, by collector; CPU time is a sample."""
+        named = _COLLECTOR_METRIC[names.METRIC_COLLECTOR_CALLS]
+        calls = CounterMetricFamily(named.prometheus, named.doc, labels=named.labels)
+        named = _COLLECTOR_METRIC[names.METRIC_COLLECTOR_LATE]
+        late = CounterMetricFamily(named.prometheus, named.doc, labels=named.labels, unit="seconds")
+        named = _COLLECTOR_METRIC[names.METRIC_COLLECTOR_LONGEST]
+        longest = GaugeMetricFamily(
+            named.prometheus, named.doc, labels=named.labels, unit="seconds"
+        )
+        for name, cost in self._costs().items():
+            calls.add_metric((name,), cost["calls"])
+            late.add_metric((name,), cost["late_s"])
+            longest.add_metric((name,), cost["longest_s"])
+        yield from (calls, late, longest)
+
+
+def _family(named: SampleName, series: Iterable[Series]) -> Metric:
+    name, unit = prometheus_name(named), prometheus_unit(named)
+    kind = GaugeMetricFamily if named.kind == LEVEL else CounterMetricFamily
+    family = kind(name, named.doc, unit=unit)
+    suffix = "" if named.kind == LEVEL else "_total"
+    for one in series:
+        # Not by add_metric: a label that a series has no value of is left out, not empty.
+        family.add_sample(f"{name}{suffix}", _labels(one), one.value)
+    return family
+
+
+def _labels(series: Series) -> dict[str, str]:
+    labels = {"service": series.service} if series.service else {}
+    for name, value in series.attributes().items():
+        labels[_LABELS.get(name) or prometheus_label(name)] = str(value)
+    return labels
+
+
+class MetricsServer:
+    """Answers scrapes of *registry* until closed; port 0 takes a free one.
+
+    Raises StagescopeError where the address cannot be had.
+    """
+
+    def __init__(
+        self, registry: prometheus_client.CollectorRegistry, host: str = "127.0.0.1", port: int = 0
+    ) -> None:
+        try:
+            family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+            server = type("_Server", (_JoiningServer,), {"address_family": family})
+            app = _wsgi_app(registry)
+            self._server: Any = make_server(host, port, app, server, handler_class=_QuietHandler)
+        except OSError as problem:
+            raise StagescopeError(
+                f"metrics cannot be served at {host}:{port}: {problem.strerror or problem}"
+            ) from None
+        shown = f"[{host}]" if ":" in host else host
+        self.url = f"http://{shown}:{self._server.server_port}/metrics"
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, args=(0.05,), name="stagescope-metrics", daemon=True
+        )
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop listening, and wait for the answers that are on their way."""
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _wsgi_app(registry: prometheus_client.CollectorRegistry) -> Any:
+    exposition: Any = prometheus_client  # its types say nothing of the app
+    return exposition.make_wsgi_app(registry)
+
+
+class _JoiningServer(ThreadingWSGIServer):
+    """Ends its threads with itself; prometheus_client's leaves them to the process's end."""
+
+    daemon_threads = False
+
+
+class _QuietHandler(WSGIRequestHandler):
+    """Logs nothing, and waits a few seconds for a scraper that does not ask."""
+
+    timeout: ClassVar[float | None] = 2.0
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Say nothing."""

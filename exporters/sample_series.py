@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from stagescope.exporters.attributes import HARDWARE_ID, PROCESS_PID
 from stagescope.samples import LEVEL, SAMPLE_NAMES, Sample, SampleName
+from stagescope.semconv import HARDWARE_ID, PROCESS_PID
 
 MAX_SERIES: Final = 2_000
 GONE_NS: Final = 60 * 10**9

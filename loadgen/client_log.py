@@ -10,7 +10,7 @@ from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from stagescope.tables import CLIENT
+from stagescope.runfolder.schema import CLIENT
 
 _ABSENT = -1
 """Stands for null in an integer column."""

@@ -22,12 +22,12 @@ from multidict import CIMultiDict
 from yarl import URL
 
 from stagescope.identity import format_traceparent
-from stagescope.loadgen.alarm import alarm
 from stagescope.loadgen.arrivals import Schedule
 from stagescope.loadgen.client_log import Call, ClientLog
 from stagescope.loadgen.failures import INTERRUPTED, REQUEST_FAILURES, failure_word
-from stagescope.loadgen.stamping import CURRENT, StampingConnector, StampingRequest
+from stagescope.loadgen.instrumented_client import CURRENT, StampingConnector, StampingRequest
 from stagescope.loadgen.target import Target
+from stagescope.loadgen.timer import alarm
 
 HEAD_START_NS = 20_000_000
 """From the driver's start to the schedule's zero."""

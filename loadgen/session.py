@@ -5,24 +5,77 @@ from __future__ import annotations
 import asyncio
 import importlib
 import signal
+import socket
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
+from stagescope.errors import StagescopeError
 from stagescope.loadgen.driver import Driver
-from stagescope.loadgen.file_limit import raise_file_limit
 from stagescope.loadgen.health import quantile
-from stagescope.loadgen.probe import probe
 from stagescope.loadgen.target import Target
+
+
+def raise_file_limit() -> None:
+    """Raise this process's soft limit of open files to its hard limit, where the system lets us."""
+    try:
+        import resource
+    except ModuleNotFoundError:  # not a Unix
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        with suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+PATIENCE_S = 5.0
+
+
+async def probe(target: Target, patience_s: float = PATIENCE_S) -> None:
+    """Open and close one connection; nothing is sent.
+
+    Raises StagescopeError, which says what stands in the way.
+    """
+    url = target.shown_url
+    try:
+        async with asyncio.timeout(patience_s):
+            _, writer = await asyncio.open_connection(
+                target.host, target.port, ssl=target.tls or None
+            )
+    except ConnectionRefusedError:
+        raise StagescopeError(
+            f"nothing answers at {url}: connection refused; is the server up?"
+        ) from None
+    except TimeoutError:
+        raise StagescopeError(
+            f"nothing answers at {url} within {patience_s:g} s; is the host right, the server up?"
+        ) from None
+    except socket.gaierror as problem:
+        raise StagescopeError(
+            f"the host of {url} cannot be resolved: {problem.strerror}; is its name right?"
+        ) from None
+    except ssl.SSLError as problem:
+        raise StagescopeError(f"no TLS with {url}: {problem.reason or problem}") from None
+    except OSError as problem:
+        raise StagescopeError(_reason(url, problem)) from None
+    writer.transport.abort()
+
+
+def _reason(url: str, problem: OSError) -> str:
+    if "Connect call failed" in str(problem):  # several addresses, each refused or unreachable
+        return f"nothing answers at {url}: {problem}; is the server up?"
+    return f"{url} cannot be reached: {problem.strerror or problem}"
+
 
 _RECENT = 2_000
 """Rows behind the median that is shown while the run goes on: sorting all would make sends late."""
 
 
 @dataclass(frozen=True, slots=True)
-class Glimpse:
+class Progress:
     """The run so far."""
 
     sent: int
@@ -41,7 +94,7 @@ class Glimpse:
 class Watch:
     """Somebody who wants a `Glimpse` every `every_s` seconds."""
 
-    look: Callable[[Glimpse], None]
+    look: Callable[[Progress], None]
     every_s: float
 
 
@@ -101,12 +154,12 @@ async def _watch(driver: Driver, whole_s: float, watch: Watch) -> None:
         watch.look(glimpse(driver, whole_s))
 
 
-def glimpse(driver: Driver, whole_s: float) -> Glimpse:
+def glimpse(driver: Driver, whole_s: float) -> Progress:
     """Look at *driver* now."""
     elapsed_s = max(0.0, (time.monotonic_ns() - driver.started_ns) / 1e9)
     columns = driver.log.integers
     recent = zip(columns["intended_ns"][-_RECENT:], columns["last_byte_ns"][-_RECENT:], strict=True)
-    return Glimpse(
+    return Progress(
         sent=driver.started,
         planned=driver.planned,
         in_flight=driver.in_flight,

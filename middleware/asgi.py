@@ -8,19 +8,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
-from stagescope.middleware import cold_start, process
-from stagescope.middleware.calibration import calibrate
+from stagescope.middleware import process
 from stagescope.middleware.exchange import Exchange, begin
-from stagescope.middleware.guard import fault, guarded, say_once
 from stagescope.middleware.hooks.hook import install_loaded
-from stagescope.middleware.hooks.model_load import wrap_loaded
-from stagescope.middleware.nesting import Attached, Nesting
+from stagescope.middleware.hooks.model_calls import wrap_loaded
+from stagescope.middleware.otel_context import Attached, Nesting
 from stagescope.middleware.process import default_service, process_recorder
-from stagescope.middleware.recorder import Recorder
-from stagescope.middleware.timeline import current
+from stagescope.middleware.recording.guard import fault, guarded, say_once
+from stagescope.middleware.recording.recorder import Recorder
+from stagescope.middleware.recording.timeline import current
+from stagescope.middleware.runtime import cold_start
+from stagescope.middleware.runtime.calibration import calibrate
+from stagescope.middleware.runtime.pauses import watch
 from stagescope.middleware.types import ASGIApp, Receive, Scope, Send
-from stagescope.middleware.watch import watch
-from stagescope.spool import default_spool
+from stagescope.recorder.spool import default_spool
 
 SERVICE_VARIABLE = process.SERVICE_VARIABLE
 DISABLE_VARIABLE = "STAGESCOPE_DISABLE"
@@ -47,7 +48,7 @@ class StageMiddleware:
 
     *service* names the service in every record (default `OTEL_SERVICE_NAME`, else
     `model-server`); *spool* is the folder of the recorder files (default: see
-    `stagescope.spool.default_spool`); *hooks* says whether Starlette, FastAPI and anyio are timed
+    `stagescope.recorder.spool.default_spool`); *hooks* says whether Starlette, FastAPI and anyio are timed
     by themselves where they are loaded (docs/hooks/fastapi.md); *beside* is called once in each
     process, with the spool, when its recorder opens, and what it gives is stopped when the app's
     lifespan ends: the face passes the embedded agent.

@@ -4,23 +4,85 @@ from __future__ import annotations
 
 from collections.abc import Awaitable
 from sys import modules
+from typing import Any
 
-from stagescope import recorder_format as fmt
 from stagescope.identity import parse_run, parse_traceparent
-from stagescope.middleware.chunk_gaps import ChunkGaps
-from stagescope.middleware.guard import fault
-from stagescope.middleware.ingress import HEADERS as _STAMPS
-from stagescope.middleware.ingress import waited_ns
-from stagescope.middleware.marks import mark
-from stagescope.middleware.names import CODES
-from stagescope.middleware.nesting import Nesting, app_tracing, server_span_below
-from stagescope.middleware.outer_span import outer_span
-from stagescope.middleware.recorder import Recorder
-from stagescope.middleware.route import template
+from stagescope.middleware.otel_context import Nesting, app_tracing, outer_span, server_span_below
+from stagescope.middleware.recording.guard import fault
+from stagescope.middleware.recording.names import CODES
+from stagescope.middleware.recording.recorder import Recorder
+from stagescope.middleware.recording.slots import ENDS
+from stagescope.middleware.recording.timeline import Timeline
+from stagescope.middleware.request_start import HEADERS as _STAMPS
+from stagescope.middleware.request_start import waited_ns
 from stagescope.middleware.server_timing import header_value
-from stagescope.middleware.slots import ENDS
-from stagescope.middleware.timeline import Timeline
+from stagescope.middleware.stage import mark
 from stagescope.middleware.types import Message, Receive, Scope, Send
+from stagescope.recorder import format as fmt
+
+_pack = fmt.GAPS.pack_into
+
+
+class ChunkGaps:
+    """Made at a body's second chunk with bytes in it, so a reply of one chunk pays nothing.
+
+    A chunk's time is when the server had taken it, as for the first byte: what the client saw,
+    and not when the model had the token, where the client is slower than the model.
+    """
+
+    __slots__ = ("count", "last_ns", "longest_ns", "sum_ns")
+
+    def __init__(self, first_ns: int) -> None:
+        self.last_ns = first_ns
+        self.count = self.sum_ns = self.longest_ns = 0
+
+    def chunk(self, at_ns: int) -> None:
+        """Note that a chunk was handed over at *at_ns*."""
+        gap = at_ns - self.last_ns
+        self.last_ns = at_ns
+        self.count += 1
+        self.sum_ns += gap
+        self.longest_ns = max(self.longest_ns, gap)
+
+    def write(self, timeline: Timeline) -> None:
+        """Write them into the record, before it is finished."""
+        if not timeline.done:
+            _pack(timeline.slot.raw, fmt.GAPS_AT, self.count, self.sum_ns, self.longest_ns)
+
+
+# The template of the route that a request took (`/items/{id}`), from what routers leave in its scope.
+#
+# A path has as many values as there are items; a template has one.
+
+
+MOUNT_KEY = "stagescope.mount"
+"""Scope key of the hook for Starlette: (prefix of all mounts so far, the innermost mount)."""
+
+_NO_MOUNT = ("", None)
+
+
+def template(scope: Scope) -> bytes:
+    """Give the template as UTF-8; empty where no router left one."""
+    route: Any = scope.get("route")
+    if route is None:
+        return b""
+    prefix, mount = scope.get(MOUNT_KEY, _NO_MOUNT)
+    if route is mount:
+        path: object = "/{path}"
+    else:
+        path = _included(scope, route) or getattr(route, "path_format", None)
+        path = path or getattr(route, "path", None)
+    return (prefix + path).encode("utf-8", "replace") if isinstance(path, str) else b""
+
+
+def _included(scope: Scope, route: Any) -> object:
+    """Newer FastAPI keeps what `include_router(prefix=...)` put before a route apart from it."""
+    own = scope.get("fastapi")
+    context = own.get("effective_route_context") if isinstance(own, dict) else None
+    if context is None or getattr(context, "original_route", None) is not route:
+        return None
+    return getattr(context, "path_format", None)
+
 
 _INGRESS = CODES["queue.ingress"]
 _READ = CODES["preprocess.read"]

@@ -5,16 +5,18 @@ from __future__ import annotations
 import atexit
 import logging
 import os
+from functools import lru_cache
 from pathlib import Path
 from threading import Lock
 
 from stagescope.errors import StagescopeError
-from stagescope.middleware import recorder as recorders
-from stagescope.middleware.probe import Probe, start_probe
-from stagescope.middleware.recorder import Recorder
-from stagescope.middleware.recorder_file import RecorderFile, create_recorder_file
+from stagescope.middleware.probe.server import Probe, start_probe
+from stagescope.middleware.recording import recorder as recorders
+from stagescope.middleware.recording.file import RecorderFile, create_recorder_file
+from stagescope.middleware.recording.recorder import Recorder
 from stagescope.middleware.run_notes import RECORDER, note
-from stagescope.spool import default_spool
+from stagescope.recorder.reader import RecorderReader
+from stagescope.recorder.spool import default_spool
 
 log = logging.getLogger("stagescope")
 
@@ -86,3 +88,22 @@ def _forget_in_child() -> None:
 
 atexit.register(_stop_probes)
 os.register_at_fork(after_in_child=_forget_in_child)
+
+
+def recorder_beside(carrier: str) -> Recorder | None:
+    """Give this process's recorder, in the spool and for the service of *carrier*'s owner.
+
+    None where there can be none, which is logged, or where the owner's file is gone.
+    """
+    path = carrier.split(";", 6)[-1]
+    service = _service_of(path)
+    return None if service is None else process_recorder(Path(path).parent, service)
+
+
+@lru_cache(maxsize=64)
+def _service_of(path: str) -> str | None:
+    try:
+        with RecorderReader(Path(path)) as owner:
+            return owner.process.service
+    except (OSError, StagescopeError):
+        return None

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from stagescope import recorder_format as fmt
-from stagescope.middleware.names import CODES
-from stagescope.middleware.recorder import Recorder
-from stagescope.middleware.slots import Slot
-from stagescope.middleware.timeline import Timeline
+from stagescope.middleware.recording.names import CODES
+from stagescope.middleware.recording.recorder import Recorder
+from stagescope.middleware.recording.slots import Slot
+from stagescope.middleware.recording.timeline import Timeline
+from stagescope.recorder import format as fmt
 from stagescope.stages import STAGES, partition, stage_of
 
 _stages: list[str] = []

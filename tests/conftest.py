@@ -14,8 +14,8 @@ import psutil
 import pytest
 from hypothesis import settings
 
-from stagescope.middleware.probe import THREAD_NAME as PROBE_THREAD
-from stagescope.middleware.timeline import current
+from stagescope.middleware.probe.server import THREAD_NAME as PROBE_THREAD
+from stagescope.middleware.recording.timeline import current
 
 # No test is timed. CI tries the same examples each time; at the desk each run tries new ones.
 settings.register_profile("ours", deadline=None, derandomize=bool(os.environ.get("CI")))

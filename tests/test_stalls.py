@@ -7,8 +7,7 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stagescope.stages import StageSpan, partition
-from stagescope.stalls import StageStall, Stall, overlap
+from stagescope.stages import StageSpan, StageStall, Stall, overlap, partition
 
 TIMES = st.integers(0, 1_000)
 INTERVALS = st.lists(st.tuples(TIMES, TIMES).map(lambda t: (min(t), max(t))), max_size=6).map(

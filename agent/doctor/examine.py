@@ -13,12 +13,12 @@ from stagescope.agent.doctor import gpu, host, outlets, serving
 from stagescope.agent.doctor.finding import MEASURABLE, NO, WARN, Finding
 from stagescope.agent.doctor.ptrace import ptrace
 from stagescope.agent.doctor.py_spy import py_spy
-from stagescope.agent.doctor.surroundings import Surroundings
+from stagescope.agent.doctor.surroundings import Environment
 
 DEADLINE_S: Final = 2.8
 SCHEMA: Final = 1
 
-Look = Callable[[Surroundings], Finding | None]
+Look = Callable[[Environment], Finding | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +67,7 @@ class Line:
 class Examination:
     """All that was found."""
 
-    around: Surroundings
+    around: Environment
     lines: tuple[Line, ...]
 
     def possible(self, what: str) -> bool:
@@ -112,7 +112,7 @@ def _line_json(line: Line) -> dict[str, Any]:
 
 
 def examine(
-    around: Surroundings, checks: Sequence[Check] = CHECKS, deadline_s: float = DEADLINE_S
+    around: Environment, checks: Sequence[Check] = CHECKS, deadline_s: float = DEADLINE_S
 ) -> Examination:
     """Look at everything, each check on a thread: one that hangs is said to, and left behind."""
     found: queue.SimpleQueue[tuple[Check, Finding | None, float]] = queue.SimpleQueue()
@@ -140,7 +140,7 @@ def examine(
 
 def _look(
     check: Check,
-    around: Surroundings,
+    around: Environment,
     found: queue.SimpleQueue[tuple[Check, Finding | None, float]],
 ) -> None:
     begun_s = time.monotonic()

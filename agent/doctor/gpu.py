@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from stagescope.agent.doctor.finding import GPU, KERNELS, NO, OK, WARN, Finding, plural
 from stagescope.agent.doctor.serving import hello
-from stagescope.agent.doctor.surroundings import Surroundings
+from stagescope.agent.doctor.surroundings import Environment
 
 PROFILERS: Final = {"nsys": "CUPTI", "ncu": "CUPTI", "nsight-sys": "CUPTI", "dynolog": "CUPTI",
                     "nv-hostengine": "counters", "dcgm-exporter": "counters"}  # fmt: skip
@@ -18,7 +18,7 @@ INJECTIONS: Final = ("CUDA_INJECTION64_PATH", "NVTX_INJECTION64_PATH", "KINETO_U
 NO_DRIVER: Final = ("NVMLError_LibraryNotFound", "NVMLError_DriverNotLoaded")
 
 
-def nvml(around: Surroundings) -> Finding:
+def nvml(around: Environment) -> Finding:
     """Does the NVIDIA driver answer, which devices are there, and do they have GPM?"""
     try:
         pynvml: Any = import_module("pynvml")
@@ -76,7 +76,7 @@ def _text(value: Any) -> str:
     return value.decode() if isinstance(value, bytes) else str(value)
 
 
-def _no_driver(around: Surroundings, error: str) -> Finding:
+def _no_driver(around: Environment, error: str) -> Finding:
     facts: dict[str, Any] = {"error": error, "driver": None, "devices": []}
     if error not in NO_DRIVER:
         do = ("run as a user who may open /dev/nvidia*",) if "Permission" in error else ()
@@ -91,7 +91,7 @@ def _no_driver(around: Surroundings, error: str) -> Finding:
     return Finding(NO, text, do, lacks=(GPU,), facts=facts)
 
 
-def cupti(around: Surroundings) -> Finding:
+def cupti(around: Environment) -> Finding:
     """Does another profiler hold what a capture of kernels needs?"""
     injected = {pid: found for pid in around.pids() if (found := _injected(around, pid))}
     beside = _profilers(around)
@@ -110,12 +110,12 @@ def cupti(around: Surroundings) -> Finding:
     return Finding(OK, "no other profiler is in sight (nsys, ncu, dynolog, DCGM)", facts=facts)
 
 
-def _injected(around: Surroundings, pid: int) -> dict[str, str]:
+def _injected(around: Environment, pid: int) -> dict[str, str]:
     known = around.environment_of(pid)
     return {name: known[name] for name in INJECTIONS if known.get(name) not in (None, "", "0")}
 
 
-def _profilers(around: Surroundings) -> list[dict[str, Any]]:
+def _profilers(around: Environment) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     for folder in around.proc.glob("[0-9]*"):
         name = around.read(folder / "comm")
@@ -124,7 +124,7 @@ def _profilers(around: Surroundings) -> list[dict[str, Any]]:
     return found
 
 
-def counters(around: Surroundings) -> Finding | None:
+def counters(around: Environment) -> Finding | None:
     """Are the GPU's counters kept for administrators? None where there is no NVIDIA driver."""
     params = around.read(around.proc / "driver/nvidia/params")
     if not params:
@@ -138,7 +138,7 @@ def counters(around: Surroundings) -> Finding | None:
     return Finding(WARN, text, do, facts=facts)
 
 
-def torch(around: Surroundings) -> Finding:
+def torch(around: Environment) -> Finding:
     """Is there a served process with torch, whose profiler can capture?"""
     answers = {one.process.pid: hello(one) for one in around.served}
     with_torch = {pid: found for pid, found in answers.items() if found.get("torch")}
@@ -166,7 +166,7 @@ def torch(around: Surroundings) -> Finding:
     return Finding(NO, text, do, lacks=(KERNELS,), facts=facts)
 
 
-def _loaded(around: Surroundings, pid: int) -> list[str]:
+def _loaded(around: Environment, pid: int) -> list[str]:
     """Give which of torch's libraries a process has mapped: `cpu`, `cuda`, `cupti`."""
     maps = around.read(around.proc / str(pid) / "maps")
     known = {"cpu": "libtorch_cpu.so", "cuda": "libtorch_cuda.so", "cupti": "libcupti.so"}

@@ -7,14 +7,14 @@ import time
 from typing import Any, Final
 
 from stagescope.agent.doctor.finding import HOST, NO, OK, WARN, Finding
-from stagescope.agent.doctor.surroundings import Surroundings
+from stagescope.agent.doctor.surroundings import Environment
 
 SLOW_CLOCKS: Final = ("hpet", "acpi_pm", "jiffies", "xen")
 """Read by a system call or a device: microseconds a reading."""
 CLOCK_READINGS: Final = 2000
 
 
-def processes(around: Surroundings) -> Finding:
+def processes(around: Environment) -> Finding:
     """Can processes be read: psutil for all, /proc/PID of those that matter?"""
     try:
         import psutil
@@ -36,7 +36,7 @@ def processes(around: Surroundings) -> Finding:
     return Finding(OK, f"{text}, disk", gives=(HOST,), facts=facts)
 
 
-def cpus(around: Surroundings) -> Finding:
+def cpus(around: Environment) -> Finding:
     """How much CPU there is for us, and how much we may use of it."""
     allowed = len(os.sched_getaffinity(0))
     quota = _quota(around)
@@ -48,7 +48,7 @@ def cpus(around: Surroundings) -> Finding:
     return Finding(OK, f"{text}, no quota", facts=facts)
 
 
-def _quota(around: Surroundings) -> float | None:
+def _quota(around: Environment) -> float | None:
     """Give the smallest `cpu.max` on the way from our control group up; None: no limit."""
     mount = _cgroup2(around)
     found: list[float] = []
@@ -61,7 +61,7 @@ def _quota(around: Surroundings) -> float | None:
     return min(found, default=None)
 
 
-def _cgroup2(around: Surroundings) -> str:
+def _cgroup2(around: Environment) -> str:
     """Give where version 2 is mounted, below /sys; empty: nowhere."""
     for line in around.read(around.proc / "self/mounts").splitlines():
         _, point, kind, *_ = line.split(" ")
@@ -70,12 +70,12 @@ def _cgroup2(around: Surroundings) -> str:
     return ""
 
 
-def _group(around: Surroundings, pid: int | str) -> str:
+def _group(around: Environment, pid: int | str) -> str:
     lines = around.read(around.proc / str(pid) / "cgroup").splitlines()
     return next((line[3:].rstrip("/") for line in lines if line.startswith("0::")), "")
 
 
-def cgroup(around: Surroundings) -> Finding:
+def cgroup(around: Environment) -> Finding:
     """Are control groups of version 2 there, with memory and CPU in them?"""
     mount = _cgroup2(around)
     facts: dict[str, Any] = {"mount": f"/sys/{mount}" if mount else None, "controllers": []}
@@ -95,7 +95,7 @@ def cgroup(around: Surroundings) -> Finding:
     return Finding(OK, f"v2: throttling and OOM counts of containers; {most}", facts=facts)
 
 
-def pressure(around: Surroundings) -> Finding:
+def pressure(around: Environment) -> Finding:
     """Does the kernel tell for how long work waited for CPU, memory and disk (PSI)?"""
     # With psi=0 the files are there, and reading them fails.
     names = [
@@ -108,7 +108,7 @@ def pressure(around: Surroundings) -> Finding:
     return Finding(WARN, text, ("boot with psi=1",), facts=facts)
 
 
-def clock(around: Surroundings) -> Finding:
+def clock(around: Environment) -> Finding:
     """Is reading the clock cheap? Every stage reads it twice."""
     folder = around.sys / "devices/system/clocksource/clocksource0"
     source = around.read(folder / "current_clocksource") or "unknown"

@@ -8,14 +8,13 @@ from importlib.util import find_spec
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-from stagescope.agent.addresses import default_metrics_address
-from stagescope.agent.client import AgentClient
+from stagescope.agent.api.address import default_metrics_address
+from stagescope.agent.api.client import AgentClient
 from stagescope.agent.doctor.finding import NO, OK, WARN, Finding
-from stagescope.agent.doctor.surroundings import Surroundings
-from stagescope.agent.governor import BUDGET_VARIABLE, budget
-from stagescope.agent.shedding import SHEDS
+from stagescope.agent.doctor.surroundings import Environment
+from stagescope.agent.overhead import BUDGET_VARIABLE, SHEDS, budget
 from stagescope.errors import StagescopeError, UsageError
-from stagescope.spool import SOCKET_NAME
+from stagescope.recorder.spool import SOCKET_NAME
 
 CONNECT_S: Final = 1.0
 OTLP_VARIABLES: Final = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
@@ -23,7 +22,7 @@ GRPC_PORT: Final = 4317
 LOAD_NEEDS: Final = ("aiohttp", "duckdb", "ibis", "pyarrow", "rich")
 
 
-def metrics_port(around: Surroundings) -> Finding:
+def metrics_port(around: Environment) -> Finding:
     """Is the port of /metrics free, or who has it?"""
     try:
         host, port = default_metrics_address(around.environment)
@@ -42,7 +41,7 @@ def metrics_port(around: Surroundings) -> Finding:
     return Finding(OK, f"{host}:{port} is free for /metrics", facts=facts)
 
 
-def _taken(around: Surroundings, facts: dict[str, Any]) -> Finding:
+def _taken(around: Environment, facts: dict[str, Any]) -> Finding:
     facts["holder"] = holder = _listener(facts["port"])
     where = f"{facts['host']}:{facts['port']}"
     try:
@@ -66,7 +65,7 @@ def _listener(port: int) -> dict[str, Any] | None:
     return None
 
 
-def otlp(around: Surroundings) -> Finding:
+def otlp(around: Environment) -> Finding:
     """Does the back end for spans listen?"""
     variable = next((name for name in OTLP_VARIABLES if around.environment.get(name)), None)
     if variable is None:
@@ -91,7 +90,7 @@ def otlp(around: Surroundings) -> Finding:
     return Finding(OK, f"{host}:{port} listens ({variable})", facts=facts)
 
 
-def load(around: Surroundings) -> Finding:
+def load(around: Environment) -> Finding:
     """Is what `stagescope load` and `report` need installed?"""
     missing = [name for name in LOAD_NEEDS if find_spec(name) is None]
     facts = {"missing": missing}
@@ -101,7 +100,7 @@ def load(around: Surroundings) -> Finding:
     return Finding(OK, "stagescope load, report: installed", facts=facts)
 
 
-def own_cost(around: Surroundings) -> Finding:
+def own_cost(around: Environment) -> Finding:
     """What the samplers may cost, what they do, and what is shed for it."""
     try:
         share = budget(around.environment)

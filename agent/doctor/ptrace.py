@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from stagescope.agent.doctor.finding import OK, STACKS, WARN, Finding
-from stagescope.agent.doctor.surroundings import Surroundings
+from stagescope.agent.doctor.surroundings import Environment
 
 CAP_SYS_PTRACE: Final = 19
 CONTAINER_FILES: Final = {".dockerenv": "docker", "run/.containerenv": "podman"}
@@ -79,7 +79,7 @@ class Rights:
         return ['sudo setcap cap_sys_ptrace+ep "$(command -v py-spy)"']
 
 
-def ptrace(around: Surroundings) -> Finding:
+def ptrace(around: Environment) -> Finding:
     """By the rules: may py-spy read the served processes?"""
     found = [rights(around, pid) for pid in around.pids()] or [rights(around)]
     first = found[0]
@@ -101,7 +101,7 @@ def ptrace(around: Surroundings) -> Finding:
     return Finding(WARN, text, tuple(worst.grants()), lacks=(STACKS,), facts=facts)
 
 
-def rights(around: Surroundings, pid: int = 0) -> Rights:
+def rights(around: Environment, pid: int = 0) -> Rights:
     """Read what decides, for *pid* or (0) for a process of our own user and namespace."""
     scope = around.read(around.proc / "sys/kernel/yama/ptrace_scope")
     held = int(around.status("self", "CapEff") or "0", 16)
@@ -126,7 +126,7 @@ def rights(around: Surroundings, pid: int = 0) -> Rights:
     )
 
 
-def _asks_leave(around: Surroundings, pid: int) -> bool:
+def _asks_leave(around: Environment, pid: int) -> bool:
     # An old stagescope in the server has no such op, and a process that is not served no probe.
     from stagescope.agent.doctor.serving import hello
 
@@ -134,7 +134,7 @@ def _asks_leave(around: Surroundings, pid: int) -> bool:
     return any("allow_ptrace" in answer.get("ops", ()) for answer in answers)
 
 
-def _container(around: Surroundings) -> str:
+def _container(around: Environment) -> str:
     if "KUBERNETES_SERVICE_HOST" in around.environment:
         return "kubernetes"
     root = around.proc.parent

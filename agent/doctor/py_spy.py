@@ -13,8 +13,8 @@ from typing import Any, Final
 
 from stagescope.agent.doctor.finding import NO, OK, STACKS, WARN, Finding
 from stagescope.agent.doctor.ptrace import rights
-from stagescope.agent.doctor.surroundings import Served, Surroundings
-from stagescope.agent.probe_client import ask
+from stagescope.agent.doctor.surroundings import Environment, Served
+from stagescope.agent.probe import ask
 from stagescope.errors import StagescopeError
 
 DUMP_S: Final = 1.0
@@ -22,7 +22,7 @@ MOST_TARGETS: Final = 2
 CHILD: Final = "import time\nprint(flush=True)\ntime.sleep(10)"
 
 
-def py_spy(around: Surroundings) -> Finding:
+def py_spy(around: Environment) -> Finding:
     """Is there a py-spy, and does it give stacks?"""
     program = find(around)
     if program is None:
@@ -42,7 +42,7 @@ def py_spy(around: Surroundings) -> Finding:
     return _of_targets(around, program, facts)
 
 
-def _of_targets(around: Surroundings, program: Path, facts: dict[str, Any]) -> Finding:
+def _of_targets(around: Environment, program: Path, facts: dict[str, Any]) -> Finding:
     said = f"py-spy {facts['version']}"
     for pid in around.pids()[:MOST_TARGETS]:
         for one in around.served:
@@ -66,14 +66,14 @@ def _of_targets(around: Surroundings, program: Path, facts: dict[str, Any]) -> F
                    gives=(STACKS,), facts=facts)  # fmt: skip
 
 
-def _ask_leave(around: Surroundings, one: Served) -> None:
+def _ask_leave(around: Environment, one: Served) -> None:
     """Where Yama is 1: have the server name us, so that what we start may read it."""
     found = rights(around, one.process.pid)
     if found.yama == 1 and found.asks_leave and not found.capable:
         ask(one.probe, "allow_ptrace", timeout_s=DUMP_S, pid=os.getpid())
 
 
-def find(around: Surroundings) -> Path | None:
+def find(around: Environment) -> Path | None:
     """Find the program: beside this interpreter, else on the search path."""
     beside = str(Path(sys.executable).parent)
     places = os.pathsep.join([beside, around.environment.get("PATH", "")])

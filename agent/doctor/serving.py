@@ -9,16 +9,22 @@ import tempfile
 from pathlib import Path
 from typing import Any, Final
 
-from stagescope.agent.client import AgentClient
-from stagescope.agent.control import version
+from stagescope.agent.api.client import AgentClient
+from stagescope.agent.api.control import version
+from stagescope.agent.api.http_server import SOCKET_PATH_BYTES
 from stagescope.agent.doctor.finding import NO, OK, SPANS, STACKS, WARN, Finding, plural
-from stagescope.agent.doctor.surroundings import Served, Surroundings
-from stagescope.agent.hold import holder
-from stagescope.agent.http_server import SOCKET_PATH_BYTES
-from stagescope.agent.probe_client import ask
+from stagescope.agent.doctor.surroundings import Environment, Served
+from stagescope.agent.lock import holder
+from stagescope.agent.probe import ask
 from stagescope.errors import StagescopeError
-from stagescope.recorder_format import IN_FLIGHT_SLOTS, RING_SLOTS, file_bytes
-from stagescope.spool import LOCK_NAME, SOCKET_NAME, SPOOL_VARIABLE, default_spool, try_lock
+from stagescope.recorder.format import IN_FLIGHT_SLOTS, RING_SLOTS, file_bytes
+from stagescope.recorder.spool import (
+    LOCK_NAME,
+    SOCKET_NAME,
+    SPOOL_VARIABLE,
+    default_spool,
+    try_lock,
+)
 
 PROBE_S: Final = 1.0
 AGENT_S: Final = 1.5
@@ -27,13 +33,13 @@ ROOM_BYTES: Final = 4 * file_bytes(IN_FLIGHT_SLOTS, RING_SLOTS)
 """Recorder files of four workers."""
 
 
-def python(around: Surroundings) -> Finding:
+def python(around: Environment) -> Finding:
     """Which Python, which stagescope."""
     facts = {"python": platform.python_version(), "stagescope": version(), "path": sys.executable}
     return Finding(OK, f"{facts['python']}, stagescope {facts['stagescope']}", facts=facts)
 
 
-def spool(around: Surroundings) -> Finding:
+def spool(around: Environment) -> Finding:
     """Can servers write recorder files there, and can an agent read them?"""
     path = around.spool
     facts: dict[str, Any] = {"path": str(path), "exists": path.exists()}
@@ -82,7 +88,7 @@ def _free_bytes(path: Path) -> int:
     return found.f_bavail * found.f_frsize
 
 
-def _file_system(around: Surroundings, path: Path) -> str:
+def _file_system(around: Environment, path: Path) -> str:
     """Give the type of the file system of *path*: that of the longest mount point before it."""
     best, kind = "", ""
     for line in around.read(around.proc / "self/mounts").splitlines():
@@ -92,7 +98,7 @@ def _file_system(around: Surroundings, path: Path) -> str:
     return kind
 
 
-def agent(around: Surroundings) -> Finding:
+def agent(around: Environment) -> Finding:
     """Does an agent drain the spool, and is it of this version?"""
     try:
         found = AgentClient(around.spool / SOCKET_NAME, timeout_s=AGENT_S).health()
@@ -106,7 +112,7 @@ def agent(around: Surroundings) -> Finding:
     return Finding(OK, text, facts=facts)
 
 
-def _no_answer(around: Surroundings, problem: StagescopeError) -> Finding:
+def _no_answer(around: Environment, problem: StagescopeError) -> Finding:
     start = f"{_by_variable(around)}stagescope agent"
     lock = around.spool / LOCK_NAME
     if lock.exists() and not os.access(lock, os.R_OK):
@@ -123,7 +129,7 @@ def _no_answer(around: Surroundings, problem: StagescopeError) -> Finding:
     return Finding(NO, text + f"does not answer: {problem}", do, facts=facts)
 
 
-def _by_variable(around: Surroundings) -> str:
+def _by_variable(around: Environment) -> str:
     return "" if around.spool == default_spool() else f"{SPOOL_VARIABLE}={around.spool} "
 
 
@@ -138,7 +144,7 @@ def _held(lock: Path) -> bool:
         os.close(fd)
 
 
-def servers(around: Surroundings) -> Finding:
+def servers(around: Environment) -> Finding:
     """Which processes record here, and does each answer its probe?"""
     if not around.served and around.closed:
         owner = around.closed[0].stat().st_uid
@@ -170,7 +176,7 @@ def servers(around: Surroundings) -> Finding:
     return Finding(WARN, told, do, gives=gives, lacks=lacks, facts=facts)
 
 
-def _of_versions(around: Surroundings, told: str, facts: dict[str, Any]) -> Finding:
+def _of_versions(around: Environment, told: str, facts: dict[str, Any]) -> Finding:
     """All is well, but for servers that run another stagescope than we are."""
     there = {one.process.version for one in around.served}
     if there == {version()} or "source" in (*there, version()):
@@ -205,7 +211,7 @@ def _facts(one: Served, answer: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _settings(around: Surroundings, one: Served) -> dict[str, str]:
+def _settings(around: Environment, one: Served) -> dict[str, str]:
     """Give what the server was started with that is ours to know: other variables hold secrets."""
     known = around.environment_of(one.process.pid)
     return {name: value for name, value in known.items() if name.startswith("STAGESCOPE_")}

@@ -8,11 +8,11 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from stagescope.agent.probe_client import probe_of
+from stagescope.agent.probe import probe_of
 from stagescope.errors import RecorderFileError, StagescopeError
-from stagescope.recorder_reader import RecorderReader
+from stagescope.recorder.reader import RecorderReader
+from stagescope.recorder.spool import default_spool, ring_files
 from stagescope.records import Process
-from stagescope.spool import default_spool, ring_files
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +29,7 @@ class Served:
 
 
 @dataclass(frozen=True, slots=True)
-class Surroundings:
+class Environment:
     """What every check looks at."""
 
     spool: Path
@@ -74,7 +74,7 @@ def look_around(
     proc: Path = Path("/proc"),
     sys: Path = Path("/sys"),
     environment: Mapping[str, str] = os.environ,
-) -> Surroundings:
+) -> Environment:
     """Find out what there is to look at. Raises StagescopeError where *pid* is not here."""
     spool = spool or default_spool()
     found, closed = _rings(spool)
@@ -85,7 +85,7 @@ def look_around(
             "share that one (`docker run --pid=container:NAME`, `shareProcessNamespace: true` of "
             "a pod), or run the doctor inside it"
         )
-    return Surroundings(spool, served, tuple(closed), pid, dict(environment), proc, sys)
+    return Environment(spool, served, tuple(closed), pid, dict(environment), proc, sys)
 
 
 def _rings(spool: Path) -> tuple[list[Served], list[Path]]:

@@ -12,8 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from stagescope.agent.host.files import read
-from stagescope.agent.host.process_stat import process_stat
+from stagescope.agent.host.proc import process_stat, read
 from stagescope.records import Process
 
 LOOK_AGAIN = 10

@@ -17,7 +17,7 @@ from typing import Generic, Self, TypeVar
 
 from stagescope import batch
 from stagescope.examples.torch_server.settings import BatchLimits
-from stagescope.middleware.batches import Ticket
+from stagescope.middleware.batch import Ticket
 
 Item = TypeVar("Item")
 Collated = TypeVar("Collated")

@@ -1,29 +1,29 @@
 """Hooks: one module a framework, the only place that imports it; nothing is patched on import.
 
-Each module offers `HOOK`, a `Hook`; `HOOKS` names the modules, so that none is loaded before its
-framework is. A user calls `stagescope.install("litserve")`, or starts the server with
+`HOOKS` names the `Hook` of each framework by module and attribute, so that none is loaded before
+its framework is. A user calls `stagescope.install("litserve")`, or starts the server with
 `stagescope run`, which installs each hook when its framework is imported.
 """
 
 from __future__ import annotations
 
 HOOKS: dict[str, str] = {
-    "anyio": "stagescope.middleware.hooks.anyio",
-    "bentoml": "stagescope.middleware.hooks.bentoml",
-    "fastapi": "stagescope.middleware.hooks.fastapi",
-    "granian": "stagescope.middleware.hooks.granian",
-    "gunicorn.workers.gasgi": "stagescope.middleware.hooks.gunicorn",
-    "hypercorn": "stagescope.middleware.hooks.hypercorn",
-    "litserve": "stagescope.middleware.hooks.litserve",
-    "mlserver": "stagescope.middleware.hooks.mlserver",
-    "onnxruntime": "stagescope.middleware.hooks.onnxruntime",
-    "pytriton": "stagescope.middleware.hooks.pytriton",
-    "ray.serve": "stagescope.middleware.hooks.ray",
-    "starlette": "stagescope.middleware.hooks.starlette",
-    "transformers.generation.utils": "stagescope.middleware.hooks.transformers_generation",
-    "transformers.pipelines": "stagescope.middleware.hooks.transformers",
-    "ts.service": "stagescope.middleware.hooks.torchserve",
-    "uvicorn": "stagescope.middleware.hooks.uvicorn",
+    "anyio": "stagescope.middleware.hooks.anyio:HOOK",
+    "bentoml": "stagescope.middleware.hooks.bentoml:HOOK",
+    "fastapi": "stagescope.middleware.hooks.fastapi:HOOK",
+    "granian": "stagescope.middleware.hooks.asgi_servers:GRANIAN",
+    "gunicorn.workers.gasgi": "stagescope.middleware.hooks.asgi_servers:GUNICORN",
+    "hypercorn": "stagescope.middleware.hooks.asgi_servers:HYPERCORN",
+    "litserve": "stagescope.middleware.hooks.litserve.server:HOOK",
+    "mlserver": "stagescope.middleware.hooks.mlserver:HOOK",
+    "onnxruntime": "stagescope.middleware.hooks.onnxruntime:HOOK",
+    "pytriton": "stagescope.middleware.hooks.pytriton:HOOK",
+    "ray.serve": "stagescope.middleware.hooks.ray.install:HOOK",
+    "starlette": "stagescope.middleware.hooks.starlette:HOOK",
+    "transformers.generation.utils": "stagescope.middleware.hooks.transformers:GENERATION",
+    "transformers.pipelines": "stagescope.middleware.hooks.transformers:PIPELINES",
+    "ts.service": "stagescope.middleware.hooks.torchserve.worker:HOOK",
+    "uvicorn": "stagescope.middleware.hooks.asgi_servers:UVICORN",
 }
 """Framework's import name → our module, both by name alone."""
 

@@ -12,10 +12,10 @@ from typing import Any
 
 import anyio.to_thread
 
-from stagescope.middleware import watch
 from stagescope.middleware.hooks.hook import Hook, wrap
-from stagescope.middleware.names import CODES
-from stagescope.middleware.timeline import Timeline, current
+from stagescope.middleware.recording.names import CODES
+from stagescope.middleware.recording.timeline import Timeline, current
+from stagescope.middleware.runtime import pauses
 
 _THREADPOOL = CODES["queue.threadpool"]
 
@@ -29,8 +29,8 @@ LONG_WAIT_NS = 1_000_000
 def _timed(run_sync: Callable[..., Any]) -> Callable[..., Any]:
     async def timed(function: Callable[..., Any], *args: Any, **options: Any) -> Any:
         timeline = current.get()
-        if watch.pool is None:
-            watch.pool = anyio.to_thread.current_default_thread_limiter()
+        if pauses.pool is None:
+            pauses.pool = anyio.to_thread.current_default_thread_limiter()
         if timeline is None or timeline.done:
             return await run_sync(function, *args, **options)
         wait = _Wait(timeline)

@@ -84,12 +84,12 @@ def begin() -> None:
 
 def install_hook(name: str) -> None:
     """Install a hook, and time the load calls; what goes wrong stays here."""
-    from stagescope.middleware.guard import guarded
     from stagescope.middleware.hooks.hook import install
+    from stagescope.middleware.recording.guard import guarded
 
     if name in LOADS:
         with guarded():
-            from stagescope.middleware.hooks.model_load import wrap_loads
+            from stagescope.middleware.hooks.model_calls import wrap_loads
 
             wrap_loads(name)
     with guarded():

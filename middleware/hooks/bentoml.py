@@ -19,17 +19,45 @@ from _bentoml_impl.client.proxy2 import AsyncClient
 from _bentoml_impl.server.app import ServiceAppFactory
 from _bentoml_sdk.io_models import IOMixin
 from _bentoml_sdk.method import APIMethod
+from bentoml._internal.configuration.containers import BentoMLContainer
 from bentoml._internal.marshal import dispatcher as dispatching
 from bentoml._internal.marshal.dispatcher import CorkDispatcher, Job
 
-from stagescope.middleware.batches import Ticket, batch
-from stagescope.middleware.guard import guarded
+from stagescope.identity import format_traceparent
+from stagescope.middleware.batch import Ticket, batch
 from stagescope.middleware.hooks import hook
-from stagescope.middleware.hooks.bentoml_calls import traceparent
 from stagescope.middleware.hooks.hook import PATCHED, Hook, wrap
-from stagescope.middleware.names import CODES
+from stagescope.middleware.recording.guard import guarded
+from stagescope.middleware.recording.names import CODES
+from stagescope.middleware.recording.timeline import Timeline, current
 from stagescope.middleware.stage import carry, stage
-from stagescope.middleware.timeline import Timeline, current
+from stagescope.recorder import format as fmt
+
+
+def traceparent(running: batch | None) -> str | None:
+    """Give the `traceparent` of the present request, else of the *running* batch.
+
+    None outside of both, and where a span of BentoML's own tracing is the parent. That makes
+    spans also where it exports none: as a parent, nobody would ever see them.
+    """
+    timeline = current.get() or (running.timeline if running else None)
+    if timeline is None or timeline.done or _span_exported():
+        return None
+    return format_traceparent(
+        timeline.trace_id.hex(), timeline.span_id.hex(), sampled=_sampled(timeline)
+    )
+
+
+def _span_exported() -> bool:
+    if not BentoMLContainer.tracing.exporter_type.get():
+        return False
+    trace: Any = sys.modules.get("opentelemetry.trace")
+    return trace is not None and bool(trace.get_current_span().is_recording())
+
+
+def _sampled(timeline: Timeline) -> bool:
+    return bool(timeline.slot.raw[fmt.OPENED_AT + 2] & fmt.FLAG_SAMPLED)
+
 
 _THREADPOOL = CODES["queue.threadpool"]
 

@@ -9,7 +9,7 @@ import fastapi.routing
 
 from stagescope.middleware.hooks.hook import Hook, wrap
 from stagescope.middleware.hooks.starlette import PARSE, SERIALIZE, staged
-from stagescope.middleware.names import intern
+from stagescope.middleware.recording.names import intern
 
 ENDPOINT = "endpoint"
 """A stage beside the six: the endpoint's own code, as far as it opens no stage itself."""

@@ -13,8 +13,8 @@ from types import ModuleType
 from typing import Any
 
 from stagescope.errors import UsageError
-from stagescope.middleware.guard import fault, guarded
 from stagescope.middleware.hooks import HOOKS
+from stagescope.middleware.recording.guard import fault, guarded
 
 log = logging.getLogger("stagescope")
 
@@ -51,7 +51,8 @@ def install(name: str) -> bool:
     if name not in HOOKS:
         raise UsageError(f"there is no hook for {name!r}; there are: {', '.join(sorted(HOOKS))}")
     try:
-        hook: Hook = import_module(HOOKS[name]).HOOK
+        module, _, attribute = HOOKS[name].partition(":")
+        hook: Hook = getattr(import_module(module), attribute)
     except ModuleNotFoundError as missing:
         raise UsageError(
             f"the hook for {name} needs {missing.name}, which is not installed: "

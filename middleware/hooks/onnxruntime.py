@@ -11,9 +11,9 @@ from collections.abc import Callable
 from typing import Any
 
 from stagescope.middleware.hooks.hook import Hook, wrap
-from stagescope.middleware.hooks.model_call import timed_call
-from stagescope.middleware.names import CODES
-from stagescope.middleware.timeline import Timeline, current
+from stagescope.middleware.hooks.model_calls import timed_call
+from stagescope.middleware.recording.names import CODES
+from stagescope.middleware.recording.timeline import Timeline, current
 
 _INFERENCE = CODES["inference"]
 

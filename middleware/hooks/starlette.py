@@ -9,13 +9,12 @@ import starlette.requests
 import starlette.responses
 import starlette.routing
 
-from stagescope.middleware.guard import guarded, say_once
+from stagescope.middleware.exchange import MOUNT_KEY
 from stagescope.middleware.hooks.hook import Hook, wrap
-from stagescope.middleware.marks import marked
-from stagescope.middleware.names import CODES
-from stagescope.middleware.route import MOUNT_KEY
-from stagescope.middleware.stage import stage
-from stagescope.middleware.timeline import current
+from stagescope.middleware.recording.guard import guarded, say_once
+from stagescope.middleware.recording.names import CODES
+from stagescope.middleware.recording.timeline import current
+from stagescope.middleware.stage import marked, stage
 from stagescope.middleware.types import ASGIApp, Receive, Scope, Send
 
 PARSE = CODES["preprocess.parse"]

@@ -13,12 +13,11 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from stagescope.middleware.guard import guarded
 from stagescope.middleware.hooks.hook import PATCHED
-from stagescope.middleware.hooks.model_call import model_call
-from stagescope.middleware.marks import marked
-from stagescope.middleware.stage import stage
-from stagescope.middleware.timeline import Timeline, current
+from stagescope.middleware.hooks.model_calls import model_call
+from stagescope.middleware.recording.guard import guarded
+from stagescope.middleware.recording.timeline import Timeline, current
+from stagescope.middleware.stage import marked, stage
 
 if TYPE_CHECKING:
     from torch import nn

@@ -6,13 +6,100 @@ methods, also the user's, so they are wrapped in the classes of each pipeline wh
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from stagescope.middleware.hooks.hook import Hook, wrap
-from stagescope.middleware.hooks.model_call import timed_call
-from stagescope.middleware.hooks.transformers_generation import on_behalf_of
-from stagescope.middleware.stage import stage
+from stagescope.middleware.hooks.model_calls import model_call, timed_call
+from stagescope.middleware.recording.names import CODES
+from stagescope.middleware.recording.timeline import Timeline, current
+from stagescope.middleware.stage import Steps, stage
+
+# Hugging Face `generate` is `inference`, also in a thread of its own that feeds a streamer.
+#
+# A streamer belongs to the request that made it: a `generate` that gets it works for that request,
+# whatever thread it is in, and waiting for the next piece of text is `inference` too.
+
+
+_OWNER = "_stagescope_timeline"
+_STEPS = "_stagescope_steps"
+
+
+def install_generation() -> None:
+    """Wrap `generate` and the streamers."""
+    from transformers.generation import streamers
+    from transformers.generation.utils import GenerationMixin
+
+    wrap(GenerationMixin, "generate", _timed_generate)
+    wrap(streamers.TextStreamer, "__init__", _owned_init)
+    wrap(streamers.TextIteratorStreamer, "__next__", _timed_next)
+    wrap(streamers.AsyncTextIteratorStreamer, "__anext__", _timed_anext)
+
+
+@contextmanager
+def on_behalf_of(streamer: object) -> Iterator[None]:
+    """Work for the request that made *streamer*, where this thread works for none."""
+    owner: Timeline | None = getattr(streamer, _OWNER, None)
+    if owner is None or current.get() is not None:
+        yield
+        return
+    token = current.set(owner)
+    try:
+        yield
+    finally:
+        current.reset(token)
+
+
+def _timed_generate(generate: Callable[..., Any]) -> Callable[..., Any]:
+    def timed(*args: Any, **kwargs: Any) -> Any:
+        with on_behalf_of(kwargs.get("streamer")), model_call():
+            return generate(*args, **kwargs)
+
+    return timed
+
+
+def _owned_init(init: Callable[..., None]) -> Callable[..., None]:
+    def owned(self: Any, *args: Any, **kwargs: Any) -> None:
+        init(self, *args, **kwargs)
+        setattr(self, _OWNER, current.get())
+        setattr(self, _STEPS, Steps(CODES["inference"]))
+
+    return owned
+
+
+def _timed_next(step: Callable[[Any], str]) -> Callable[[Any], str]:
+    def timed(self: Any) -> str:
+        steps: Steps = getattr(self, _STEPS)
+        steps.begin()
+        try:
+            text = step(self)
+        except BaseException as end:
+            steps.close(type(end) if not isinstance(end, StopIteration) else None)
+            raise
+        steps.end()
+        return text
+
+    return timed
+
+
+def _timed_anext(step: Callable[[Any], Awaitable[str]]) -> Callable[[Any], Awaitable[str]]:
+    async def timed(self: Any) -> str:
+        steps: Steps = getattr(self, _STEPS)
+        steps.begin()
+        try:
+            text = await step(self)
+        except BaseException as end:
+            steps.close(type(end) if not isinstance(end, StopAsyncIteration) else None)
+            raise
+        steps.end()
+        return text
+
+    return timed
+
+
+GENERATION = Hook("transformers.generation.utils", "transformers", ("5", "6"), install_generation)
+
 
 Make = Callable[[Callable[..., Any]], Callable[..., Any]]
 
@@ -25,7 +112,7 @@ TIMED: dict[str, Make] = {
 """Method of a pipeline → how it is timed. `forward` moves tensors around `_forward`."""
 
 
-def install() -> None:
+def install_pipelines() -> None:
     """Wrap the pipelines that there are, and those still to come when they are made."""
     from transformers.pipelines.base import Pipeline
 
@@ -66,4 +153,4 @@ def _with_streamer(call: Callable[..., Any]) -> Callable[..., Any]:
     return called
 
 
-HOOK = Hook("transformers.pipelines", "transformers", ("5", "6"), install)
+PIPELINES = Hook("transformers.pipelines", "transformers", ("5", "6"), install_pipelines)

@@ -11,19 +11,19 @@ from importlib import import_module
 TYPE_CHECKING = False  # type checkers know it; `typing` itself would be most of what this costs
 
 if TYPE_CHECKING:
-    from stagescope.cli.load_run import load_run
     from stagescope.face import StageMiddleware, install
-    from stagescope.middleware.batches import batch
+    from stagescope.load_run.run import load_run
+    from stagescope.middleware.batch import batch
     from stagescope.middleware.stage import carry, stage
 
 __all__ = ["StageMiddleware", "batch", "carry", "install", "load_run", "stage"]
 
 _HOMES = {
     "StageMiddleware": "stagescope.face",
-    "batch": "stagescope.middleware.batches",
+    "batch": "stagescope.middleware.batch",
     "carry": "stagescope.middleware.stage",
     "install": "stagescope.face",
-    "load_run": "stagescope.cli.load_run",
+    "load_run": "stagescope.load_run.run",
     "stage": "stagescope.middleware.stage",
 }
 

@@ -13,14 +13,14 @@ import threading
 import time
 from pathlib import Path
 
-from stagescope.agent.compose import sinks_from_environment
-from stagescope.agent.control import Control, serve_socket
-from stagescope.agent.hold import EMBEDDED, Hold, try_hold
-from stagescope.agent.http_server import HttpServer
+from stagescope.agent.api.control import Control, serve_socket
+from stagescope.agent.api.http_server import HttpServer
+from stagescope.agent.lock import EMBEDDED, SpoolLock, try_hold
 from stagescope.agent.loop import RAISE_VARIABLE, Agent
+from stagescope.agent.pipeline import sinks_from_environment
 from stagescope.agent.samplers import chosen
 from stagescope.errors import StagescopeError
-from stagescope.spool import ensure_spool
+from stagescope.recorder.spool import ensure_spool
 
 AGENT_VARIABLE = "STAGESCOPE_AGENT"
 """`off`: no embedded agent."""
@@ -42,7 +42,7 @@ class EmbeddedAgent:
         self._stopped = threading.Event()
         self._yielding = False
         self._agent: Agent | None = None
-        self._hold: Hold | None = None
+        self._hold: SpoolLock | None = None
         self._server: HttpServer | None = None
         self._thread = threading.Thread(target=self._live, name="stagescope-agent", daemon=True)
 
@@ -84,7 +84,7 @@ class EmbeddedAgent:
                 raise
             _log.exception("stagescope's embedded agent is off, by a fault of its own")
 
-    def _drain(self, hold: Hold) -> None:
+    def _drain(self, hold: SpoolLock) -> None:
         self._hold = hold
         try:
             composed = sinks_from_environment()

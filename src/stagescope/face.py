@@ -43,7 +43,7 @@ def install(name: str) -> bool:
     or where the framework is not installed. An app that a hook wraps has the embedded agent
     beside it, like one that was wrapped by hand.
     """
-    from stagescope.middleware.hooks import hook, outermost
+    from stagescope.middleware.hooks import hook, wrapping
 
-    outermost.beside = start_embedded
+    wrapping.beside = start_embedded
     return hook.install(name)

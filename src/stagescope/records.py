@@ -9,8 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
-from stagescope.stages import FIRST_REQUEST, IDLE, OTHER, StageSpan, stage_of
-from stagescope.stalls import CAPTURE, StageStall
+from stagescope.stages import CAPTURE, FIRST_REQUEST, IDLE, OTHER, StageSpan, StageStall, stage_of
 
 
 class State(Enum):

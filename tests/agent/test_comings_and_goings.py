@@ -10,8 +10,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from stagescope.agent.client import AgentClient
-from stagescope.spool import SOCKET_NAME
+from stagescope.agent.api.client import AgentClient
+from stagescope.recorder.spool import SOCKET_NAME
 from stagescope.testing import wait_until
 from stagescope.testing.agents import AgentProcesses, short_spool
 
@@ -20,9 +20,10 @@ TIMES = 20
 SERVED = """
 import sys, time
 from pathlib import Path
-from stagescope import recorder_format as fmt, stage
+from stagescope import stage
+from stagescope.recorder import format as fmt
 from stagescope.middleware.process import process_recorder
-from stagescope.middleware.timeline import Timeline, current
+from stagescope.middleware.recording.timeline import Timeline, current
 
 recorder = process_recorder(Path(sys.argv[1]), "coming")
 print("ready", flush=True)

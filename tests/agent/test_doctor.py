@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from stagescope.agent.doctor.examine import Check, examine
 from stagescope.agent.doctor.finding import OK, SPANS, STACKS, WARN, Finding
 from stagescope.agent.doctor.ptrace import Rights
-from stagescope.agent.doctor.surroundings import Surroundings
+from stagescope.agent.doctor.surroundings import Environment
 
-AROUND = Surroundings(Path("/nowhere"))
+AROUND = Environment(Path("/nowhere"))
 
 rights = st.builds(
     Rights,
@@ -56,17 +56,17 @@ def test_a_check_that_hangs_or_fails_is_its_own_line_alone() -> None:
     """The others are there, in their order; the screen does not wait for the one that hangs."""
     release = threading.Event()
 
-    def hang(around: Surroundings) -> Finding:
+    def hang(around: Environment) -> Finding:
         release.wait(30)
         return Finding(OK, "late")
 
-    def fail(around: Surroundings) -> Finding:
+    def fail(around: Environment) -> Finding:
         raise KeyError("oops")
 
-    def well(around: Surroundings) -> Finding:
+    def well(around: Environment) -> Finding:
         return Finding(OK, "well", gives=(SPANS, STACKS))
 
-    def no(around: Surroundings) -> Finding:
+    def no(around: Environment) -> Finding:
         return Finding(WARN, "no", forbids=(STACKS,))
 
     looks = (("hang", hang), ("fail", fail), ("well", well), ("no", no), ("none", lambda _: None))

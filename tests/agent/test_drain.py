@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from stagescope import recorder_format as fmt
 from stagescope.agent.drain import Drain
+from stagescope.recorder import format as fmt
 from stagescope.records import Record, RequestRecord, State
 from stagescope.testing.agents import short_spool
 from stagescope.testing.rings import Opening, RingWriter, write_ring

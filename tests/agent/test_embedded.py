@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from stagescope.agent.client import AgentClient
-from stagescope.agent.hold import holder, try_hold
+from stagescope.agent.api.client import AgentClient
+from stagescope.agent.lock import holder, try_hold
 from stagescope.embedded import EmbeddedAgent, start_embedded_agent
 from stagescope.errors import StagescopeError
 from stagescope.testing import wait_until

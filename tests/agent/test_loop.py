@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from stagescope.agent.collectors import Chore
+from stagescope.agent.collectors import PeriodicTask
 from stagescope.agent.loop import LONGEST_PAUSE_S, SHORTEST_PAUSE_S, Agent, next_pause_s
 from stagescope.records import Record
 from stagescope.testing import wait_until
@@ -138,7 +138,7 @@ def test_collectors_are_called_at_their_period(spool: Path) -> None:
         spool,
         {},
         clock=lambda: now,
-        samplers=lambda _: [Chore("calls", 2.0, lambda: calls.append(now))],
+        samplers=lambda _: [PeriodicTask("calls", 2.0, lambda: calls.append(now))],
     )
     for now in range(0, 5_000_000_000, 500_000_000):  # noqa: B007 - the clock reads it
         agent.step()

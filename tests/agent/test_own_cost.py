@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from stagescope.agent.collectors import Chore
+from stagescope.agent.collectors import PeriodicTask
 from stagescope.agent.loop import Agent
-from stagescope.agent.own_cost import COLLECTOR_CPU_TIME, OTHER, OwnCost
-from stagescope.agent.sample_store import SampleStore
+from stagescope.agent.overhead import COLLECTOR_CPU_TIME, OTHER, OwnCost
+from stagescope.agent.store.samples import SampleStore
 from stagescope.testing.agents import short_spool
 from stagescope.testing.clock import HandClock
 
@@ -52,7 +52,7 @@ def test_every_collector_of_an_agent_has_a_series(spool: Path) -> None:
     agent = Agent(
         spool,
         {},
-        samplers=lambda _: [Chore("busy", 0.5, spend)],
+        samplers=lambda _: [PeriodicTask("busy", 0.5, spend)],
         clock=clock,
         cpu_s=lambda: used_s,
     )

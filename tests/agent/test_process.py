@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from stagescope.agent.client import AgentClient
+from stagescope.agent.api.client import AgentClient
 from stagescope.agent.process import Settings, run_agent
 from stagescope.errors import StagescopeError, UsageError
 from stagescope.testing import wait_until

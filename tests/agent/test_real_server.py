@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from stagescope.agent.client import AgentClient
+from stagescope.agent.api.client import AgentClient
 from stagescope.errors import StagescopeError
 from stagescope.records import RequestRecord, State
 from stagescope.testing import wait_until

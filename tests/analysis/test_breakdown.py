@@ -10,9 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stagescope.analysis.breakdown import slots, split
-from stagescope.analysis.join import pair
+from stagescope.analysis.join import find_spans, pair
 from stagescope.analysis.sources import open_run, rows
-from stagescope.analysis.spans import find_spans
 from stagescope.stages import SUB_STAGES
 from stagescope.testing.runs import MS, client_row, example_run, server_row, write_run_folder
 

@@ -11,7 +11,7 @@ import pytest
 from stagescope.analysis.build import build_report
 from stagescope.analysis.sources import open_run, rows, rows_together
 from stagescope.errors import UsageError
-from stagescope.tables import CLIENT, EVIDENCE, SAMPLES, SERVER, STACKS, Table
+from stagescope.runfolder.schema import CLIENT, EVIDENCE, SAMPLES, SERVER, STACKS, Table
 from stagescope.testing.runs import MS, client_row, server_row, write_run_folder, write_table
 
 

@@ -11,9 +11,8 @@ from rich.console import Console, RenderableType
 
 from stagescope.analysis.build import build_report
 from stagescope.analysis.report import Report
-from stagescope.analysis.resource_report import StageUse
-from stagescope.analysis.side_by_side import side_by_side, what_grew
-from stagescope.analysis.table import bar, render
+from stagescope.analysis.resources.model import StageUse
+from stagescope.analysis.table import bar, render, side_by_side, what_grew
 from stagescope.testing.planted_run import planted_run
 from stagescope.testing.runs import (
     MS,

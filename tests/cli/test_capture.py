@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from stagescope.agent.kernel_rows import ROWS_NAME, read_rows
-from stagescope.cli.capture_target import find_target
+from stagescope.agent.kernels.rows import ROWS_NAME, read_rows
+from stagescope.cli.capture import find_target
 from stagescope.errors import UsageError
-from stagescope.spool import SPOOL_VARIABLE
+from stagescope.recorder.spool import SPOOL_VARIABLE
 from stagescope.testing import wait_until
 from stagescope.testing.rings import RingWriter
 from stagescope.testing.torch_served import TorchServed, torch_served

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from stagescope.cli import main
-from stagescope.run_folder import read_run
+from stagescope.runfolder.run import read_run
 from stagescope.stages import STAGES
 
 SOURCE = str(Path(__file__).parents[2] / "src")

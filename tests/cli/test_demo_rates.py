@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stagescope.cli.demo_rates import choose_rates
+from stagescope.cli.demo import choose_rates
 from stagescope.errors import StagescopeError
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from stagescope.agent.hold import AGENT, try_hold
+from stagescope.agent.lock import AGENT, try_hold
 from stagescope.testing.agents import AgentProcesses, short_spool
 
 CHECKS = [

@@ -13,10 +13,10 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from stagescope.cli.load_run import load_run
 from stagescope.errors import UsageError
-from stagescope.run_folder import read_run
-from stagescope.tables import TABLES
+from stagescope.load_run.run import load_run
+from stagescope.runfolder.run import read_run
+from stagescope.runfolder.schema import TABLES
 from stagescope.testing.http_server import Exchange, ScriptedServer
 
 SOURCES = Path(__file__).parents[2] / "src"

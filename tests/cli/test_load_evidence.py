@@ -17,22 +17,21 @@ import pyarrow.parquet as pq
 import pytest
 
 from stagescope import load_run, stage
-from stagescope.agent.client import AgentClient
-from stagescope.agent.control import Control, listen, serve_socket
-from stagescope.agent.http_server import Reply, Request, problem
+from stagescope.agent.api.client import AgentClient
+from stagescope.agent.api.control import Control, listen, serve_socket
+from stagescope.agent.api.http_server import Reply, Request, problem
 from stagescope.agent.loop import Agent
-from stagescope.agent.own_cost import COLLECTOR_CPU_TIME
+from stagescope.agent.overhead import COLLECTOR_CPU_TIME
 from stagescope.analysis.sources import open_run, rows
-from stagescope.cli.load_run import Settings, execute
-from stagescope.cli.server_evidence import MARGIN_NS
-from stagescope.cli.server_side import Place
 from stagescope.embedded import start_embedded_agent
+from stagescope.load_run.collect import MARGIN_NS, AgentLocation
+from stagescope.load_run.run import Settings, execute
 from stagescope.loadgen.target import Target
 from stagescope.middleware.asgi import StageMiddleware
 from stagescope.middleware.types import Receive, Scope, Send
-from stagescope.run_folder import read_run
-from stagescope.spool import SOCKET_NAME
-from stagescope.tables import EVIDENCE
+from stagescope.recorder.spool import SOCKET_NAME
+from stagescope.runfolder.run import read_run
+from stagescope.runfolder.schema import EVIDENCE
 from stagescope.testing import wait_until
 from stagescope.testing.agents import AgentProcesses, running_agent, short_spool
 from stagescope.testing.evidence import kernel, sample, stack
@@ -190,7 +189,9 @@ def test_an_older_agent_costs_a_sentence_and_the_tables(
             return control.answer(request)
 
         server = listen(("127.0.0.1", 0), older)
-        place = Place(spool=tmp_path, agent_url=f"http://127.0.0.1:{server.port}", token="any")
+        place = AgentLocation(
+            spool=tmp_path, agent_url=f"http://127.0.0.1:{server.port}", token="any"
+        )
         settings = Settings(
             Target(url, "GET", (), b""), 100.0, 0.4, 0.0, out=tmp_path / "run", place=place
         )

@@ -16,8 +16,8 @@ from opentelemetry.trace import SpanKind
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from stagescope.analysis.build import build_report
-from stagescope.cli import server_side
-from stagescope.cli.load_run import load_run
+from stagescope.load_run import collect
+from stagescope.load_run.run import load_run
 from stagescope.testing.http_server import Exchange, ScriptedServer
 
 QUEUE_S, PREFILL_S, DECODE_S = 0.004, 0.010, 0.020
@@ -64,7 +64,7 @@ def test_the_spans_of_a_model_server_join_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every request is joined by its trace; queue, prefill and decode are as the server said."""
-    monkeypatch.setattr(server_side, "SPANS_SETTLED_S", 1.0)
+    monkeypatch.setattr(collect, "SPANS_SETTLED_S", 1.0)
     with socket.socket() as held:  # bound and not listening: the port is ours to reuse
         held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         held.bind(("127.0.0.1", 0))

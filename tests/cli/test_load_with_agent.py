@@ -13,7 +13,7 @@ from stagescope import load_run, stage
 from stagescope.analysis.build import build_report
 from stagescope.middleware.asgi import StageMiddleware
 from stagescope.middleware.types import Receive, Scope, Send
-from stagescope.run_folder import read_run
+from stagescope.runfolder.run import read_run
 from stagescope.testing.agents import AgentProcesses, short_spool
 from stagescope.testing.serving import served
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from stagescope.agent.client import AgentClient
-from stagescope.recorder_reader import RecorderReader
+from stagescope.agent.api.client import AgentClient
+from stagescope.recorder.reader import RecorderReader
+from stagescope.recorder.spool import ring_files
 from stagescope.records import RequestRecord
-from stagescope.spool import ring_files
 from stagescope.testing import wait_until
 from stagescope.testing.agents import short_spool
 from stagescope.testing.commands import Running, ask, run_command

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from stagescope.agent.client import AgentClient
-from stagescope.agent.own_cost import COLLECTOR_CPU_TIME
+from stagescope.agent.api.client import AgentClient
+from stagescope.agent.overhead import COLLECTOR_CPU_TIME
 from stagescope.errors import StagescopeError
-from stagescope.spool import SOCKET_NAME
+from stagescope.recorder.spool import SOCKET_NAME
 from stagescope.testing import wait_until
 from stagescope.testing.agents import short_spool
 from stagescope.testing.commands import run_command

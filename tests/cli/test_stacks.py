@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from stagescope.cli import main
-from stagescope.exporters.parquet import TableFile
+from stagescope.runfolder.parquet import TableFile
+from stagescope.runfolder.schema import SERVER, STACKS
 from stagescope.stacks import Frame, StackSpan, frame_text
-from stagescope.tables import SERVER, STACKS
 
 MS = 1_000_000
 HOT = StackSpan(

@@ -17,14 +17,12 @@ from prometheus_client.parser import text_string_to_metric_families as plain_tex
 from prometheus_client.samples import Sample
 
 from stagescope.errors import StagescopeError
-from stagescope.exporters.attributes import METRICS
-from stagescope.exporters.histograms import Histogram
-from stagescope.exporters.keep import KeepPolicy, Share
-from stagescope.exporters.metrics_server import MetricsServer
-from stagescope.exporters.prometheus import StageMetrics
-from stagescope.exporters.steady import WINDOW
-from stagescope.recorder_format import WAITS
-from stagescope.stalls import StageStall
+from stagescope.exporters.aggregation import WINDOW, Histogram
+from stagescope.exporters.prometheus import MetricsServer, StageMetrics
+from stagescope.exporters.tail_sampling import Share, TailSampler
+from stagescope.recorder.format import WAITS
+from stagescope.semconv import METRICS
+from stagescope.stages import StageStall
 from stagescope.testing.records import (
     PROCESS,
     SPAN_ID,
@@ -115,7 +113,7 @@ def test_exemplars_point_at_traces() -> None:
 
 def test_exemplars_only_where_the_trace_is_kept() -> None:
     """Where the keep policy is given, no exemplar leads to a trace that was not sent."""
-    policy = KeepPolicy(Share(0.0, 0.0, 0.0))
+    policy = TailSampler(Share(0.0, 0.0, 0.0))
     metrics = StageMetrics(has_trace=policy.certain)
     metrics.accept([request_record(), request_record(run_id="r1", trace_id="dd" * 16)])
     read = families(metrics)["http_server_request_duration_seconds"]

@@ -10,16 +10,16 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics
 from prometheus_client.parser import text_string_to_metric_families as plain_text
 
-from stagescope.exporters.attributes import (
+from stagescope.exporters.prometheus import CostCollector, SampleCollector
+from stagescope.exporters.sample_series import Series, Shown
+from stagescope.samples import AMOUNT, LEVEL, SAMPLE_NAMES, SampleName
+from stagescope.semconv import (
     COLLECTOR_METRICS,
     METRICS,
     prometheus_label,
     prometheus_name,
     prometheus_unit,
 )
-from stagescope.exporters.sample_metrics import CostCollector, SampleCollector
-from stagescope.exporters.sample_series import Series, Shown
-from stagescope.samples import AMOUNT, LEVEL, SAMPLE_NAMES, SampleName
 from stagescope.testing.evidence import sample
 
 OPENMETRICS = "application/openmetrics-text; version=1.0.0"

@@ -14,7 +14,7 @@ from stagescope.errors import StagescopeError
 from stagescope.identity import parse_run, parse_traceparent
 from stagescope.loadgen.arrivals import Schedule, schedule
 from stagescope.loadgen.driver import GRACE_S, Driver
-from stagescope.loadgen.session import Glimpse, Watch, drive
+from stagescope.loadgen.session import Progress, Watch, drive
 from stagescope.loadgen.target import Target, target
 from stagescope.testing.http_server import OK, Exchange, ScriptedServer, ok
 
@@ -293,7 +293,7 @@ def test_stop_keeps_what_there_is() -> None:
         aim = target(server.url)
         driver = Driver(aim, plan, "run-1", timeout_s=30)
 
-        def look(now: Glimpse) -> None:
+        def look(now: Progress) -> None:
             if now.sent > 20:
                 driver.stop()
 
@@ -312,7 +312,7 @@ def test_a_second_stop_does_not_wait() -> None:
         aim = target(server.url)
         driver = Driver(aim, aim_plan, "run-1", timeout_s=30)
 
-        def look(now: Glimpse) -> None:
+        def look(now: Progress) -> None:
             if now.sent > 10:
                 driver.stop()
                 driver.stop()

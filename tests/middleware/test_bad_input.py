@@ -16,10 +16,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from stagescope import recorder_format as fmt
-from stagescope.middleware import names
 from stagescope.middleware.asgi import StageMiddleware
+from stagescope.middleware.recording import names
 from stagescope.middleware.stage import stage
+from stagescope.recorder import format as fmt
 from stagescope.testing.recording import Recording
 from stagescope.testing.serving import exchange, served
 

@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
-from stagescope.recorder_reader import RecorderReader
+from stagescope.recorder.reader import RecorderReader
+from stagescope.recorder.spool import ring_files
 from stagescope.records import ColdStartRecord, RequestRecord, State
-from stagescope.spool import ring_files
 from stagescope.stages import OTHER
 from stagescope.testing import wait_until
 

@@ -17,9 +17,9 @@ import pytest
 
 from stagescope.middleware.asgi import StageMiddleware
 from stagescope.middleware.stage import stage
-from stagescope.recorder_reader import RecorderReader
+from stagescope.recorder.reader import RecorderReader
+from stagescope.recorder.spool import ring_files
 from stagescope.records import RequestRecord
-from stagescope.spool import ring_files
 from stagescope.testing import wait_until
 from stagescope.testing.serving import exchange
 

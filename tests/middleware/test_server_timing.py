@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from stagescope import stage
-from stagescope.middleware.carrier import lend
+from stagescope.middleware.remote import inject
 from stagescope.middleware.server_timing import header_value
 from stagescope.testing.clock import HandClock
 from stagescope.testing.recording import Recording
@@ -16,7 +16,7 @@ WORKER = """
 import sys
 from pathlib import Path
 from stagescope import stage
-from stagescope.middleware.carrier import attached
+from stagescope.middleware.remote import attached
 from stagescope.testing.recording import Recording
 
 own = Recording(Path(sys.argv[1]))
@@ -30,7 +30,7 @@ def test_a_stage_that_only_a_worker_process_knows_counts(tmp_path: Path) -> None
     """A name that another process put into our table of names belongs to its stage."""
     recording = Recording(tmp_path)
     with recording.request() as timeline:
-        carrier = lend()
+        carrier = inject()
         assert carrier
         command = [sys.executable, "-c", WORKER, str(tmp_path), carrier]
         subprocess.run(command, timeout=60, check=True)

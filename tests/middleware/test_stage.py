@@ -13,8 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from stagescope import carry, stage
-from stagescope.middleware.names import intern
-from stagescope.middleware.timeline import current
+from stagescope.middleware.recording.names import intern
+from stagescope.middleware.recording.timeline import current
 from stagescope.records import RequestRecord
 from stagescope.testing.clock import HandClock
 from stagescope.testing.recording import Recording

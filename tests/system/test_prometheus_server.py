@@ -20,8 +20,7 @@ from urllib.request import urlopen
 
 import pytest
 
-from stagescope.exporters.metrics_server import MetricsServer
-from stagescope.exporters.prometheus import StageMetrics
+from stagescope.exporters.prometheus import MetricsServer, StageMetrics
 from stagescope.testing import wait_until
 from stagescope.testing.records import TRACE_ID, batch_record, request_record
 

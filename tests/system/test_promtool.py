@@ -12,7 +12,7 @@ import subprocess
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
-from stagescope.exporters.sample_metrics import CostCollector, SampleCollector
+from stagescope.exporters.prometheus import CostCollector, SampleCollector
 from stagescope.exporters.sample_series import Series, Shown
 from stagescope.samples import SAMPLE_NAMES
 from stagescope.testing.evidence import sample

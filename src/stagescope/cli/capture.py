@@ -21,23 +21,27 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import pwd
 import signal
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
-from dataclasses import asdict
+from contextlib import closing, contextmanager, suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stagescope.errors import EXIT_DONE, EXIT_FAILED, StagescopeError, UsageError
-from stagescope.spool import default_spool
+from stagescope.errors import EXIT_DONE, EXIT_FAILED, RecorderFileError, StagescopeError, UsageError
+from stagescope.recorder.reader import RecorderReader
+from stagescope.recorder.spool import SPOOL_VARIABLE, default_spool, ring_files
+from stagescope.records import Process
 
 if TYPE_CHECKING:
-    from stagescope.agent.capture import Capture
-    from stagescope.agent.kernel_table import KernelTable
-    from stagescope.agent.torch_trace import TorchCapture
-    from stagescope.cli.capture_target import Target
+    from stagescope.agent.kernels.capture import Capture
+    from stagescope.agent.kernels.table import KernelTable
+    from stagescope.agent.kernels.trace import TorchCapture
+
 
 HELP = "which kernels or operators a live server ran, by stage; a trace for Perfetto"
 FORMATS = ("text", "json")
@@ -92,8 +96,14 @@ def prepare_parser(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Capture, write the trace, print the table; 1 where nothing was seen."""
-    from stagescope.agent.capture import Capture, Wish, blind, new_id, recorded, remove_stale
-    from stagescope.cli.capture_target import find_target
+    from stagescope.agent.kernels.capture import (
+        Capture,
+        CaptureRequest,
+        degraded_reason,
+        new_id,
+        recorded,
+        remove_stale,
+    )
 
     for name, most in (("batches", 10_000), ("seconds", 600), ("max_events", 1_000_000)):
         if not 0 < (value := getattr(args, name)) <= most:
@@ -103,7 +113,7 @@ def run(args: argparse.Namespace) -> int:
     remove_stale(spool, time.time())
     capture_id = new_id()
     out = _folder(args.out or Path("captures") / capture_id)
-    wish = Wish(args.batches, args.seconds, args.deep, args.max_events, args.force)
+    wish = CaptureRequest(args.batches, args.seconds, args.deep, args.max_events, args.force)
     try:
         with closing(Capture(target.ring, wish, capture_id=capture_id)) as capture:
             _watch(capture, target, args.batches)
@@ -114,7 +124,7 @@ def run(args: argparse.Namespace) -> int:
         _remove_empty(out)
         raise
     _hand_over(capture, kept)
-    why = blind(read, table)
+    why = degraded_reason(read, table)
     if args.format == "json":
         print(json.dumps(_told(read, table, trace, why), indent=2))
     else:
@@ -176,7 +186,7 @@ def _interrupted_by(capture: Capture) -> Iterator[None]:
 
 
 def _export(read: TorchCapture, target: Target, out: Path) -> Path:
-    from stagescope.agent.capture import export
+    from stagescope.agent.kernels.capture import export
 
     try:
         return export(read, target.ring, out)
@@ -189,7 +199,7 @@ def _export(read: TorchCapture, target: Target, out: Path) -> Path:
 
 def _hand_over(capture: Capture, kept: Any) -> None:
     """Leave the rows for an agent that works in this spool; the rest goes."""
-    from stagescope.agent.kernel_rows import write_rows
+    from stagescope.agent.kernels.rows import write_rows
 
     try:
         capture.discard(but_kept=True)
@@ -215,7 +225,7 @@ def _told(read: TorchCapture, table: KernelTable, trace: Path, why: str) -> dict
 
 
 def _print(target: Target, read: TorchCapture, table: KernelTable, trace: Path) -> None:
-    from stagescope.agent.capture import records_of
+    from stagescope.agent.kernels.capture import records_of
     from stagescope.cli.capture_table import lines_of
     from stagescope.records import RequestRecord
 
@@ -236,3 +246,118 @@ def _print(target: Target, read: TorchCapture, table: KernelTable, trace: Path) 
     print("\n".join(lines_of(facts, table)))
     print()
     print(f"{trace}: open it at https://ui.perfetto.dev")
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A live served process."""
+
+    ring: Path
+    process: Process
+    in_flight: int
+    """Requests that it is serving now."""
+
+
+def find_target(spool: Path, pid: int | None, service: str | None) -> Target:
+    """Give the process *pid*, or the busiest one of *service*, or of the only service there is.
+
+    Raises UsageError, which says why there is none and what to do.
+    """
+    alive = list(_alive(spool))
+    if pid is not None:
+        return _of_pid(spool, alive, pid)
+    services = sorted({one.process.service for one in alive})
+    if service is None and len(services) > 1:
+        raise UsageError(f"name one of {', '.join(services)} with --service, or a --pid")
+    wanted = [one for one in alive if service in (None, one.process.service)]
+    if not wanted:
+        what = f"of service {service} " if service else ""
+        others = f"; there is: {', '.join(services)}" if services else ""
+        raise UsageError(
+            f"no live process {what}records in {spool}{others}: "
+            "is the server up and wrapped, and is this its spool (--spool)?"
+        )
+    return max(wanted, key=lambda one: (one.in_flight, one.process.pid))
+
+
+def _alive(spool: Path) -> Iterator[Target]:
+    for ring in ring_files(spool):
+        with suppress(FileNotFoundError, RecorderFileError), RecorderReader(ring) as reader:
+            if reader.writer_alive():
+                yield Target(ring, reader.process, reader.requests_in_flight())
+
+
+def _of_pid(spool: Path, alive: list[Target], pid: int) -> Target:
+    inside = _pid_inside(pid)
+    for one in alive:
+        if one.process.pid == inside:
+            return one
+    raise UsageError(_why_not(spool, pid, inside))
+
+
+def _pid_inside(pid: int) -> int:
+    """Give the pid that a process has in its own namespace: what its recorder file says."""
+    numbers = _status(pid, "NSpid").split()
+    return int(numbers[-1]) if numbers else pid
+
+
+def _why_not(spool: Path, pid: int, inside: int) -> str:
+    folder = Path(f"/proc/{pid}")
+    if pid <= 0 or not folder.exists():
+        return f"there is no process {pid} here: it has ended, or has another pid in this container"
+    owner = folder.stat().st_uid
+    if owner != os.getuid() and os.getuid() != 0:
+        return (
+            f"process {pid} belongs to {_user(owner)}, not to you: run this as that user, "
+            f"or name its spool with --spool if you may read it"
+        )
+    if not _runs_python(folder):
+        return f"process {pid} ({_command(folder)}) is no Python process"
+    if inside != pid:
+        return (
+            f"process {pid} runs in another pid namespace (it is {inside} there) and records "
+            f"nothing in {spool}: name its spool, as it is seen from here, with --spool"
+        )
+    if (own := _variable(folder, SPOOL_VARIABLE)) and Path(own) != spool:
+        return f"process {pid} records in {own}, not in {spool}: name that with --spool"
+    return (
+        f"process {pid} records nothing in {spool}: its app is not wrapped in StageMiddleware, "
+        "or no worker of it is up yet; the workers of a server have pids of their own (--service)"
+    )
+
+
+def _status(pid: int, name: str) -> str:
+    with suppress(OSError):
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+            if line.startswith(f"{name}:"):
+                return line.partition(":")[2].strip()
+    return ""
+
+
+def _user(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return f"uid {uid}"
+
+
+def _runs_python(folder: Path) -> bool:
+    try:
+        return "python" in (folder / "maps").read_text("utf-8", "replace")
+    except OSError:
+        return True  # it cannot be told; then it is not what is wrong
+
+
+def _command(folder: Path) -> str:
+    with suppress(OSError):
+        return (folder / "comm").read_text().strip()
+    return "unknown"
+
+
+def _variable(folder: Path, name: str) -> str:
+    with suppress(OSError):
+        for entry in (folder / "environ").read_bytes().split(b"\0"):
+            key, _, value = entry.partition(b"=")
+            if key == name.encode():
+                return value.decode(errors="replace")
+    return ""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from stagescope.agent.kernel_rows import by_stage
-from stagescope.agent.kernel_table import KernelTable
-from stagescope.agent.torch_trace import CaptureFacts
+from stagescope.agent.kernels.rows import by_stage
+from stagescope.agent.kernels.table import KernelTable
+from stagescope.agent.kernels.trace import CaptureFacts
 from stagescope.kernels import KernelRow
 
 MOST_NAMES = 6

@@ -13,18 +13,150 @@ Ctrl-C stops server and load; runs that were finished are kept and shown.
 from __future__ import annotations
 
 import argparse
+import asyncio
 import importlib
+import math
 import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
-from stagescope.cli.demo_probe import measure_capacity
-from stagescope.cli.demo_rates import Rates, choose_rates
-from stagescope.cli.demo_runs import Interrupted, drive, print_comparison
 from stagescope.cli.demo_server import ExampleServer, example_server
 from stagescope.cli.extras import needs
 from stagescope.errors import EXIT_DONE, StagescopeError, UsageError
+
+if TYPE_CHECKING:
+    import aiohttp
+
+
+# How many requests a second the example server answers when it always has enough to do.
+#
+# A closed loop: *clients* that each send their next request when the last one is answered.
+# That is the wrong way to measure latency (the load driver's open loop is the right one), but it
+# finds the throughput in seconds and cannot bury the server.
+
+
+SETTLE_S = 1.0
+MEASURE_S = 3.0
+CLIENTS = 32
+"""Four full batches: one in the model, and more than one waiting."""
+
+
+def measure_capacity(url: str, body: bytes, *, measure_s: float = MEASURE_S) -> float:
+    """Post *body* to *url* for a few seconds and give the requests answered a second.
+
+    Raises StagescopeError where an answer is not 200 or does not come.
+    """
+    return asyncio.run(_measure(url, body, SETTLE_S * min(1.0, measure_s), measure_s))
+
+
+async def _measure(url: str, body: bytes, settle_s: float, measure_s: float) -> float:
+    import aiohttp
+
+    start = time.monotonic() + settle_s
+    end = start + measure_s
+    answered: list[float] = []
+    try:
+        async with (
+            aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=CLIENTS)) as session,
+            asyncio.TaskGroup() as clients,
+        ):
+            for _ in range(CLIENTS):
+                clients.create_task(_client(session, url, body, end, answered))
+    except* (aiohttp.ClientError, TimeoutError) as problems:
+        first = problems.exceptions[0]
+        raise StagescopeError(f"the probe of {url} failed: {first!r}") from first
+    return sum(start <= at < end for at in answered) / measure_s
+
+
+async def _client(
+    session: aiohttp.ClientSession, url: str, body: bytes, end: float, answered: list[float]
+) -> None:
+    headers = {"Content-Type": "image/jpeg"}
+    while time.monotonic() < end:
+        async with session.post(url, data=body, headers=headers) as response:
+            response.raise_for_status()
+            await response.read()
+        answered.append(time.monotonic())
+
+
+LOW_SHARE, MIDDLE_SHARE, OVER_SHARE = 0.3, 0.7, 1.3
+
+
+class Rates(NamedTuple):
+    """Requests a second; the field names are what the demo calls its runs."""
+
+    low: float
+    middle: float
+    over: float
+
+
+def choose_rates(capacity_per_s: float) -> Rates:
+    """Give a quiet, a busy and a too high rate for a server that answers *capacity_per_s*.
+
+    Rounded to two digits, which moves none of them across the capacity.
+    Raises StagescopeError where the capacity is no positive number.
+    """
+    if not (math.isfinite(capacity_per_s) and capacity_per_s > 0):
+        raise StagescopeError(
+            f"the probe found a capacity of {capacity_per_s} requests/s, so no rate can be chosen: "
+            "look into the server's log"
+        )
+    return Rates(
+        *(_two_digits(capacity_per_s * share) for share in (LOW_SHARE, MIDDLE_SHARE, OVER_SHARE))
+    )
+
+
+def _two_digits(value: float) -> float:
+    return float(f"{value:.1e}")
+
+
+WARMUP_S = 1.0
+TIMEOUT_S = 60.0
+"""Longer than the top rate's queue gets in a run of the default length."""
+
+
+class Interrupted(Exception):
+    """A run was ended by Ctrl-C; what it has is in its folder."""
+
+
+def drive(url: str, image: bytes, rate: float, seconds: float, *, spool: Path, out: Path) -> None:
+    """Drive one rate and leave the run folder *out*, joined with the server's side from *spool*.
+
+    Raises Interrupted where Ctrl-C ended it early.
+    """
+    from stagescope.cli.load import progress
+    from stagescope.load_run.collect import AgentLocation
+    from stagescope.load_run.run import Settings, execute
+    from stagescope.loadgen.target import Target
+
+    settings = Settings(
+        target=Target(url, "POST", (("Content-Type", "image/jpeg"),), image),
+        rate_per_s=rate,
+        duration_s=seconds,
+        warmup_s=WARMUP_S,
+        timeout_s=max(TIMEOUT_S, seconds),
+        out=out,
+        place=AgentLocation(spool=spool),
+    )
+    with progress(quiet=False) as watch:
+        _, run, collected = execute(settings, watch)
+    for problem in collected.problems:
+        print(f"demo: {problem}", file=sys.stderr)
+    if run.interrupted:
+        raise Interrupted(out)
+
+
+def print_comparison(folders: Sequence[Path]) -> None:
+    """Print the runs' tables side by side, and below them what grew from each to the next."""
+    from rich.console import Console
+
+    from stagescope.analysis.build import build_report
+    from stagescope.analysis.table import side_by_side
+
+    Console().print(side_by_side([build_report(folder) for folder in folders]))
+
 
 HELP = "example server, load at three rates, three tables: a tour in a minute"
 EXIT_INTERRUPTED = 130

@@ -15,14 +15,18 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stagescope.cli.extras import needs
 from stagescope.errors import EXIT_DONE, EXIT_USAGE, UsageError
+from stagescope.loadgen.session import Progress, Watch
 
 if TYPE_CHECKING:
-    from stagescope.cli.load_run import Settings
+    from stagescope.load_run.run import Settings
+
 
 HELP = "load a server at a fixed rate and print the table"
 
@@ -88,8 +92,7 @@ def _places(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run it, print the table, and say where the folder is."""
     with needs("load"):
-        from stagescope.cli.load_progress import progress
-        from stagescope.cli.load_run import execute
+        from stagescope.load_run.run import execute
 
         settings = _settings(args)
         with progress(args.quiet) as watch:
@@ -104,9 +107,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _settings(args: argparse.Namespace) -> Settings:
-    from stagescope.cli.load_run import Settings
-    from stagescope.cli.server_side import Place
-    from stagescope.loadgen.otlp_endpoint import endpoint
+    from stagescope.load_run.collect import AgentLocation
+    from stagescope.load_run.otlp_receiver import endpoint
+    from stagescope.load_run.run import Settings
     from stagescope.loadgen.target import target
 
     aim = target(
@@ -125,7 +128,7 @@ def _settings(args: argparse.Namespace) -> Settings:
         seed=args.seed,
         timeout_s=args.timeout,
         out=args.out,
-        place=Place(args.spool, args.agent, _token(args.token_file)),
+        place=AgentLocation(args.spool, args.agent, _token(args.token_file)),
         otlp_listen=tuple(endpoint(text) for text in args.otlp_listen),
     )
 
@@ -137,3 +140,46 @@ def _token(file: Path | None) -> str:
         return file.read_text("utf-8").strip()
     except (OSError, UnicodeDecodeError) as problem:
         raise UsageError(f"token file {file} cannot be read: {problem}") from None
+
+
+BAR_EVERY_S = 0.5
+"""Drawing takes a millisecond or two of the driver's thread: not more often."""
+LINE_EVERY_S = 5.0
+
+
+@contextmanager
+def progress(quiet: bool) -> Iterator[Watch | None]:
+    """Give a watch that writes to standard error; None where nothing is to be shown."""
+    if quiet:
+        yield None
+    elif sys.stderr.isatty():
+        with _bar() as watch:
+            yield watch
+    else:
+        yield Watch(lambda now: print(_line(now), file=sys.stderr, flush=True), LINE_EVERY_S)
+
+
+@contextmanager
+def _bar() -> Iterator[Watch]:
+    from rich import progress as bars
+    from rich.console import Console
+
+    columns = (bars.BarColumn(bar_width=24), bars.TextColumn("{task.description}"))
+    with bars.Progress(*columns, console=Console(stderr=True), auto_refresh=False) as bar:
+        task = bar.add_task("connecting", total=1.0)
+
+        def look(now: Progress) -> None:
+            done = min(now.elapsed_s, now.whole_s)
+            bar.update(task, total=now.whole_s, completed=done, description=_line(now))
+            bar.refresh()
+
+        yield Watch(look, BAR_EVERY_S)
+
+
+def _line(now: Progress) -> str:
+    elapsed_s = min(now.elapsed_s, now.whole_s)
+    return (
+        f"{elapsed_s:.0f}/{now.whole_s:.0f} s  sent {now.sent:,}/{now.planned:,}  "
+        f"in flight {now.in_flight:,}  errors {now.failed:,}  "
+        f"{now.rate_per_s:,.1f}/s  p50 {now.p50_ms:,.1f} ms"
+    )

@@ -64,8 +64,7 @@ def prepare_parser(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the server until it ends, and give its exit code."""
-    from stagescope.cli.run_command import find_command
-    from stagescope.cli.run_supervisor import Settings, supervise
+    from stagescope.cli.run_supervisor import Settings, find_command, supervise
 
     if not 0 <= args.grace < inf:
         raise UsageError(f"--grace {args.grace}: give seconds, 0 or more")

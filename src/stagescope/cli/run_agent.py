@@ -14,12 +14,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from stagescope.agent.addresses import parse_address
-from stagescope.agent.hold import AGENT, holder
+from stagescope.agent.api.address import parse_address
+from stagescope.agent.lock import AGENT, holder
 from stagescope.agent.samplers import chosen
 from stagescope.cli.run_processes import wait_for
 from stagescope.errors import EXIT_DONE, EXIT_HELD
-from stagescope.spool import LOCK_NAME, ring_files, try_lock
+from stagescope.recorder.spool import LOCK_NAME, ring_files, try_lock
 
 STOP_S = 15.0
 """What it gets to read the rest and to flush; its own limits are shorter."""

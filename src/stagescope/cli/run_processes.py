@@ -2,14 +2,60 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable, Collection, Sequence
 
 import psutil
 
-from stagescope.cli.run_signals import TO_END, next_signal, reached_the_group
+from stagescope.errors import StagescopeError
+
+FORWARDED = (
+    signal.SIGINT,
+    signal.SIGTERM,
+    signal.SIGHUP,
+    signal.SIGQUIT,
+    signal.SIGUSR1,
+    signal.SIGUSR2,
+    signal.SIGWINCH,
+    signal.SIGTTIN,  # gunicorn: a worker more
+    signal.SIGTTOU,  # and one less
+)
+TO_END = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+_ALL = (*FORWARDED, signal.SIGCHLD)
+
+_SI_KERNEL = 0x80  # include/uapi/asm-generic/siginfo.h
+
+
+def hold_back() -> set[signal.Signals]:
+    """From now on keep signals for `next_signal`; gives the mask that children must restore.
+
+    For good: a signal let through at the end would change the exit code.
+    """
+    # Ignored children are not waited for; a parent may have left us that.
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _ALL)
+    return {signal.Signals(number) for number in before}
+
+
+def next_signal(timeout_s: float) -> signal.struct_siginfo | None:
+    """Wait for the next signal; None after *timeout_s*."""
+    return signal.sigtimedwait(_ALL, max(0.0, timeout_s))
+
+
+def drop_pending() -> None:
+    """Forget what has come by now."""
+    while next_signal(0) is not None:
+        pass
+
+
+def reached_the_group(found: signal.struct_siginfo) -> bool:
+    """Tell whether the terminal sent it: then the server, in the same group, has got it too."""
+    return found.si_code == _SI_KERNEL
+
 
 SETTLE_S = 1.0
 """What processes get to end by themselves, as a resource tracker does."""
@@ -107,3 +153,45 @@ def _told(process: psutil.Process) -> str:
         return f"{process.name()} (pid {process.pid})"
     except psutil.Error:
         return f"pid {process.pid}"
+
+
+# include/uapi/linux/prctl.h
+_SET_PDEATHSIG = 1
+_SET_CHILD_SUBREAPER = 36
+
+
+def adopt_orphans() -> None:
+    """Make this process the parent of every descendant whose parent ends.
+
+    Raises StagescopeError where this is not Linux.
+    """
+    if sys.platform != "linux":
+        raise StagescopeError(
+            "it needs Linux, to find what a server leaves behind; elsewhere add "
+            "StageMiddleware to the app and start `stagescope agent`"
+        )
+    if _prctl(_SET_CHILD_SUBREAPER, 1) != 0:
+        raise StagescopeError("this kernel lets no process adopt orphans (Linux 3.4 or newer does)")
+
+
+def before_exec(mask: set[signal.Signals]) -> Callable[[], None]:
+    """Give what a child calls between fork and exec: our signal mask is not for it.
+
+    The child gets SIGTERM if this process dies, so that `kill -9` of us leaves no server.
+    """
+    prctl, parent = _prctl, os.getpid()
+
+    def prepare() -> None:
+        prctl(_SET_PDEATHSIG, signal.SIGTERM)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        if os.getppid() != parent:
+            os._exit(128 + signal.SIGTERM)  # We died before the kernel knew what to do then.
+
+    return prepare
+
+
+def _prctl(option: int, value: int) -> int:
+    return int(_libc.prctl(option, value, 0, 0, 0))
+
+
+_libc = ctypes.CDLL(None, use_errno=True)

@@ -3,29 +3,102 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 
 from stagescope.cli.run_agent import AgentBeside, AgentOptions
-from stagescope.cli.run_command import CannotRunError, served_environment
-from stagescope.cli.run_linux import adopt_orphans, before_exec
-from stagescope.cli.run_processes import end_descendants, reap
-from stagescope.cli.run_signals import (
+from stagescope.cli.run_processes import (
     FORWARDED,
     TO_END,
+    adopt_orphans,
+    before_exec,
     drop_pending,
+    end_descendants,
     hold_back,
     next_signal,
     reached_the_group,
+    reap,
 )
-from stagescope.cli.run_summary import unrecorded
-from stagescope.spool import default_spool, ensure_spool
+from stagescope.errors import StagescopeError, UsageError
+from stagescope.middleware.run_notes import HOOK, PYTHON, RECORDER
+from stagescope.recorder.spool import default_spool, ensure_spool
+
+BOOTSTRAP = Path(__file__).parent.parent / "middleware" / "bootstrap"
+"""Not resolved: in a source tree `middleware` is a link, and the package is on this side of it."""
+
+
+class NoCommandError(StagescopeError):
+    """There is no such command; the exit code is the shell's."""
+
+    exit_code = 127
+
+
+class CannotRunError(StagescopeError):
+    """The command is there and cannot be run; the exit code is the shell's."""
+
+    exit_code = 126
+
+
+def find_command(words: Sequence[str]) -> str:
+    """Give the path of the program that *words* name.
+
+    Raises UsageError where there are none, NoCommandError and CannotRunError as a shell would.
+    """
+    if not words:
+        raise UsageError("which server? for example: stagescope run -- uvicorn app:app")
+    name = words[0]
+    if found := shutil.which(name):
+        return found
+    if "/" not in name:
+        raise NoCommandError(f"{name}: no such command on PATH")
+    if Path(name).exists():
+        raise CannotRunError(f"{name} is not a program that may be executed")
+    raise NoCommandError(f"{name}: no such file")
+
+
+def served_environment(
+    environment: Mapping[str, str], *, spool: Path, notes: Path, service: str | None
+) -> dict[str, str]:
+    """Give the environment in which each Python process below installs hooks and records."""
+    served = dict(environment)
+    served["STAGESCOPE_RUN"] = "1"
+    served["STAGESCOPE_RUN_NOTES"] = str(notes)
+    served["STAGESCOPE_SPOOL"] = str(spool)
+    if service:
+        served["OTEL_SERVICE_NAME"] = service
+    # An empty entry would mean the current folder.
+    behind = served.get("PYTHONPATH")
+    served["PYTHONPATH"] = os.pathsep.join([str(BOOTSTRAP), *([behind] if behind else [])])
+    return served
+
+
+def unrecorded(notes: str, command: str) -> str | None:
+    """Give why no process of *command* recorded anything, from their notes; None where one did."""
+    said = {line.split(" ")[0] for line in notes.splitlines()}
+    if RECORDER in said:
+        return None
+    hooks = sorted(what.removeprefix(HOOK) for what in said if what.startswith(HOOK))
+    if hooks:
+        return (
+            f"nothing was recorded: hooked {', '.join(hooks)}, but it served no app or no request"
+        )
+    if PYTHON in said:
+        return (
+            f"nothing was recorded: {command} ran Python, but imported no server that there is "
+            "a hook for: is it a Python server?"
+        )
+    return (
+        f"nothing was recorded: {command} started no Python that reads PYTHONPATH (-I, -E and -S "
+        "forbid it): is it a Python server?"
+    )
+
 
 LOOK_S = 2.0
 """How often the agent is looked after."""

@@ -28,7 +28,7 @@ from stagescope.errors import EXIT_DONE, StagescopeError, UsageError
 from stagescope.stacks import StackSpan
 
 if TYPE_CHECKING:
-    from stagescope.analysis.stack_diff import SlowDiff
+    from stagescope.analysis.stacks import SlowDiff
 
 HELP = "Python stacks of a stored run by stage: top, flame graph, slow against median"
 FORMATS = ("text", "collapsed", "speedscope", "pprof", "html")
@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
     if args.slow and args.format not in ("text", "html"):
         raise UsageError(f"--slow is told as text or html, not as {args.format}")
     with needs("load"):
-        from stagescope.analysis.stack_tables import read_stacks
+        from stagescope.analysis.stacks import read_stacks
     every = read_stacks(args.dir)
     spans = [span for span in every if _wanted(span, args.stage, waiting=args.waiting)]
     if not spans:
@@ -84,10 +84,8 @@ def _nothing(folder: Path, every: Sequence[StackSpan], stage: str | None) -> str
 
 
 def _whole(args: argparse.Namespace, spans: Sequence[StackSpan]) -> str | bytes:
-    from stagescope.exporters.flame_graph import flame_graph
-    from stagescope.exporters.flame_tree import seconds, tree
-    from stagescope.exporters.pprof import pprof
-    from stagescope.exporters.stack_files import collapsed, speedscope
+    from stagescope.exporters.flame_graph import flame_graph, seconds, tree
+    from stagescope.exporters.stack_formats import collapsed, pprof, speedscope
 
     match args.format:
         case "collapsed":
@@ -101,17 +99,14 @@ def _whole(args: argparse.Namespace, spans: Sequence[StackSpan]) -> str | bytes:
                 tree(seconds(spans)), f"Stacks by stage: {args.dir.name}", _about(spans)
             )
         case _:
-            from stagescope.analysis.stack_text import top_text
+            from stagescope.analysis.stacks import top_text
 
             return top_text(spans, _about(spans), MOST_LINES)
 
 
 def _slow(args: argparse.Namespace, spans: Sequence[StackSpan]) -> str:
-    from stagescope.analysis.stack_diff import slow_diff
-    from stagescope.analysis.stack_tables import read_requests
-    from stagescope.analysis.stack_text import diff_text
-    from stagescope.exporters.flame_graph import flame_graph
-    from stagescope.exporters.flame_tree import diff_tree
+    from stagescope.analysis.stacks import diff_text, read_requests, slow_diff
+    from stagescope.exporters.flame_graph import diff_tree, flame_graph
 
     diff = slow_diff(spans, read_requests(args.dir))
     if not diff.slow or not diff.median:

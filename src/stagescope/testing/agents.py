@@ -12,11 +12,11 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Self
 
-from stagescope.agent.client import AgentClient
+from stagescope.agent.api.client import AgentClient
 from stagescope.agent.loop import Agent
 from stagescope.agent.sinks import Sink
 from stagescope.errors import StagescopeError
-from stagescope.spool import SOCKET_NAME
+from stagescope.recorder.spool import SOCKET_NAME
 from stagescope.testing import wait_until
 
 _SOURCE = Path(__file__).parents[2]

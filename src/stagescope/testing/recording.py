@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from stagescope import recorder_format as fmt
-from stagescope.middleware.recorder import Recorder
-from stagescope.middleware.recorder_file import create_recorder_file
-from stagescope.middleware.timeline import Timeline, current
-from stagescope.recorder_reader import RecorderReader
+from stagescope.middleware.recording.file import create_recorder_file
+from stagescope.middleware.recording.recorder import Recorder
+from stagescope.middleware.recording.timeline import Timeline, current
+from stagescope.recorder import format as fmt
+from stagescope.recorder.reader import RecorderReader
 from stagescope.records import BatchRecord, Record, RequestRecord
 
 

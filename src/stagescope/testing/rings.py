@@ -12,7 +12,7 @@ from pathlib import Path
 from struct import Struct
 from typing import NamedTuple, Self
 
-from stagescope import recorder_format as fmt
+from stagescope.recorder import format as fmt
 from stagescope.stages import KNOWN
 
 _ENTRIES = Struct(f"<{fmt.ENTRIES_PER_SLOT}H{2 * fmt.ENTRIES_PER_SLOT}Q")

@@ -9,11 +9,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from stagescope.exporters.parquet import arrow_schema
-from stagescope.run_folder import Host, Plan, Run, write_run
+from stagescope.runfolder.parquet import arrow_schema
+from stagescope.runfolder.run import Host, Plan, Run, write_run
+from stagescope.runfolder.schema import BATCHES, CLIENT, KERNELS, SAMPLES, SERVER, STACKS, Table
 from stagescope.samples import AMOUNT, LEVEL
 from stagescope.stages import STAGES, stage_of
-from stagescope.tables import BATCHES, CLIENT, KERNELS, SAMPLES, SERVER, STACKS, Table
 
 BOOT_ID = "00000000-1111-2222-3333-444444444444"
 MS = 1_000_000

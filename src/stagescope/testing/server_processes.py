@@ -13,9 +13,9 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
-from stagescope.recorder_reader import RecorderReader
+from stagescope.recorder.reader import RecorderReader
+from stagescope.recorder.spool import ring_files
 from stagescope.records import BatchRecord, Record, RequestRecord
-from stagescope.spool import ring_files
 from stagescope.testing import wait_until
 
 

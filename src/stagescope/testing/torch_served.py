@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from stagescope.spool import ring_files
+from stagescope.recorder.spool import ring_files
 from stagescope.testing import wait_until
 from stagescope.testing.server_processes import free_port
 

@@ -22,9 +22,9 @@ from pathlib import Path
 
 import psutil
 
-from stagescope.recorder_reader import RecorderReader
+from stagescope.recorder.reader import RecorderReader
+from stagescope.recorder.spool import ring_files
 from stagescope.records import BatchRecord, Record, RequestRecord
-from stagescope.spool import ring_files
 from stagescope.testing import wait_until
 
 BATCH_SIZE = 4
@@ -145,7 +145,7 @@ def archive(python: Path, handler: Path, folder: Path, *, mixin: bool) -> None:
     if mixin:
         source = source.replace("(BaseHandler)", "(StagescopeHandlerMixin, BaseHandler)").replace(
             "\n\nPREPROCESS_S",
-            "\nfrom stagescope.middleware.hooks.torchserve import StagescopeHandlerMixin"
+            "\nfrom stagescope.middleware.hooks.torchserve.worker import StagescopeHandlerMixin"
             "\n\nPREPROCESS_S",
         )
     used = folder / "handler.py"

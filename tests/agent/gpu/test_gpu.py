@@ -11,15 +11,15 @@ from pathlib import Path
 
 import pytest
 
-from stagescope.agent import gpu
-from stagescope.agent.client import AgentClient
-from stagescope.agent.evidence import Evidence
-from stagescope.agent.gpu import make
-from stagescope.agent.gpu_probe import THROTTLE_BEGAN, XID, Device, DeviceEvent, GpuProbe, NoGpu
-from stagescope.agent.gpu_replay import HEAD, Recording, ReplayProbe, read_recording
-from stagescope.agent.gpu_sampler import GpuSampler
+from stagescope.agent.api.client import AgentClient
+from stagescope.agent.events import Notice
+from stagescope.agent.gpu import select
+from stagescope.agent.gpu.probe import THROTTLE_BEGAN, XID, Device, DeviceEvent, GpuProbe, NoGpu
+from stagescope.agent.gpu.replay import HEAD, Recording, ReplayProbe, read_recording
+from stagescope.agent.gpu.sampler import GpuSampler
+from stagescope.agent.gpu.select import make
 from stagescope.agent.loop import Agent
-from stagescope.agent.notices import Notice
+from stagescope.agent.store.telemetry import TelemetryBuffer
 from stagescope.errors import UsageError
 from stagescope.samples import Sample
 from stagescope.testing import wait_until
@@ -45,12 +45,12 @@ def replay() -> GpuProbe:
 
 
 @pytest.fixture
-def evidence() -> Evidence:
+def evidence() -> TelemetryBuffer:
     """Where samples go."""
-    return Evidence()
+    return TelemetryBuffer()
 
 
-def test_samples_events_and_notices_are_kept(evidence: Evidence) -> None:
+def test_samples_events_and_notices_are_kept(evidence: TelemetryBuffer) -> None:
     """What a probe gives lands in the evidence; a fault and heat are noticed, a power cap is not."""
     notices: list[Notice] = []
     sampler = GpuSampler(replay, evidence, notices.append, fast_s=0.01)
@@ -72,7 +72,7 @@ def test_samples_events_and_notices_are_kept(evidence: Evidence) -> None:
     assert sampler.children_cpu_s() > 0
 
 
-def test_started_and_ended_twenty_times(evidence: Evidence) -> None:
+def test_started_and_ended_twenty_times(evidence: TelemetryBuffer) -> None:
     """No thread is left of it, and it ends at once."""
     before = threading.active_count()
     for _ in range(20):
@@ -83,13 +83,13 @@ def test_started_and_ended_twenty_times(evidence: Evidence) -> None:
         assert threading.active_count() == before
 
 
-def test_one_that_was_never_begun_ends(evidence: Evidence) -> None:
+def test_one_that_was_never_begun_ends(evidence: TelemetryBuffer) -> None:
     """An agent may end before its loop ever called it."""
     GpuSampler(replay, evidence).close()
 
 
 def test_no_gpu_is_said_once_and_tried_again(
-    evidence: Evidence, caplog: pytest.LogCaptureFixture
+    evidence: TelemetryBuffer, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A driver that comes later is read; until then it is one sentence, however often."""
     tries: list[int] = []
@@ -110,7 +110,7 @@ def test_no_gpu_is_said_once_and_tried_again(
 
 
 def test_a_driver_that_goes_is_opened_again(
-    evidence: Evidence, caplog: pytest.LogCaptureFixture
+    evidence: TelemetryBuffer, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Where a poll finds no driver any more, the probe is closed and a new one opened."""
     opened: list[GpuProbe] = []
@@ -133,7 +133,7 @@ def test_a_driver_that_goes_is_opened_again(
     ]
 
 
-def test_a_fault_of_ours_reaches_the_loops_guard(evidence: Evidence) -> None:
+def test_a_fault_of_ours_reaches_the_loops_guard(evidence: TelemetryBuffer) -> None:
     """What goes wrong in a thread is raised by the next `collect`, where it is counted."""
 
     def broken() -> GpuProbe:
@@ -153,7 +153,7 @@ def test_a_fault_of_ours_reaches_the_loops_guard(evidence: Evidence) -> None:
 
 
 def test_a_driver_that_holds_a_call_keeps_nobody_up(
-    evidence: Evidence, caplog: pytest.LogCaptureFixture
+    evidence: TelemetryBuffer, caplog: pytest.LogCaptureFixture
 ) -> None:
     """That samples are missing is said, once; `close` leaves the thread behind, and says that."""
     called, held = threading.Event(), threading.Event()
@@ -202,13 +202,13 @@ def test_where_there_is_no_gpu_there_is_no_sampler(tmp_path: Path) -> None:
     (tmp_path / "libnvidia-ml.so.1").write_text("not a library")
     script = (
         "import logging, pathlib, sys; logging.basicConfig(level=logging.INFO)\n"
-        "from stagescope.agent import gpu; from stagescope.agent.loop import Agent\n"
+        "from stagescope.agent.gpu import select as gpu; from stagescope.agent.loop import Agent\n"
         "gpu.OTHER_DEVICES = ()\n"
         "print(gpu.make(Agent(pathlib.Path(sys.argv[1]), {})), 'pynvml' in sys.modules)\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", script, str(tmp_path)],
-        env={"PYTHONPATH": str(Path(gpu.__file__).parents[2]), "LD_LIBRARY_PATH": str(tmp_path)},
+        env={"PYTHONPATH": str(Path(select.__file__).parents[2]), "LD_LIBRARY_PATH": str(tmp_path)},
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert done.stdout == "() False\n"

@@ -6,9 +6,9 @@ from types import ModuleType, SimpleNamespace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stagescope.agent.gpu_nvml_buffers import GPU, GRAIN_NS, LONGEST_NS, Buffer
-from stagescope.agent.gpu_nvml_calls import Calls, Said
-from stagescope.agent.gpu_nvml_reading import Moment
+from stagescope.agent.gpu.nvml_calls import Calls, Said
+from stagescope.agent.gpu.nvml_counters import GPU, GRAIN_NS, LONGEST_NS, Buffer
+from stagescope.agent.gpu.nvml_readings import Moment
 from stagescope.samples import Sample
 
 BOOT_US = 1_700_000_000_000_000

@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from stagescope.agent.gpu_nvml_processes import resolver
+from stagescope.agent.gpu.nvml_processes import resolver
 
 
 def process(proc: Path, pid: int, *namespaces: int) -> None:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from stagescope.agent.gpu_probe import XID, Device, DeviceEvent
-from stagescope.agent.gpu_replay import (
+from stagescope.agent.gpu.probe import XID, Device, DeviceEvent
+from stagescope.agent.gpu.replay import (
     HEAD,
     RecordedProbe,
     Recording,

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from stagescope.agent.gpu_sharing import LOOK_S, counters_allowed
+from stagescope.agent.gpu.select import LOOK_S, counters_allowed
 from stagescope.errors import UsageError
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from stagescope.agent.gpu_torch import TorchProbe
-from stagescope.agent.probe_client import ask, probe_of
-from stagescope.recorder_reader import RecorderReader
+from stagescope.agent.gpu.torch import TorchProbe
+from stagescope.agent.probe import ask, probe_of
+from stagescope.recorder.reader import RecorderReader
 from stagescope.records import Process
 from stagescope.testing.agents import short_spool
 

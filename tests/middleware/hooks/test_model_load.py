@@ -9,10 +9,10 @@ import sys
 LOADING = """
 import io, json, sys
 import torch
-from stagescope.middleware import cold_start
-from stagescope.middleware.hooks.model_load import wrap_loaded
-from stagescope.recorder_slots import entries_of
-from stagescope.middleware.names import CODES
+from stagescope.middleware.runtime import cold_start
+from stagescope.middleware.hooks.model_calls import wrap_loaded
+from stagescope.recorder.decoder import entries_of
+from stagescope.middleware.recording.names import CODES
 
 wrap_loaded()
 signature = torch.nn.Module.to.__name__, torch.load.__doc__ is not None
@@ -52,7 +52,7 @@ class PreTrainedModel:
         return cls, name
 module.PreTrainedModel = PreTrainedModel
 sys.modules["transformers.modeling_utils"] = module
-from stagescope.middleware.hooks.model_load import wrap_loaded
+from stagescope.middleware.hooks.model_calls import wrap_loaded
 wrap_loaded()
 wrap_loaded()
 class Bert(PreTrainedModel): pass

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from stagescope.middleware.hooks.pytriton import FORWARDED, forwarding
-from stagescope.middleware.hooks.pytriton_requests import Received, headers_in
+from stagescope.middleware.hooks.pytriton import FORWARDED, Received, forwarding, headers_in
 from stagescope.middleware.stage import stage
 from stagescope.testing.recording import Recording
 

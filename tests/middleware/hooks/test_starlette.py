@@ -15,11 +15,11 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Mount, Route
 
-from stagescope.middleware import guard
 from stagescope.middleware.asgi import StageMiddleware
-from stagescope.recorder_reader import RecorderReader
+from stagescope.middleware.recording import guard
+from stagescope.recorder.reader import RecorderReader
+from stagescope.recorder.spool import ring_files
 from stagescope.records import RequestRecord
-from stagescope.spool import ring_files
 from stagescope.testing import wait_until
 from stagescope.testing.serving import served
 

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stagescope.middleware.hooks.torchserve_log import (
+from stagescope.middleware.hooks.torchserve.queue_waits import (
     FollowedLog,
     Waited,
     WaitLines,
@@ -73,7 +73,9 @@ def test_the_log_is_the_one_an_ancestor_holds_open(tmp_path: Path) -> None:
     """A worker's child of the front end finds the file that the front end writes, by its name."""
     path = tmp_path / "somewhere" / "ts_log.log"
     path.parent.mkdir()
-    ask = "from stagescope.middleware.hooks.torchserve_log import find_log; print(find_log())"
+    ask = (
+        "from stagescope.middleware.hooks.torchserve.queue_waits import find_log; print(find_log())"
+    )
     front_end = f"""
 import subprocess, sys
 with open({str(path)!r}, "a"):

@@ -18,7 +18,7 @@ import psutil
 import pytest
 
 from stagescope.identity import format_run, format_traceparent
-from stagescope.recorder_reader import RecorderReader
+from stagescope.recorder.reader import RecorderReader
 from stagescope.records import BatchRecord, Record, RequestRecord
 from stagescope.testing import wait_until
 

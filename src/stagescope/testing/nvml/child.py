@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
-from stagescope.agent.gpu_nvml import NvmlProbe
-from stagescope.agent.gpu_probe import DeviceEvent, NoGpu, Tier
+from stagescope.agent.gpu.nvml import NvmlProbe
+from stagescope.agent.gpu.probe import DeviceEvent, NoGpu, Tier
 
 
 class Answers:

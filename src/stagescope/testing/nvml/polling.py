@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from stagescope.agent.gpu_probe import Device, DeviceEvent, Tier
+from stagescope.agent.gpu.probe import Device, DeviceEvent, Tier
 from stagescope.samples import Sample
 
 SOURCE = Path(__file__).parents[3]

@@ -1,0 +1,67 @@
+"""HOST:PORT as people write it, and where Prometheus looks by default."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Mapping
+from pathlib import Path
+
+from stagescope.errors import StagescopeError, UsageError
+
+LOOPBACK = "127.0.0.1"
+METRICS_PORT = 9464
+"""The OpenTelemetry specification's default for OTEL_EXPORTER_PROMETHEUS_PORT."""
+
+
+def parse_address(text: str, *, option: str, default_host: str = "") -> tuple[str, int]:
+    """Parse `HOST:PORT`, `[V6]:PORT`, or `PORT` where there is a default host.
+
+    Raises UsageError, which names *option*, for anything else.
+    """
+    host, _, port = text.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]") or default_host
+    if not host or not (port.isascii() and port.isdigit() and int(port) < 65536):
+        form = "PORT or HOST:PORT" if default_host else "HOST:PORT"
+        raise UsageError(f"{option} {text}: give {form}, for example {LOOPBACK}:{METRICS_PORT}")
+    return host, int(port)
+
+
+def default_metrics_address(environment: Mapping[str, str]) -> tuple[str, int]:
+    """Give the address that the standard variables name; raises UsageError for a bad port."""
+    host = environment.get("OTEL_EXPORTER_PROMETHEUS_HOST") or LOOPBACK
+    variable = "OTEL_EXPORTER_PROMETHEUS_PORT"
+    port = environment.get(variable) or str(METRICS_PORT)
+    return parse_address(port, option=variable, default_host=host)
+
+
+def url(host: str, port: int, path: str = "") -> str:
+    """Give the URL of an address."""
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}{path}"
+
+
+FILE_NAME = "agent.token"
+
+
+def read_token(path: Path) -> str:
+    """Read a token file; raises UsageError where it is missing, empty, or holds odd characters."""
+    try:
+        token = path.read_text("ascii").strip()
+    except (OSError, UnicodeDecodeError) as problem:
+        raise UsageError(f"token file {path} cannot be read: {problem}") from None
+    if not token or not token.isprintable() or " " in token:
+        raise UsageError(f"token file {path} holds no token: write one word of plain characters")
+    return token
+
+
+def make_token(spool: Path) -> tuple[str, Path]:
+    """Make a token and keep it in the spool, for its owner alone (0600)."""
+    path, token = spool / FILE_NAME, secrets.token_urlsafe(24)
+    try:
+        path.unlink(missing_ok=True)
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        with os.fdopen(fd, "w") as file:
+            file.write(token + "\n")
+    except OSError as problem:
+        raise StagescopeError(f"token file {path} cannot be written: {problem.strerror}") from None
+    return token, path

@@ -1,0 +1,155 @@
+"""Chooses what the GPU sampler reads: NVIDIA's library, torch in the served processes, a recording."""
+
+from __future__ import annotations
+
+import ctypes
+import glob
+import logging
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from stagescope.agent.collectors import Collector
+from stagescope.agent.gpu.nvml_calls import Said
+from stagescope.agent.gpu.probe import GpuProbe
+from stagescope.agent.gpu.sampler import GpuSampler
+from stagescope.errors import UsageError
+
+if TYPE_CHECKING:
+    from stagescope.agent.loop import Agent
+
+
+COUNTERS_VARIABLE: Final = "STAGESCOPE_GPM"
+"""`on`: read them beside DCGM too; `off`: never; unset: unless DCGM runs here."""
+DCGM: Final = frozenset({"dcgm-exporter", "nv-hostengine"})
+LOOK_S: Final = 60.0
+
+_log = logging.getLogger("stagescope")
+
+
+def counters_allowed(
+    environment: Mapping[str, str] = os.environ,
+    governor: Callable[[], bool] = lambda: True,
+    *,
+    proc: Path = Path("/proc"),
+    clock: Callable[[], float] = time.monotonic,
+) -> Callable[[], bool]:
+    """Make what tells whether the counters may be read now; *governor* may forbid it as well.
+
+    Raises UsageError for a setting that is none.
+    """
+    asked = environment.get(COUNTERS_VARIABLE, "")
+    if asked not in {"", "on", "off"}:
+        raise UsageError(f"{COUNTERS_VARIABLE}={asked}: give on or off")
+    if asked:
+        return lambda: asked == "on" and governor()
+    look_s, found = 0.0, ""
+
+    def allowed() -> bool:
+        nonlocal look_s, found
+        if clock() >= look_s:
+            look_s, before, found = clock() + LOOK_S, found, _running(proc)
+            if found and not before:
+                _log.info("gpu: %s reads the hardware counters here, so they are left to it; "
+                          "%s=on reads them too", found, COUNTERS_VARIABLE)  # fmt: skip
+        return not found and governor()
+
+    return allowed
+
+
+def _running(proc: Path) -> str:
+    """Give the name of a DCGM process of this host, if there is one that we can see."""
+    for comm in proc.glob("[0-9]*/comm"):
+        try:
+            name = comm.read_text("utf-8", "replace").strip()
+        except OSError:  # it ended
+            continue
+        if name in DCGM:
+            return name
+    return ""
+
+
+PROBE_VARIABLE: Final = "STAGESCOPE_GPU"
+"""`nvml`, `torch` or `off`; unset: NVML where its library is, else torch where a device is."""
+REPLAY_VARIABLE: Final = "STAGESCOPE_GPU_REPLAY"
+RECORD_VARIABLE: Final = "STAGESCOPE_GPU_RECORD"
+
+OTHER_DEVICES: Final = ("/dev/kfd", "/dev/dri/renderD*", "/dev/accel*")
+"""What AMD's, Intel's and other accelerators are on Linux."""
+
+
+def make(agent: Agent, environment: Mapping[str, str] = os.environ) -> Sequence[Collector]:
+    """Give the sampler, or none where there is nothing to read, which is said.
+
+    Raises UsageError for a setting that is none, or a recording that cannot be read.
+    """
+    if environment.get(PROBE_VARIABLE, "") == "off":
+        return ()
+    open_probe = _chosen(agent, environment)
+    if open_probe is None:
+        _log.info("no GPU here: neither NVIDIA's libnvidia-ml.so.1 nor another's device file")
+        return ()
+    return (GpuSampler(open_probe, agent.evidence, agent.notices.put),)
+
+
+def _chosen(agent: Agent, environment: Mapping[str, str]) -> Callable[[], GpuProbe] | None:
+    if replayed := environment.get(REPLAY_VARIABLE):
+        return _replay(Path(replayed))
+    asked = environment.get(PROBE_VARIABLE, "")
+    if asked not in {"", "nvml", "torch"}:
+        raise UsageError(f"{PROBE_VARIABLE}={asked}: give nvml, torch or off")
+    opener: Callable[[], GpuProbe] | None = None
+    if asked == "nvml" or (not asked and _has_nvml()):
+        opener = _nvml(agent, environment)
+    elif asked == "torch" or any(glob.glob(pattern) for pattern in OTHER_DEVICES):
+        opener = _torch(agent)
+    if opener is not None and (recorded := environment.get(RECORD_VARIABLE)):
+        return _recorded(opener, Path(recorded))
+    return opener
+
+
+def _has_nvml() -> bool:
+    """Tell whether NVIDIA's library can be loaded; it does not touch the driver."""
+    try:
+        ctypes.CDLL("libnvidia-ml.so.1")
+    except OSError:
+        return False
+    return True
+
+
+def _nvml(agent: Agent, environment: Mapping[str, str]) -> Callable[[], GpuProbe]:
+    may = partial(agent.governor.allowed, "gpm")
+    allowed, say = counters_allowed(environment, may), Said()
+
+    def open_probe() -> GpuProbe:
+        from stagescope.agent.gpu.nvml import NvmlProbe
+
+        return NvmlProbe(lambda: {process.pid for _, process in agent.alive()}, allowed, say=say)
+
+    return open_probe
+
+
+def _torch(agent: Agent) -> Callable[[], GpuProbe]:
+    def open_probe() -> GpuProbe:
+        from stagescope.agent.gpu.torch import TorchProbe
+
+        return TorchProbe(agent.alive)
+
+    return open_probe
+
+
+def _replay(path: Path) -> Callable[[], GpuProbe]:
+    from stagescope.agent.gpu.replay import ReplayProbe, read_recording
+
+    recording = read_recording(path)
+    return lambda: ReplayProbe(recording)
+
+
+def _recorded(open_probe: Callable[[], GpuProbe], path: Path) -> Callable[[], GpuProbe]:
+    from stagescope.agent.gpu.replay import RecordedProbe, begin_recording
+
+    begun_ns = begin_recording(path)
+    return lambda: RecordedProbe(open_probe(), path, begun_ns)

@@ -1,0 +1,1 @@
+"""What an agent keeps: samples, recent requests, load runs, and their form on the wire."""

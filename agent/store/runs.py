@@ -1,0 +1,331 @@
+"""The run store: what the spool's processes recorded for load runs, kept for the load driver.
+
+One file a run, `<spool>/runs/<run id>.ndjson`, in the lines of wire.py: giving a run's records
+away is sending its file. A line is whole when its newline is there; a tail without one was cut
+off with the agent that wrote it, and is dropped and read again from the recorder file.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from stagescope.agent.store.serialize import process_line, record_line
+from stagescope.errors import StagescopeError, UsageError
+from stagescope.identity import RUN_ID
+from stagescope.records import BatchRecord, Process, Record, RequestRecord, State
+
+_HEAD = re.compile(
+    rb'\{"kind":"(\w+)","state":"(\w+)","ring_id":"(\w+)","seq":(-?\d+),"\w+":"(\w+)"'
+)
+_BLOCK_BYTES = 1 << 18
+
+
+@dataclass(frozen=True, slots=True)
+class RunCounts:
+    """What is stored of a run; `requests` = `finished` + `died`."""
+
+    run_id: str
+    requests: int
+    batches: int
+    finished: int
+    died: int
+
+
+@dataclass(frozen=True, slots=True)
+class Addition:
+    """Lines to append, and the records that they hold."""
+
+    data: bytes
+    records: list[Record]
+
+
+class RunFile:
+    """Appends records to one run's file; knows which are there already.
+
+    A process's records come in the order of their sequence numbers, so one number a process
+    tells what is there; records of the dead (seq -1) are told by their span ids.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.size = path.stat().st_size if path.exists() else 0
+        """Bytes of whole lines (of the file, until it is first read)."""
+        self._loaded = self.size == 0
+        self._last_seq: dict[str, int] = {}
+        self._dead_spans: set[str] = set()
+        self._processes: dict[str, Process] = {}
+        self._requests = self._batches = self._died = 0
+
+    def written_s(self) -> float:
+        """Tell when something was last added, seconds since the Unix epoch."""
+        try:
+            return self.path.stat().st_mtime
+        except OSError:
+            return float("inf")  # not made yet: the newest of all
+
+    def counts(self) -> RunCounts:
+        """Count what is stored."""
+        self._load()
+        finished = self._requests - self._died
+        return RunCounts(self.path.stem, self._requests, self._batches, finished, self._died)
+
+    def prepare(self, records: list[Record]) -> Addition:
+        """Turn those of *records* that are not there yet into lines."""
+        self._load()
+        lines: list[str] = []
+        fresh: list[Record] = []
+        last_seen = dict(self._last_seq)
+        processes = dict(self._processes)
+        for record in records:
+            ring_id = record.process.ring_id
+            if record.seq >= 0:
+                if record.seq <= last_seen.get(ring_id, -1):
+                    continue
+                last_seen[ring_id] = record.seq
+            elif _span(record) in self._dead_spans:
+                continue
+            if processes.get(ring_id) is not record.process:
+                if processes.get(ring_id) != record.process:
+                    lines.append(process_line(record.process))
+                processes[ring_id] = record.process
+            lines.append(record_line(record))
+            fresh.append(record)
+        return Addition("".join(lines).encode("ascii"), fresh)
+
+    def append(self, addition: Addition) -> None:
+        """Write the lines; raises OSError, with the file as it was, where they find no room."""
+        if not addition.data:
+            return
+        flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC
+        fd = os.open(self.path, flags, 0o600)
+        try:
+            _write_whole(fd, addition.data, self.size)
+        except OSError:
+            os.ftruncate(fd, min(self.size, os.fstat(fd).st_size))
+            raise
+        finally:
+            os.close(fd)
+        self.size += len(addition.data)
+        for record in addition.records:
+            ring_id, is_request = record.process.ring_id, isinstance(record, RequestRecord)
+            self._processes[ring_id] = record.process
+            died = record.state is State.DIED
+            self._note(ring_id, record.seq, _span(record), is_request=is_request, died=died)
+
+    def blocks(self, block_bytes: int = _BLOCK_BYTES) -> Iterator[bytes]:
+        """Give the whole lines that are there now, in blocks of about *block_bytes*."""
+        self._load()
+        # Opened now: the run may be evicted before its reader takes the first block.
+        return _read_blocks(self.path.open("rb"), self.size, block_bytes)
+
+    def delete(self) -> None:
+        """Remove the file; who is reading it reads on."""
+        self.path.unlink(missing_ok=True)
+
+    def _load(self) -> None:
+        """Read an earlier agent's file: what is in it, and where its last whole line ends."""
+        if self._loaded:
+            return
+        self.size = 0
+        with self.path.open("rb") as file:
+            for line in file:
+                if not line.endswith(b"\n"):
+                    break
+                self.size += len(line)
+                self._note_line(line)
+        self._loaded = True
+
+    def _note_line(self, line: bytes) -> None:
+        if head := _HEAD.match(line):
+            kind, state, ring_id, seq, span = (field.decode() for field in head.groups())
+            died = state == State.DIED.value
+            self._note(ring_id, int(seq), span, is_request=kind == "request", died=died)
+
+    def _note(self, ring_id: str, seq: int, span: str, *, is_request: bool, died: bool) -> None:
+        if seq >= 0:
+            self._last_seq[ring_id] = seq
+        else:
+            self._dead_spans.add(span)
+        self._requests += is_request
+        self._batches += not is_request
+        self._died += is_request and died
+
+
+def _span(record: Record) -> str:
+    return record.batch_id if isinstance(record, BatchRecord) else record.span_id
+
+
+def _write_whole(fd: int, data: bytes, at: int) -> None:
+    if (size := os.fstat(fd).st_size) < at:
+        raise OSError(f"somebody else cut its file to {size} bytes")
+    os.ftruncate(fd, at)  # a tail that a killed agent left
+    view = memoryview(data)
+    while view:
+        written = os.pwrite(fd, view, at)
+        at += written
+        view = view[written:]
+
+
+def _read_blocks(file: BinaryIO, size: int, block_bytes: int) -> Iterator[bytes]:
+    with file:
+        while size and (block := file.read(min(size, block_bytes))):
+            size -= len(block)
+            yield block
+
+
+MAX_AGE_S = 24 * 3600
+MAX_BYTES = 1 << 30
+"""All runs together; less where the file system has less room (see `room_for_runs`)."""
+SUFFIX = ".ndjson"
+
+_log = logging.getLogger("stagescope")
+
+
+class RunStore:
+    """A sink that keeps the records of load runs, each once, within bounds.
+
+    The oldest whole run goes first; the run being written is never cut to make room.
+    Safe to use from several threads.
+    """
+
+    def __init__(
+        self, folder: Path, *, max_bytes: int | None = None, wall: Callable[[], float] = time.time
+    ) -> None:
+        try:
+            folder.mkdir(mode=0o700, exist_ok=True)
+        except OSError as wrong:
+            raise StagescopeError(f"run store {folder} cannot be made: {wrong.strerror}") from None
+        self._folder = folder
+        self._max_bytes = room_for_runs(folder) if max_bytes is None else max_bytes
+        self._wall = wall
+        self._lock = threading.Lock()
+        self._runs = {
+            path.name.removesuffix(SUFFIX): RunFile(path) for path in folder.glob(f"*{SUFFIX}")
+        }
+        self.accepted = 0
+        names = ("stored", "duplicates", "refused", "evicted_runs")
+        self._counts: dict[str, int] = dict.fromkeys(names, 0)
+        self._said_full = False
+        self._newest_s = 0.0
+        self.forget_old()
+
+    @property
+    def settled(self) -> int:
+        """All that was accepted: a line is in its file when `accept` returns."""
+        return self.accepted
+
+    def accept(self, records: Sequence[Record]) -> None:
+        """Append those records that belong to a run; what is there already is left out."""
+        by_run: dict[str, list[Record]] = {}
+        for record in records:
+            if record.run_id:
+                by_run.setdefault(record.run_id, []).append(record)
+        if by_run:
+            self._newest_s = self._wall()
+        with self._lock:
+            for run_id, of_run in by_run.items():
+                self._append(run_id, of_run)
+            self.accepted += len(records)
+
+    def under_way(self, quiet_s: float) -> bool:
+        """Tell whether a record of any run came in the last *quiet_s* seconds."""
+        return self._wall() - self._newest_s < quiet_s
+
+    def _append(self, run_id: str, records: list[Record]) -> None:
+        if not RUN_ID.fullmatch(run_id):  # it would name a file elsewhere
+            self._counts["refused"] += len(records)
+            return
+        run = self._runs.get(run_id)
+        if run is None:
+            run = self._runs[run_id] = RunFile(self._folder / f"{run_id}{SUFFIX}")
+        try:
+            addition = run.prepare(records)
+            self._make_room(run, len(addition.data))
+            run.append(addition)
+        except OSError as problem:
+            self._refuse(run, len(records), problem)
+            return
+        self._counts["stored"] += len(addition.records)
+        self._counts["duplicates"] += len(records) - len(addition.records)
+
+    def _make_room(self, keep: RunFile, needed: int) -> None:
+        while (total := self._total_bytes()) + needed > self._max_bytes:
+            others = [(run.written_s(), name) for name, run in self._runs.items() if run != keep]
+            if not others:
+                raise OSError(f"it alone has {total} of the {self._max_bytes} bytes for runs")
+            self._evict(min(others)[1])
+
+    def _evict(self, run_id: str) -> None:
+        self._runs.pop(run_id).delete()
+        self._counts["evicted_runs"] += 1
+
+    def _refuse(self, run: RunFile, count: int, problem: OSError) -> None:
+        self._counts["refused"] += count
+        if not self._said_full:
+            self._said_full = True
+            _log.warning("records of load run %s find no room and are left out: %s; "
+                         "said once, counted as runs_refused", run.path.stem, problem)  # fmt: skip
+
+    def _total_bytes(self) -> int:
+        return sum(run.size for run in self._runs.values())
+
+    def forget_old(self) -> None:
+        """Delete the runs that nothing was added to for a day."""
+        with self._lock:
+            limit = self._wall() - MAX_AGE_S
+            for run_id in [name for name, run in self._runs.items() if run.written_s() < limit]:
+                self._evict(run_id)
+
+    def counts(self, run_id: str) -> RunCounts | None:
+        """Count what is stored of a run; None where nothing is. Raises UsageError for a bad id."""
+        with self._lock:
+            run = self._find(run_id)
+            return run.counts() if run else None
+
+    def read(self, run_id: str, block_bytes: int = 1 << 18) -> Iterator[bytes] | None:
+        """Give the lines stored of a run so far, in blocks; None where there are none."""
+        with self._lock:
+            run = self._find(run_id)
+            return run.blocks(block_bytes) if run else None
+
+    def _find(self, run_id: str) -> RunFile | None:
+        if not RUN_ID.fullmatch(run_id):
+            raise UsageError(
+                f"{run_id[:60]!r} is no run id: 1 to 40 of letters, digits, '.', '_', '-'"
+            )
+        run = self._runs.get(run_id)
+        return run if run and run.size else None
+
+    def counters(self) -> dict[str, int]:
+        """Give records stored, left out as duplicates, refused; runs evicted."""
+        with self._lock:
+            return dict(self._counts)
+
+    def gauges(self) -> dict[str, float]:
+        """Give how many runs are kept, and their bytes."""
+        with self._lock:
+            return {"runs_files": len(self._runs), "runs_bytes": self._total_bytes()}
+
+    def close(self, timeout_s: float) -> None:
+        """Nothing to do: no file is kept open."""
+
+
+def room_for_runs(folder: Path) -> int:
+    """Give the bytes that runs may take: a quarter of what is free there, at most MAX_BYTES.
+
+    The spool is in memory by default, so what runs take is taken from the models.
+    """
+    try:
+        used = sum(path.stat().st_size for path in folder.glob(f"*{SUFFIX}"))
+        return min(MAX_BYTES, (shutil.disk_usage(folder).free + used) // 4)
+    except OSError as problem:
+        raise StagescopeError(f"run store {folder} cannot be read: {problem.strerror}") from None

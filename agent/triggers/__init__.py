@@ -1,0 +1,1 @@
+"""Triggers: what starts a capture by itself, within limits."""

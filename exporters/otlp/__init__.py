@@ -1,0 +1,1 @@
+"""OTLP: spans and metrics to any OpenTelemetry back end."""

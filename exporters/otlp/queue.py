@@ -1,0 +1,196 @@
+"""What waits to be sent: bounded, newest dropped first, every drop counted."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from stagescope.exporters.otlp.environment import whole
+from stagescope.exporters.otlp.spans import BatchLink
+from stagescope.records import BatchRecord, Record, State
+
+
+@dataclass(frozen=True, slots=True)
+class QueueLimits:
+    """How much waits, how much goes at once, and how long it waits to become that much."""
+
+    max_spans: int = 65_536
+    batch_spans: int = 2_048
+    delay_s: float = 1.0
+
+
+def limits_from_environment(environ: Mapping[str, str] = os.environ) -> QueueLimits:
+    """Give the limits that `OTEL_BSP_*` ask for, ours where they do not.
+
+    Raises UsageError for what is no whole number above 0.
+    """
+    default = QueueLimits()
+    delay_ms = whole(environ, "OTEL_BSP_SCHEDULE_DELAY", round(default.delay_s * 1000))
+    most = whole(environ, "OTEL_BSP_MAX_QUEUE_SIZE", default.max_spans)
+    at_once = whole(environ, "OTEL_BSP_MAX_EXPORT_BATCH_SIZE", default.batch_spans)
+    return QueueLimits(most, min(at_once, most), delay_ms / 1000)
+
+
+class Outcome(StrEnum):
+    """What became of spans; the counter of that name counts them."""
+
+    SENT = "sent_spans"
+    FULL = "dropped_full_spans"
+    """The queue had no room."""
+    FAILED = "dropped_failed_spans"
+    """The back end did not take them."""
+    CLOSED = "dropped_closed_spans"
+    """They were still waiting at the end."""
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """A request with the batches that are kept for its sake, or a batch; sent as one."""
+
+    records: tuple[Record, ...]
+    links: tuple[BatchLink, ...] = ()
+    """From the request to its batches."""
+
+    @property
+    def spans(self) -> int:
+        """How many spans it becomes."""
+        return sum([1 + len(record.stages) for record in self.records])
+
+
+class SpanQueue:
+    """Between the agent's thread, which never waits here, and the sender's, which does."""
+
+    def __init__(self, limits: QueueLimits) -> None:
+        self.limits = limits
+        self.unsettled = 0
+        """What was put in and is neither sent nor given up."""
+        self._waiting: deque[tuple[Waiting, int]] = deque()
+        self._spans = 0
+        self._counts = dict.fromkeys(Outcome, 0)
+        self._changed = threading.Condition()
+        self._closing = False
+        self._flush_until = 0.0
+
+    @property
+    def closing(self) -> bool:
+        """True once nothing more is taken in."""
+        return self._closing
+
+    def put(self, waiting: Waiting) -> bool:
+        """Take *waiting* in; False, and counted as dropped, where there is no room."""
+        spans = waiting.spans
+        with self._changed:
+            if self._closing or self._spans + spans > self.limits.max_spans:
+                self._counts[Outcome.CLOSED if self._closing else Outcome.FULL] += spans
+                return False
+            self._waiting.append((waiting, spans))
+            self._spans += spans
+            self.unsettled += 1
+            if self._spans >= self.limits.batch_spans:
+                self._changed.notify()
+        return True
+
+    def take(self, pause_s: float) -> list[Waiting]:
+        """Wait *pause_s*, then for something to send; empty at the end."""
+        with self._changed:
+            if pause_s:
+                self._changed.wait_for(lambda: self._closing, pause_s)
+            while not self._changed.wait_for(self._is_due, self.limits.delay_s):
+                if self._waiting:
+                    break
+            if self._closing and time.monotonic() > self._flush_until:
+                return []
+            return self._take_batch()
+
+    def settle(self, taken: Sequence[Waiting], outcome: Outcome) -> None:
+        """Count what was taken as sent, or as dropped."""
+        with self._changed:
+            self._counts[outcome] += sum([waiting.spans for waiting in taken])
+            self.unsettled -= len(taken)
+
+    def close(self, flush_s: float) -> None:
+        """Take nothing more in; go on giving for *flush_s*."""
+        with self._changed:
+            self._closing = True
+            self._flush_until = time.monotonic() + flush_s
+            self._changed.notify()
+
+    def give_up(self) -> None:
+        """Drop what still waits."""
+        with self._changed:
+            self._counts[Outcome.CLOSED] += self._spans
+            self.unsettled -= len(self._waiting)
+            self._waiting.clear()
+            self._spans = 0
+
+    def counters(self) -> dict[str, int]:
+        """Give spans by what became of them."""
+        with self._changed:
+            return {outcome.value: count for outcome, count in self._counts.items()}
+
+    @property
+    def queued_spans(self) -> int:
+        """Spans that wait now."""
+        return self._spans
+
+    def _is_due(self) -> bool:
+        return self._closing or self._spans >= self.limits.batch_spans
+
+    def _take_batch(self) -> list[Waiting]:
+        taken: list[Waiting] = []
+        room = self.limits.batch_spans
+        while self._waiting and (not taken or self._waiting[0][1] <= room):
+            waiting, spans = self._waiting.popleft()
+            taken.append(waiting)
+            self._spans -= spans
+            room -= spans
+        return taken
+
+
+class HeldBatches:
+    """Recent batches, held until a member is kept: a batch is recorded before its members.
+
+    Bounded by the members that the held batches name; the oldest goes first.
+    """
+
+    def __init__(self, max_members: int = 32_768) -> None:
+        self._max_members = max_members
+        self._members = 0
+        self._recent: dict[str, tuple[BatchRecord, bool]] = {}
+
+    def add(self, batch: BatchRecord, *, kept: bool) -> None:
+        """Remember *batch*; *kept* where its spans are on their way already."""
+        self._recent[batch.batch_id] = batch, kept
+        self._members += _weight(batch)
+        while self._members > self._max_members and len(self._recent) > 1:
+            oldest, _ = self._recent.pop(next(iter(self._recent)))
+            self._members -= _weight(oldest)
+
+    def get(self, batch_id: str) -> BatchRecord | None:
+        """Give a batch that is still remembered."""
+        found = self._recent.get(batch_id)
+        return found[0] if found else None
+
+    def is_held(self, batch_id: str) -> bool:
+        """Tell whether a batch still waits for a member that is kept."""
+        found = self._recent.get(batch_id)
+        return found is not None and not found[1]
+
+    def release(self, batch_id: str) -> None:
+        """Note that the batch's spans are on their way."""
+        if found := self._recent.get(batch_id):
+            self._recent[batch_id] = found[0], True
+
+
+def keeps_batch(batch: BatchRecord) -> bool:
+    """Tell whether *batch* keeps its spans whatever becomes of its members."""
+    return bool(batch.run_id or batch.error) or batch.state is State.DIED
+
+
+def _weight(batch: BatchRecord) -> int:
+    return 4 + len(batch.members)

@@ -1,0 +1,183 @@
+"""Sends records as OTLP spans: keeps by policy, queues within bounds, never waits."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Sequence
+from typing import Final
+
+from stagescope.exporters.otlp.queue import (
+    HeldBatches,
+    Outcome,
+    QueueLimits,
+    SpanQueue,
+    Waiting,
+    keeps_batch,
+    limits_from_environment,
+)
+from stagescope.exporters.otlp.spans import BatchLink, SpanBuilder
+from stagescope.exporters.otlp.transport import (
+    Spans,
+    Transport,
+    span_transport_from_environment,
+    suppressed_instrumentation,
+    taken_log_records,
+)
+from stagescope.exporters.tail_sampling import TailSampler
+from stagescope.records import BatchRecord, ColdStartRecord, Record, RequestRecord
+
+MAX_PAUSE_S: Final = 30.0
+
+_log = logging.getLogger(__name__)
+
+
+class SpanSender(threading.Thread):
+    """Empties a queue into an outlet until the queue is closed."""
+
+    def __init__(self, queue: SpanQueue, outlet: Transport[Spans]) -> None:
+        super().__init__(name="stagescope-otlp", daemon=True)
+        self.failed_exports = 0
+        self._queue = queue
+        self._outlet = outlet
+        self._builder = SpanBuilder()
+        self._failures = 0
+        """In a row."""
+
+    def run(self) -> None:
+        """Send until the end; a failure while closing is the end too."""
+        with taken_log_records() as said, suppressed_instrumentation():
+            while taken := self._queue.take(self._pause_s()):
+                if not self._send(taken, said) and self._queue.closing:
+                    return
+
+    def _pause_s(self) -> float:
+        if not self._failures:
+            return 0.0
+        return float(min(self._queue.limits.delay_s * 2**self._failures, MAX_PAUSE_S))
+
+    def _send(self, taken: list[Waiting], said: deque[str]) -> bool:
+        said.clear()
+        sent = False
+        try:
+            sent = self._outlet.send(self._spans(taken))
+        except Exception as problem:  # noqa: BLE001 the guard: a library may raise anything
+            said.append(f"{type(problem).__name__}: {problem}")
+        finally:
+            self._queue.settle(taken, Outcome.SENT if sent else Outcome.FAILED)
+        self.failed_exports += not sent
+        self._tell(sent, said)
+        return sent
+
+    def _spans(self, taken: list[Waiting]) -> Spans:
+        return [
+            span
+            for waiting in taken
+            for record in waiting.records
+            for span in self._builder.spans(
+                record, waiting.links if isinstance(record, RequestRecord) else ()
+            )
+        ]
+
+    def _tell(self, sent: bool, said: deque[str]) -> None:
+        """Say once that the back end fails, and once that it is back."""
+        if sent and self._failures:
+            _log.warning("%s takes spans again", self._outlet.name)
+        elif not sent and not self._failures and not self._queue.closing:
+            reason = (said[-1] if said else "no reason given").rstrip(".")
+            _log.warning(
+                "spans cannot be sent to %s: %s; they are dropped and counted until it takes them",
+                self._outlet.name,
+                reason,
+            )
+        self._failures = 0 if sent else min(self._failures + 1, 16)
+
+
+def otlp_from_environment(keep: TailSampler | None = None) -> OtlpSpans | None:
+    """Give the sink that the standard `OTEL_*` variables ask for; None where they ask for none.
+
+    Raises UsageError, which names the variable, for a value that cannot be used.
+    """
+    limits, policy = limits_from_environment(), keep or TailSampler()
+    outlet = span_transport_from_environment()
+    return OtlpSpans(outlet, policy, limits) if outlet else None
+
+
+class OtlpSpans:
+    """A sink: takes records at once, sends their spans when it can, counts what it cannot.
+
+    What finds the queue full is dropped, newest first. `accept` and `close` belong to one
+    thread; everything else may be asked from any.
+    """
+
+    def __init__(
+        self, outlet: Transport[Spans], keep: TailSampler, limits: QueueLimits | None = None
+    ) -> None:
+        self.accepted = 0
+        self._outlet = outlet
+        self._keep = keep
+        self._batches = HeldBatches()
+        self._not_kept = 0
+        self._unknown_batches = 0
+        self._queue = SpanQueue(limits or QueueLimits())
+        self._sender = SpanSender(self._queue, outlet)
+        self._sender.start()
+
+    @property
+    def settled(self) -> int:
+        """Records that were sent or given up; a batch that waits for its members counts so."""
+        return self.accepted - self._queue.unsettled
+
+    @property
+    def queued_spans(self) -> int:
+        """Spans that wait now."""
+        return self._queue.queued_spans
+
+    def certain(self, record: RequestRecord) -> bool:
+        """Tell whether the trace of *record* is sure to be sent, as far as room allows."""
+        return self._keep.certain(record)
+
+    def accept(self, records: Sequence[Record]) -> None:
+        """Take *records*; never waits for the back end."""
+        for record in records:
+            self.accepted += 1
+            if isinstance(record, BatchRecord):
+                kept = keeps_batch(record) and self._queue.put(Waiting((record,)))
+                self._batches.add(record, kept=kept)
+            elif isinstance(record, ColdStartRecord):
+                self._queue.put(Waiting((record,)))
+            elif self._keep.reason(record):
+                self._put_request(record)
+            else:
+                self._not_kept += 1
+
+    def counters(self) -> dict[str, int]:
+        """Give what was sent, dropped and why; all of them only grow."""
+        return {
+            **self._queue.counters(),
+            "failed_exports": self._sender.failed_exports,
+            "not_kept_requests": self._not_kept,
+            "unknown_batches": self._unknown_batches,
+        }
+
+    def close(self, timeout_s: float) -> None:
+        """Send what waits for at most *timeout_s*, count the rest as dropped, end the thread."""
+        if self._queue.closing:
+            return
+        grace_s = min(0.5, timeout_s / 2)
+        self._queue.close(timeout_s - grace_s)
+        self._sender.join(timeout_s - grace_s)
+        self._outlet.abort()
+        self._sender.join(grace_s)
+        self._queue.give_up()
+
+    def _put_request(self, record: RequestRecord) -> None:
+        """Queue a request, and with it those of its batches that were not kept so far."""
+        known = [batch for name in record.batch_ids if (batch := self._batches.get(name))]
+        self._unknown_batches += len(record.batch_ids) - len(known)
+        links = tuple([BatchLink(batch.trace_id, batch.batch_id) for batch in known])
+        held = [batch for batch in known if self._batches.is_held(batch.batch_id)]
+        if self._queue.put(Waiting((*held, record), links)):
+            for batch in held:
+                self._batches.release(batch.batch_id)

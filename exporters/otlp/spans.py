@@ -1,0 +1,355 @@
+"""Turns records into OpenTelemetry spans: one a request or batch, a child for each stage.
+
+Spans are built as they are, without a tracer: their ids and times come from the record, so that
+the same record gives the same spans however often it is exported.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from opentelemetry.sdk.resources import OTELResourceDetector, Resource
+from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.sdk.util.instrumentation import InstrumentationScope
+from opentelemetry.trace import Link, SpanContext, SpanKind, TraceFlags
+from opentelemetry.trace.status import Status, StatusCode
+
+from stagescope import semconv as names
+from stagescope.identity import stage_span_id
+from stagescope.records import BatchRecord, ColdStartRecord, Process, Record, RequestRecord, State
+from stagescope.stages import OTHER, StageSpan, StageStall
+
+HTTP_METHODS: Final = frozenset(
+    ("CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "TRACE")
+)
+OTHER_METHOD: Final = "_OTHER"
+PROCESS_DIED: Final = "process_died"
+CLIENT_LEFT: Final = "disconnect"
+
+Value = str | int | bool | Sequence[str]
+
+
+def process_attributes(process: Process) -> dict[str, str | int]:
+    """Give the resource attributes of a served process."""
+    told: dict[str, str | int] = {
+        names.SERVICE_INSTANCE_ID: process.ring_id,
+        names.HOST_NAME: process.host,
+        names.PROCESS_PID: process.pid,
+        names.PROCESS_RUNTIME_VERSION: process.python,
+        names.TELEMETRY_SDK_NAME: "stagescope",
+        names.TELEMETRY_SDK_LANGUAGE: "python",
+        names.TELEMETRY_SDK_VERSION: process.version,
+    }
+    if process.service:
+        told[names.SERVICE_NAME] = process.service
+    return told
+
+
+def request_attributes(record: RequestRecord) -> Iterator[tuple[str, Value]]:
+    """Give the attributes of a request's span."""
+    method = known_method(record.method)
+    yield names.HTTP_REQUEST_METHOD, method
+    if method == OTHER_METHOD:
+        yield names.HTTP_REQUEST_METHOD_ORIGINAL, record.method
+    if record.status:
+        yield names.HTTP_RESPONSE_STATUS_CODE, record.status
+        yield names.HTTP_RESPONSE_BODY_SIZE, record.response_bytes
+        yield names.CHUNKS, record.chunks
+    if record.route:
+        yield names.HTTP_ROUTE, record.route
+    yield names.URL_PATH, record.path
+    yield names.HTTP_REQUEST_BODY_SIZE, record.request_bytes
+    if record.first_byte_ns:
+        yield names.FIRST_BYTE_NS, record.first_byte_ns
+    if record.send_wait_ns:
+        yield names.SEND_WAIT_NS, record.send_wait_ns
+    if record.chunk_gaps:
+        yield names.CHUNK_GAP_MEAN_NS, record.chunk_gap_sum_ns // record.chunk_gaps
+        yield names.CHUNK_GAP_MAX_NS, record.chunk_gap_max_ns
+    if record.batch_ids:
+        yield names.BATCH_IDS, record.batch_ids
+    if record.stages_dropped:
+        yield names.STAGES_DROPPED, record.stages_dropped
+    if record.profiled:
+        yield names.PROFILED, True
+    yield from _common_attributes(record)
+
+
+def batch_attributes(record: BatchRecord) -> Iterator[tuple[str, Value]]:
+    """Give the attributes of a batch's span."""
+    yield names.BATCH_ID, record.batch_id
+    yield names.BATCH_SIZE, record.size
+    if record.model:
+        yield names.MODEL, record.model
+    if record.device_ns:
+        yield names.BATCH_DEVICE_NS, record.device_ns
+    if record.members_dropped:
+        yield names.BATCH_MEMBERS_DROPPED, record.members_dropped
+    yield from _common_attributes(record)
+
+
+def cold_start_attributes(record: ColdStartRecord) -> Iterator[tuple[str, Value]]:
+    """Give the attributes of a cold start's span."""
+    if (ready_ns := record.ready_ns()) is not None:
+        yield names.COLD_START_READY_NS, ready_ns
+    if record.stages_dropped:
+        yield names.STAGES_DROPPED, record.stages_dropped
+    yield from _common_attributes(record)
+
+
+def _common_attributes(record: Record) -> Iterator[tuple[str, Value]]:
+    yield names.OTHER_NS, record.duration_ns - sum([span.self_ns for span in record.stages])
+    if record.run_id:
+        yield names.LOAD_RUN_ID, record.run_id
+    if error := error_type(record):
+        yield names.ERROR_TYPE, error
+    if record.state is State.DIED:
+        yield names.DIED_IN_STAGE, last_stage(record)
+
+
+def stage_attributes(stage: StageSpan, stalls: Sequence[StageStall] = ()) -> dict[str, Value]:
+    """Give the attributes of a stage's span; *stalls* are those of this opening."""
+    told: dict[str, Value] = {names.STAGE: stage.stage, names.STAGE_SELF_NS: stage.self_ns}
+    if stage.open:
+        told[names.STAGE_OPEN] = True
+    for stall in stalls:
+        if name := names.STAGE_STALLS.get(stall.cause):
+            told[name] = stall.stall_ns
+    return told
+
+
+def error_type(record: Record) -> str:
+    """Give `error.type`, empty where nothing went wrong (a 4xx is the client's)."""
+    if record.state is State.DIED:
+        return PROCESS_DIED
+    if record.error or not isinstance(record, RequestRecord):
+        return record.error
+    return str(record.status) if record.status >= 500 else ""
+
+
+def known_method(method: str) -> str:
+    """Give *method* where HTTP knows it, else `_OTHER`: what a client invents is unbounded."""
+    return method if method in HTTP_METHODS else OTHER_METHOD
+
+
+def last_stage(record: Record) -> str:
+    """Give the stage charged at the record's end: for a death, the stage that it died in."""
+    still_open = [span for span in record.stages if span.open]
+    return max(still_open, key=lambda span: span.start_ns).stage if still_open else OTHER
+
+
+MAX_RESOURCES: Final = 256
+
+_UNSET = Status(StatusCode.UNSET)
+_FAILED = Status(StatusCode.ERROR)
+_SAMPLED = TraceFlags(TraceFlags.SAMPLED)
+
+
+@dataclass(frozen=True, slots=True)
+class BatchLink:
+    """Where a request's batch has its span."""
+
+    trace_id: str
+    span_id: str
+
+
+class ProcessResource(Resource):
+    """A resource whose hash is kept: the encoder asks for it at every span."""
+
+    def __init__(self, attributes: Mapping[str, str | int]) -> None:
+        super().__init__(attributes)
+        self._kept_hash = super().__hash__()
+
+    def __hash__(self) -> int:
+        return self._kept_hash
+
+    def __eq__(self, other: object) -> bool:
+        return self is other or super().__eq__(other)
+
+
+class SpanBuilder:
+    """Builds the spans of a record; keeps one resource for each served process."""
+
+    def __init__(self) -> None:
+        self._shared: dict[str, str] = {
+            key: str(value) for key, value in OTELResourceDetector().detect().attributes.items()
+        }
+        self._of_ring: dict[str, tuple[ProcessResource, InstrumentationScope]] = {}
+
+    def spans(self, record: Record, batches: Sequence[BatchLink] = ()) -> list[ReadableSpan]:
+        """Give the record's own span, then its stages in the order of their opening.
+
+        *batches* are where the batches of a request have their spans; it links to them.
+        """
+        resource, scope = self._resource(record.process)
+        if isinstance(record, RequestRecord):
+            own = _request_span(record, batches, resource, scope)
+        elif isinstance(record, BatchRecord):
+            own = _batch_span(record, resource, scope)
+        else:
+            own = _cold_start_span(record, resource, scope)
+        return [own, *_stage_spans(record, own)]
+
+    def _resource(self, process: Process) -> tuple[ProcessResource, InstrumentationScope]:
+        known = self._of_ring.get(process.ring_id)
+        if known is None:
+            if len(self._of_ring) >= MAX_RESOURCES:
+                self._of_ring.pop(next(iter(self._of_ring)))
+            resource = ProcessResource(self._shared | process_attributes(process))
+            known = resource, InstrumentationScope("stagescope", process.version)
+            self._of_ring[process.ring_id] = known
+        return known
+
+
+def _request_span(
+    record: RequestRecord,
+    batches: Sequence[BatchLink],
+    resource: Resource,
+    scope: InstrumentationScope,
+) -> ReadableSpan:
+    method = known_method(record.method)
+    verb = "HTTP" if method == OTHER_METHOD else method
+    parent = None
+    if record.parent_span_id:
+        parent = _context(record.trace_id, int(record.parent_span_id, 16), not record.internal)
+    return _span(
+        record,
+        f"{verb} {record.route}" if record.route else verb,
+        _context(record.trace_id, int(record.span_id, 16)),
+        parent,
+        SpanKind.INTERNAL if record.internal else SpanKind.SERVER,
+        dict(request_attributes(record)),
+        [Link(_context(batch.trace_id, int(batch.span_id, 16), True)) for batch in batches],
+        resource,
+        scope,
+    )
+
+
+def _batch_span(
+    record: BatchRecord, resource: Resource, scope: InstrumentationScope
+) -> ReadableSpan:
+    return _span(
+        record,
+        f"batch {record.model}" if record.model else "batch",
+        _context(record.trace_id, int(record.batch_id, 16)),
+        None,
+        SpanKind.INTERNAL,
+        dict(batch_attributes(record)),
+        [Link(_context(m.trace_id, int(m.span_id, 16), True)) for m in record.members],
+        resource,
+        scope,
+    )
+
+
+def _cold_start_span(
+    record: ColdStartRecord, resource: Resource, scope: InstrumentationScope
+) -> ReadableSpan:
+    first = record.first_request
+    return _span(
+        record,
+        "cold start",
+        _context(record.trace_id, int(record.span_id, 16)),
+        None,
+        SpanKind.INTERNAL,
+        dict(cold_start_attributes(record)),
+        [Link(_context(first.trace_id, int(first.span_id, 16), True))] if first else [],
+        resource,
+        scope,
+    )
+
+
+def _span(
+    record: Record,
+    name: str,
+    context: SpanContext,
+    parent: SpanContext | None,
+    kind: SpanKind,
+    attributes: dict[str, Value],
+    links: Sequence[Link],
+    resource: Resource,
+    scope: InstrumentationScope,
+) -> ReadableSpan:
+    start = record.process.anchor.wall(record.start_ns)
+    return ReadableSpan(
+        name,
+        context,
+        parent,
+        resource,
+        attributes,
+        (),
+        links,
+        kind,
+        status=_status(record),
+        start_time=start,
+        end_time=start + record.duration_ns,
+        instrumentation_scope=scope,
+    )
+
+
+def _status(record: Record) -> Status:
+    error = error_type(record)
+    if not error or error == CLIENT_LEFT:
+        return _UNSET
+    if error == PROCESS_DIED:
+        return Status(StatusCode.ERROR, f"the process died in stage {last_stage(record)}")
+    return _FAILED
+
+
+def _stage_spans(record: Record, own: ReadableSpan) -> Iterator[ReadableSpan]:
+    own_context = own.context
+    owner = int(record.batch_id if isinstance(record, BatchRecord) else record.span_id, 16)
+    seen: Counter[int] = Counter()
+    begin = own.start_time or 0
+    contexts: list[SpanContext] = []
+    died = record.state is State.DIED
+    stalls = record.stalls if isinstance(record, RequestRecord) else ()
+    for index, (stage, parent) in enumerate(
+        zip(record.stages, enclosing(record.stages), strict=True)
+    ):
+        opened = max(stage.start_ns, 0)
+        span_id = stage_span_id(owner, opened, seen[opened])
+        seen[opened] += 1
+        context = _context(record.trace_id, span_id)
+        contexts.append(context)
+        start, end = clamped(stage, record.duration_ns)
+        yield ReadableSpan(
+            stage.stage,
+            context,
+            own_context if parent is None else contexts[parent],
+            own.resource,
+            stage_attributes(stage, [stall for stall in stalls if stall.opening == index]),
+            kind=SpanKind.INTERNAL,
+            status=_FAILED if stage.failed or (died and stage.open) else _UNSET,
+            start_time=begin + start,
+            end_time=begin + end,
+            instrumentation_scope=own.instrumentation_scope,
+        )
+
+
+def clamped(stage: StageSpan, duration_ns: int) -> tuple[int, int]:
+    """Give start and end of *stage* within its timeline of *duration_ns*."""
+    start = min(max(stage.start_ns, 0), duration_ns)
+    return start, min(max(stage.end_ns, start), duration_ns)
+
+
+def enclosing(stages: Sequence[StageSpan]) -> list[int | None]:
+    """Give, for each stage in the order of opening, the index of the stage that it nests in.
+
+    That is the one opened last among those still open at its opening which also end no earlier:
+    a stage that outlives another (concurrent work) is its sibling, not its child.
+    """
+    parents: list[int | None] = []
+    still_open: list[int] = []
+    for index, stage in enumerate(stages):
+        still_open = [i for i in still_open if stages[i].end_ns > stage.start_ns]
+        around = [i for i in still_open if stages[i].end_ns >= stage.end_ns]
+        parents.append(around[-1] if around else None)
+        still_open.append(index)
+    return parents
+
+
+def _context(trace_id: str, span_id: int, is_remote: bool = False) -> SpanContext:
+    return SpanContext(int(trace_id, 16), span_id, is_remote, _SAMPLED)

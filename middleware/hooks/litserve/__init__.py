@@ -1,0 +1,1 @@
+"""LitServe: the server process and its inference workers."""

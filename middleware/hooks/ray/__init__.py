@@ -1,0 +1,1 @@
+"""Ray Serve: proxies, replicas and batches."""

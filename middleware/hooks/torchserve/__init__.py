@@ -1,0 +1,1 @@
+"""TorchServe: the worker process, and the queue times of its front end."""

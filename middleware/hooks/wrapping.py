@@ -1,0 +1,81 @@
+"""Puts `StageMiddleware` around the app that a server has loaded: outermost, and once."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from stagescope.middleware.asgi import DISABLE_VARIABLE, Companion, StageMiddleware
+from stagescope.middleware.recording.guard import fault
+from stagescope.middleware.recording.recorder import Recorder
+from stagescope.middleware.types import ASGIApp, Receive, Scope, Send
+
+log = logging.getLogger("stagescope")
+
+DEEPEST = 32
+"""How far an app is searched for a middleware that is there already."""
+
+beside: Callable[[Path], Companion | None] | None = None
+"""What the middleware starts beside itself; the face puts the embedded agent here."""
+
+
+def wrap_app(app: Any) -> Any:
+    """Give *app* in a `StageMiddleware`, or as it is where it has one of the user's already."""
+    try:
+        if any(isinstance(layer, StageMiddleware) for layer in _layers(app)):
+            return app
+        if _is_added(app):
+            log.warning("stagescope: the app has added StageMiddleware itself; that one is used")
+            return app
+        return StageMiddleware(app, beside=beside)
+    except Exception as error:
+        if fault(error, None):
+            raise
+        return app
+
+
+def _layers(app: Any) -> Iterator[Any]:
+    """Give the app and what it wraps, outermost first, as far as wrappers name it `app`."""
+    for _ in range(DEEPEST):
+        if app is None:
+            return
+        yield app
+        app = getattr(app, "app", None)
+
+
+def _is_added(app: Any) -> bool:
+    """Tell whether a Starlette app inside has `add_middleware(StageMiddleware)`."""
+    for layer in _layers(app):
+        for added in getattr(layer, "user_middleware", None) or ():
+            kind = getattr(added, "cls", None)
+            if isinstance(kind, type) and issubclass(kind, StageMiddleware):
+                return True
+    return False
+
+
+def disabled() -> bool:
+    """Tell whether the environment turns stagescope off."""
+    return os.environ.get(DISABLE_VARIABLE, "") not in ("", "0")
+
+
+def around(app: ASGIApp) -> StageMiddleware:
+    """Put the middleware around *app*, with what belongs beside it."""
+    return StageMiddleware(app, beside=beside)
+
+
+def recorder() -> Recorder | None:
+    """Give this process's recorder, opened with what belongs beside it; None where there is none."""
+    return _opener().open()
+
+
+@cache
+def _opener() -> StageMiddleware:
+    return around(_nothing)
+
+
+async def _nothing(scope: Scope, receive: Receive, send: Send) -> None:
+    raise AssertionError("only opens the recorder")

@@ -1,0 +1,1 @@
+"""The recorder: how a request becomes a record in the memory-mapped file."""

@@ -1,0 +1,313 @@
+"""The timeline of one request or batch: which stage opened and closed when, written in place.
+
+Opening a stage reserves an entry (code, start, end) of the slot, so closing it always finds its
+place, whichever thread it comes from. Meaning is made from the entries by the reader; nothing
+is computed here.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from contextlib import suppress
+from contextvars import ContextVar
+from itertools import count
+from struct import Struct
+from threading import Lock
+
+from stagescope.middleware.otel_context import Nesting
+from stagescope.middleware.recording.recorder import Recorder
+from stagescope.middleware.recording.slots import ENDS, NO_CODES, NO_TIMES, Slot
+from stagescope.recorder import format as fmt
+
+current: ContextVar[Timeline | None] = ContextVar("stagescope_timeline", default=None)
+"""The timeline of the request that this task or thread works for."""
+
+_chain_lock = Lock()
+
+
+def _fresh_lock_in_child() -> None:
+    """A thread that the fork did not take along may hold the parent's."""
+    global _chain_lock
+    _chain_lock = Lock()
+
+
+os.register_at_fork(after_in_child=_fresh_lock_in_child)
+
+# Packing clears what it covers first, so these write the whole slot anew: unused fields, the
+# words of the commit and all entries become zero at no further cost.
+_OPENED = Struct(f"<16xBxBx{fmt.OPENED.format[5:]}{fmt.SLOT_BYTES - fmt.FINISHED_AT}x")
+_pack_opened = _OPENED.pack_into
+_pack_words = Struct("<40s92s").pack_into
+_WORDS_AT = fmt.GAPS_AT - 132
+_pack_finished = Struct(fmt.FINISHED.format.removesuffix("I40s92s")).pack_into
+
+
+class Timeline:
+    """Opens and closes stages; all times are ns of the recorder's clock.
+
+    Safe to use from any thread, also after the request ended: then nothing is written.
+    """
+
+    __slots__ = (
+        "chain", "clock", "codes", "done", "dropped", "indices", "lent", "nesting", "recorder", "run",
+        "slot", "span_id", "start_ns", "times", "trace_id", "waits",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        recorder: Recorder,
+        kind: int,
+        start_ns: int,
+        trace_id: bytes,
+        span_id: bytes,
+        parent_id: bytes = b"",
+        run: bytes = b"",
+        method: bytes = b"",
+        path: bytes = b"",
+        flags: int = fmt.FLAG_SAMPLED,
+    ) -> None:
+        self.recorder = recorder
+        self.clock = recorder.clock
+        self.start_ns = start_ns
+        self.trace_id = trace_id
+        self.span_id = span_id
+        self.run = run
+        self.done = False
+        self.dropped = 0
+        self.chain: list[Slot] | None = None
+        self.lent: list[Slot] | None = None
+        self.nesting: Nesting | None = None
+        self.waits = 0
+        """Waits for a thread that got an entry of their own (see hooks/anyio.py)."""
+        self.indices = count()
+        take_slot = recorder.take_slot
+        try:
+            slot = self.slot = take_slot()
+        except IndexError:
+            slot = self.slot = recorder.acquire()
+        self.codes = slot.codes
+        self.times = slot.times
+        raw = slot.raw
+        _pack_opened(
+            raw, 0, kind, flags, 0, start_ns, trace_id, span_id, parent_id, run, method, path
+        )
+        # The state last, so that a process killed in between leaves no half-written identity.
+        raw[17] = 1
+
+    def open(self, code: int) -> int:
+        """Open a stage now; give the entry that `close` closes."""
+        return self.open_at(code, self.clock())
+
+    def close(self, index: int) -> None:
+        """Close the stage of entry *index*, now."""
+        self.close_at(index, self.clock())
+
+    def open_at(self, code: int, at_ns: int) -> int:
+        """Open a stage at *at_ns*; give the entry that closes it."""
+        index = next(self.indices)
+        try:
+            self.codes[index] = code
+            self.times[index] = at_ns
+        except (IndexError, ValueError):
+            self.spill(index, code, at_ns)
+        return index
+
+    # A keyword-only parameter would make every call of it slow.
+    def close_at(self, index: int, at_ns: int, failed: bool = False) -> None:
+        """Close a stage at *at_ns*."""
+        if failed:
+            self.recode(index, fmt.CODE_FAILED, add=True)
+        if index < 32:
+            try:
+                self.times[index + 32] = at_ns
+            except (IndexError, ValueError):
+                return  # The timeline ended before, or is a forked parent's.
+        else:
+            self.spill_end(index, at_ns)
+
+    def recode(self, index: int, code: int, *, add: bool = False) -> None:
+        """Say that the stage of entry *index* is another one, from its start on."""
+        try:
+            if found := self.place(index):
+                slot, at = found
+                slot.codes[at] = slot.codes[at] | code if add else code
+        except ValueError:
+            return  # A forked child's view of its parent's timeline: see Recorder.abandon.
+
+    def flag(self, flag: int) -> None:
+        """Add a flag (FLAG_INTERNAL, ...) to what was said of this timeline when it began."""
+        with suppress(ValueError):  # As in recode.
+            if not self.done:
+                self.slot.raw[fmt.FLAGS_AT] |= flag
+
+    def mark(self, code: int, start: int, end: int) -> None:
+        """Add an entry that is no stage."""
+        self.close_at(self.open_at(code, start), end)
+
+    def spill(self, index: int, code: int, start: int) -> None:
+        """Write an opening beyond the first slot; nowhere when the timeline ended."""
+        try:
+            if found := self.place(index):
+                slot, at = found
+                slot.codes[at] = code
+                slot.times[at] = start
+            elif not self.done:
+                if not self.dropped:
+                    self.recorder.count("chains_refused")
+                self.dropped += 1
+        except ValueError:
+            return  # As in recode.
+
+    def spill_end(self, index: int, end: int) -> None:
+        """Write a closing beyond the first slot; nowhere when the timeline ended."""
+        try:
+            if found := self.place(index):
+                slot, at = found
+                slot.times[at + ENDS] = end
+        except ValueError:
+            return  # As in recode.
+
+    def place(self, index: int) -> tuple[Slot, int] | None:
+        """Find slot and position of an entry, chaining a slot where needed; None: nowhere."""
+        if self.done or self.recorder.abandoned:
+            return None
+        chained, at = divmod(index, fmt.ENTRIES_PER_SLOT)
+        if chained == 0:
+            return self.slot, at
+        if chained >= fmt.MAX_CHAIN:
+            return None
+        with _chain_lock:
+            chain = self.chain = self.chain or []
+            if self.done:
+                return None  # Ended by another thread meanwhile; see finish.
+            while len(chain) < chained:
+                chain.append(self._chained_slot(len(chain) + 1))
+        return chain[chained - 1], at
+
+    def _chained_slot(self, position: int) -> Slot:
+        slot = self.recorder.acquire()
+        _pack_opened(
+            slot.raw, 0, fmt.KIND_CHAIN, 0, position, self.start_ns, self.trace_id, self.span_id,
+            b"", b"", b"", b"",
+        )  # fmt: skip
+        slot.raw[fmt.STATE_AT] = fmt.STATE_OPEN
+        return slot
+
+    def inject(self) -> int | None:
+        """Reserve a slot for another process to write to; give its place in the file.
+
+        None where this timeline has no place in a file, or no slot is free.
+        """
+        with _chain_lock:
+            lent = self.lent = self.lent or []
+            if self.done or self.recorder.abandoned:
+                return None
+            slot = self._chained_slot(fmt.MAX_CHAIN + len(lent))
+            lent.append(slot)
+        return slot.at if slot.listed else None
+
+    def finish(
+        self,
+        end_ns: int,
+        request_bytes: int,
+        response_bytes: int,
+        first_byte_ns: int,
+        send_wait_ns: int,
+        chunks: int,
+        status: int,
+        error: bytes,
+        route: bytes,
+    ) -> None:
+        """End the timeline and commit its record; a second call does nothing.
+
+        For a batch *request_bytes* is its device time and *chunks* its size.
+        """
+        if self.done:
+            return
+        self.done = True
+        self.codes = NO_CODES
+        self.times = NO_TIMES
+        recorder, slot = self.recorder, self.slot
+        continuations = 0
+        if self.chain is not None or self.lent is not None:
+            # `done` is set, so no thread adds to these once it waits for the lock that we take.
+            with _chain_lock:
+                continuations = len(self.chain or ())
+                for further in (self.chain or []) + (self.lent or []):
+                    recorder.commit(further)
+        raw = slot.raw
+        _pack_finished(
+            raw, 240, end_ns - self.start_ns, request_bytes, response_bytes, first_byte_ns,
+            send_wait_ns, chunks, self.dropped, status, continuations,
+        )  # fmt: skip
+        if error or route:
+            _pack_words(raw, _WORDS_AT, error, route)
+        raw[17] = 2
+        recorder.commit(slot)
+
+
+# Literals above are those of the format; a name costs a look-up for each request.
+assert (fmt.OPENED_AT, fmt.STATE_AT, fmt.FINISHED_AT, ENDS) == (16, 17, 240, 32)
+assert _OPENED.size == fmt.SLOT_BYTES
+assert (fmt.STATE_FREE, fmt.STATE_OPEN, fmt.STATE_FINISHED) == (0, 1, 2)
+
+
+class TimelineGroup(Timeline):
+    """Opens and closes a stage in each of *timelines*; its ids are those of the first.
+
+    Each of them is charged the whole time, because each waited for it.
+    """
+
+    __slots__ = ("_places", "timelines")
+
+    def __init__(self, timelines: Sequence[Timeline]) -> None:
+        # Not the parent's __init__: that would take a slot.
+        first = timelines[0]
+        self.recorder = first.recorder
+        self.clock = first.clock
+        self.trace_id = first.trace_id
+        self.span_id = first.span_id
+        self.start_ns = first.start_ns
+        self.run = first.run
+        self.done = False
+        self.dropped = 0
+        self.chain = None
+        self.lent = None
+        self.nesting = None
+        self.waits = 0
+        # No entry of its own: `stage` finds none in the views, and comes to `spill`.
+        self.codes = NO_CODES
+        self.times = NO_TIMES
+        self.indices = count(ENDS)
+        self.timelines = tuple(timelines)
+        self._places: dict[int, list[int]] = {}
+
+    def open_at(self, code: int, at_ns: int) -> int:
+        """Open a stage in each; give the number that closes them."""
+        index = next(self.indices)
+        self.spill(index, code, at_ns)
+        return index
+
+    def spill(self, index: int, code: int, start: int) -> None:
+        """Open a stage in each, known as *index*."""
+        if not self.done:
+            self._places[index] = [timeline.open_at(code, start) for timeline in self.timelines]
+
+    def close_at(self, index: int, at_ns: int, failed: bool = False) -> None:
+        """Close the stage *index* in each."""
+        for timeline, place in zip(self.timelines, self._places.pop(index, ()), strict=False):
+            timeline.close_at(place, at_ns, failed=failed)
+
+    def recode(self, index: int, code: int, *, add: bool = False) -> None:
+        """Say of the open stage *index* that it is another one, in each."""
+        for timeline, place in zip(self.timelines, self._places.get(index, ()), strict=False):
+            timeline.recode(place, code, add=add)
+
+    def inject(self) -> int | None:
+        """Lend nothing: a lent slot belongs to one request."""
+        return None
+
+    def end(self) -> None:
+        """Write no more; each of the timelines is ended by itself."""
+        self.done = True

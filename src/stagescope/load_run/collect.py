@@ -1,0 +1,303 @@
+"""Getting the server's side of a run: agent of this host, remote agent, spans, Server-Timing."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Any, Protocol
+
+from stagescope.errors import StagescopeError
+from stagescope.kernels import KernelRow
+from stagescope.load_run.server_timing import server_rows
+from stagescope.loadgen.client_log import ClientLog
+from stagescope.recorder.spool import SOCKET_NAME, default_spool
+from stagescope.records import Record
+from stagescope.runfolder.rows import (
+    ServerSide,
+    write_kernels,
+    write_records,
+    write_rows,
+    write_samples,
+    write_stacks,
+)
+from stagescope.runfolder.schema import EVIDENCE
+from stagescope.samples import Sample
+from stagescope.stacks import StackSpan
+
+MARGIN_NS = 2_000_000_000
+"""Samples from so long before the first request until so long after the last are the run's too."""
+SAMPLED_S = 1.5
+"""Samples are taken once a second: that of the run's last moment comes after its end."""
+_FETCH_POLL_S = 0.1
+
+
+class EvidenceSource(Protocol):
+    """What we ask of an agent; times are on the monotonic clock of its host."""
+
+    def samples(self, since_ns: int = 0, until_ns: int | None = None) -> Iterator[Sample]:
+        """Give the samples that tell of any moment between."""
+        ...
+
+    def stacks(self, since_ns: int = 0, until_ns: int | None = None) -> Iterator[StackSpan]:
+        """Give the stacks that were seen at any moment between."""
+        ...
+
+    def kernels(self, since_ns: int = 0, until_ns: int | None = None) -> Iterator[KernelRow]:
+        """Give what captures saw that recorded at any moment between."""
+        ...
+
+
+def collect_evidence(folder: Path, source: EvidenceSource, side: ServerSide) -> str:
+    """Write samples, stacks and kernels of the time of *side*'s requests into *folder*.
+
+    Gives a sentence about what is missing, or an empty one: a run is valid without them.
+    """
+    if not side.requests:
+        return ""
+    since_ns, until_ns = side.since_ns, side.until_ns
+    writes: tuple[Callable[[], int], ...] = (
+        lambda: write_samples(
+            folder, source.samples(max(0, since_ns - MARGIN_NS), until_ns + MARGIN_NS)
+        ),
+        lambda: write_stacks(folder, source.stacks(since_ns, until_ns)),
+        lambda: write_kernels(folder, source.kernels(since_ns, until_ns)),
+    )
+    try:
+        _wait_until_sampled(source, until_ns)
+        for write in writes:
+            write()
+    except StagescopeError as problem:
+        return f"this run has no {_missing(folder)}: {problem}"
+    except KeyboardInterrupt:
+        return f"this run has no {_missing(folder)}: ended while they were collected"
+    return ""
+
+
+def _wait_until_sampled(source: EvidenceSource, until_ns: int) -> None:
+    deadline = time.monotonic() + SAMPLED_S
+    while not any(True for _ in source.samples(until_ns)) and time.monotonic() < deadline:
+        time.sleep(_FETCH_POLL_S)
+
+
+def _missing(folder: Path) -> str:
+    names = [table.name for table in EVIDENCE if not (folder / table.file_name).exists()]
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+
+
+SETTLED_S = 3.0
+"""An agent drains several times a second: three seconds without news is the end of them."""
+_POLL_S = 0.1
+SPANS_SETTLED_S = 7.0
+"""Model servers send spans in batches; OpenTelemetry's default is one each five seconds."""
+SPANS_LONGEST_S = 60.0
+_LOSSES = ("dropped", "overwritten", "lost", "refused", "faults")
+"""Parts of the names of counters that tell what went missing; they grow as long as an agent runs."""
+
+
+class Counts(Protocol):
+    """How much an agent has of a run."""
+
+    @property
+    def finished(self) -> int:
+        """Requests that ended as requests do."""
+        ...
+
+    @property
+    def died(self) -> int:
+        """Requests whose process ended first."""
+        ...
+
+
+class RunSource(EvidenceSource, Protocol):
+    """What we ask of an agent; `stagescope.agent.api.client.AgentClient` is one."""
+
+    def counters(self) -> Mapping[str, float]:
+        """Give the agent's own counters."""
+        ...
+
+    def run_counts(self, run_id: str) -> Counts:
+        """Count what the agent has of a run."""
+        ...
+
+    def run_records(self, run_id: str) -> Iterator[Record]:
+        """Give all records of a run."""
+        ...
+
+
+class SpanInbox(Protocol):
+    """Spans that a model server sent us; `stagescope.load_run.otlp_receiver.OtlpInbox` is one."""
+
+    spans: int
+    """How many came, of whatever kind and trace."""
+
+    def exports(self) -> list[Any]:
+        """Give the OTLP exports so far, as JSON objects or protobuf messages."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class AgentLocation:
+    """Where an agent may be: a spool folder of this host, or the URL of a remote agent."""
+
+    spool: Path | None = None
+    agent_url: str = ""
+    token: str = ""
+
+
+@dataclass(slots=True)
+class Collected:
+    """Where the server's side came from, and what its instrument said of itself."""
+
+    source: str = "none"
+    instrument: Mapping[str, float] = field(default_factory=dict[str, float])
+    problems: list[str] = field(default_factory=list[str])
+    """Sentences for the person: what was asked and gave nothing."""
+    incomplete: list[str] = field(default_factory=list[str])
+    """Why a part of the server's side is missing: the run is invalid."""
+
+
+def losses_so_far(place: AgentLocation) -> Mapping[str, float]:
+    """Give the agent's counters of losses before a run, which are not that run's; never raises."""
+    for _, open_source in _agents(place):
+        with suppress(StagescopeError):
+            counters = open_source().counters()
+            return {name: value for name, value in counters.items() if _is_loss(name)}
+    return {}
+
+
+def collect_server_side(
+    folder: Path,
+    run_id: str,
+    log: ClientLog,
+    place: AgentLocation,
+    before: Mapping[str, float],
+    inbox: SpanInbox | None = None,
+) -> Collected:
+    """Write `server.parquet` and `batches.parquet` of *folder*, from the best source there is.
+
+    Both files are there afterwards, perhaps without rows; where an agent sampled, its samples,
+    stacks and kernels are there too. Raises StagescopeError where they
+    cannot be written; a source that fails is a sentence in `problems`, and the next is tried.
+    *before* is what `losses_so_far` gave; *inbox* holds the spans that the server sent us.
+    """
+    collected = Collected()
+    for name, open_source in _agents(place):
+        try:
+            source = open_source()
+            if _settled(source, run_id, log.responded):
+                side = write_records(folder, source.run_records(run_id), broken=_tell(collected))
+                collected.source = name
+                collected.instrument = _instrument(source, side, before)
+                if missing := collect_evidence(folder, source, side):
+                    collected.problems.append(missing)
+                return collected
+            collected.problems.append(
+                f"the {name} has no record of this run: "
+                "is the server wrapped, and does it write to the agent's spool?"
+            )
+        except StagescopeError as problem:
+            collected.problems.append(str(problem))
+    if inbox is not None and _write_spans(folder, log, inbox, collected):
+        return collected
+    rows = (row for chunk in log.chunks() for row in server_rows(chunk))
+    if write_rows(folder, rows).requests:
+        collected.source = "server-timing"
+    elif not collected.problems:
+        collected.problems.append(
+            f"no server side: no agent listens in {_spool(place)} and no answer had Server-Timing; "
+            "wrap the app in StageMiddleware, and start `stagescope agent` beside it"
+        )
+    return collected
+
+
+def _write_spans(folder: Path, log: ClientLog, inbox: SpanInbox, collected: Collected) -> bool:
+    """Write the rows that the model server's own spans give; False where there are none."""
+    from stagescope.load_run.otlp_spans import server_rows as rows_of_spans
+    from stagescope.load_run.otlp_spans import spans_of
+
+    ours = {trace_id for chunk in log.chunks() for trace_id in chunk["trace_id"]}
+    _spans_settled(inbox)
+    try:
+        spans = [
+            span for export in inbox.exports() for span in spans_of(export) if span.trace_id in ours
+        ]
+    except StagescopeError as problem:
+        collected.problems.append(f"the spans that were sent to us: {problem}")
+        return False
+    if write_rows(folder, rows_of_spans(spans)).requests:
+        collected.source = "otlp"
+        return True
+    collected.problems.append(
+        f"{inbox.spans:,} spans were sent to us, {len(spans):,} of this run's traces, none a "
+        "model server's request (gen_ai.latency.*, or Triton's events): does the server take "
+        "`traceparent`, and sample every trace?"
+    )
+    return False
+
+
+def _spans_settled(inbox: SpanInbox) -> None:
+    """Wait until no more spans come, or a minute."""
+    seen, begun = inbox.spans, time.monotonic()
+    news = begun
+    while (now := time.monotonic()) - news < SPANS_SETTLED_S and now - begun < SPANS_LONGEST_S:
+        time.sleep(_POLL_S)
+        if inbox.spans != seen:
+            seen, news = inbox.spans, time.monotonic()
+
+
+def _tell(collected: Collected) -> Callable[[StagescopeError], None]:
+    return lambda problem: collected.incomplete.append(f"server side incomplete: {problem}")
+
+
+def _agents(place: AgentLocation) -> Iterator[tuple[str, Callable[[], RunSource]]]:
+    """Give the agents to ask: a named one alone, else the one of this host, if there is one."""
+    socket = _spool(place) / SOCKET_NAME
+    if place.agent_url:
+        yield "remote agent", lambda: _client(place.agent_url, place.token)
+    elif socket.exists():
+        yield "agent", lambda: _client(str(socket), "")
+
+
+def _client(where: str, token: str) -> RunSource:
+    from stagescope.agent.api.client import AgentClient
+
+    return AgentClient(where, token=token or None)
+
+
+def _spool(place: AgentLocation) -> Path:
+    return place.spool or default_spool()
+
+
+def _settled(source: RunSource, run_id: str, expected: int) -> bool:
+    """Wait until the agent has all that was answered, or has no news; say if it has anything."""
+    seen = -1
+    news = time.monotonic()
+    while True:
+        counts = source.run_counts(run_id)
+        if counts.finished >= expected or time.monotonic() - news > SETTLED_S:
+            return counts.finished + counts.died > 0
+        if counts.finished != seen:
+            seen, news = counts.finished, time.monotonic()
+        time.sleep(_POLL_S)
+
+
+def _instrument(
+    source: RunSource, side: ServerSide, before: Mapping[str, float]
+) -> Mapping[str, float]:
+    costs = side.costs.values()
+    figures = {
+        name: float(value) - (before.get(name, 0.0) if _is_loss(name) else 0.0)
+        for name, value in source.counters().items()
+    }
+    if costs:
+        figures["request_us"] = median(cost.base_ns for cost in costs) / 1e3
+        figures["stage_us"] = median(cost.stage_ns for cost in costs) / 1e3
+    return figures
+
+
+def _is_loss(name: str) -> bool:
+    return any(part in name for part in _LOSSES)

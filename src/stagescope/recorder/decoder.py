@@ -1,0 +1,274 @@
+"""Turns the bytes of one slot, with the slots chained to it, into a record."""
+
+from __future__ import annotations
+
+from collections import deque
+from struct import Struct
+
+from stagescope.recorder import format as fmt
+from stagescope.records import (
+    BatchRecord,
+    ColdStartRecord,
+    Member,
+    Process,
+    Record,
+    RequestRecord,
+    State,
+)
+from stagescope.stages import CAPTURE, OTHER, StageSpan, Stall, partition
+
+_HEAD = Struct(
+    f"<{fmt.OPENED_AT}x"
+    + fmt.OPENED.format.lstrip("<")
+    + fmt.FINISHED.format.lstrip("<")
+    + fmt.GAPS.format.lstrip("<")
+)
+_KEY = slice(fmt.OPENED_AT + 32, fmt.OPENED_AT + 40)
+_CHAIN_INDEX = slice(fmt.OPENED_AT + 4, fmt.OPENED_AT + 8)
+_CODES = tuple(Struct(f"<{many}H") for many in range(fmt.ENTRIES_PER_SLOT + 1))
+_TIMES = tuple(Struct(f"<{many}Q") for many in range(fmt.ENTRIES_PER_SLOT + 1))
+_NO_PARENT = bytes(8)
+_MAX_ORPHANS = 4096
+_MAX_TEXTS = 1024
+_MAX_STALLS = 256
+_MAX_CAPTURES = 16
+
+Entries = list[tuple[int, int, int]]
+"""(code, start, end) as they stand in a slot."""
+
+
+class Chains:
+    """Slots that continue a timeline, kept by the span id of their owner until it comes."""
+
+    def __init__(self) -> None:
+        self._slots: dict[bytes, list[tuple[int, bytes]]] = {}
+        self._first_seq: dict[bytes, int] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._slots)
+
+    def take(self, slot: bytes, seq: int = -1) -> bool:
+        """Keep *slot* if it continues another; False where it is a record of its own."""
+        if slot[fmt.OPENED_AT] != fmt.KIND_CHAIN:
+            return False
+        if len(self._slots) >= _MAX_ORPHANS:
+            # Owners that never came: their timelines were overwritten. The oldest goes.
+            self.entries(next(iter(self._slots)))
+        index = int.from_bytes(slot[_CHAIN_INDEX], "little")
+        self._slots.setdefault(slot[_KEY], []).append((index, slot))
+        self._first_seq.setdefault(slot[_KEY], seq)
+        return True
+
+    def first_seq(self, default: int) -> int:
+        """Give the earliest slot that is kept here; *default* where there is none."""
+        return min(self._first_seq.values(), default=default)
+
+    def entries(self, owner: bytes) -> tuple[Entries, int]:
+        """Give, and forget, what continues the timeline of *owner*: entries, and own slots."""
+        self._first_seq.pop(owner, None)
+        chained = sorted(self._slots.pop(owner, ()))
+        own = sum(index < fmt.MAX_CHAIN for index, _ in chained)
+        return [entry for _, slot in chained for entry in entries_of(slot)], own
+
+
+def entries_of(slot: bytes) -> Entries:
+    """Give the entries of a slot, those that were reserved and never written left out."""
+    used = (len(slot[fmt.CODES_AT : fmt.STARTS_AT].rstrip(b"\0")) + 1) // 2
+    return list(
+        zip(
+            _CODES[used].unpack_from(slot, fmt.CODES_AT),
+            _TIMES[used].unpack_from(slot, fmt.STARTS_AT),
+            _TIMES[used].unpack_from(slot, fmt.ENDS_AT),
+            strict=True,
+        )
+    )
+
+
+class SlotDecoder:
+    """Decodes slots of one file; knows its table of stage names, which only grows."""
+
+    def __init__(self, file: memoryview, capacity: int) -> None:
+        self._file = file
+        self._capacity = capacity
+        self._names = [OTHER, OTHER]
+        self._texts: dict[bytes, str] = {}
+        self._stalls: deque[Stall] = deque(maxlen=_MAX_STALLS)
+        self._captures: dict[int, Stall] = {}
+
+    def close(self) -> None:
+        """Let go of the file's memory."""
+        self._file = memoryview(b"")
+
+    def name(self, code: int) -> str:
+        """Give the stage name of *code*; `other` where the table does not hold it."""
+        if code > self._capacity - fmt.BORROWED_NAMES:
+            return self._read(code) or OTHER if code <= self._capacity else OTHER
+        if code >= len(self._names):
+            self._grow()
+        return self._names[code] if code < len(self._names) else OTHER
+
+    def _grow(self) -> None:
+        while len(self._names) <= self._capacity - fmt.BORROWED_NAMES:
+            text = self._read(len(self._names))
+            if not text:
+                return
+            self._names.append(text)
+
+    def _read(self, code: int) -> str:
+        at = fmt.NAMES_AT + (code - 1) * fmt.NAME_BYTES
+        length = self._file[at]
+        if not 0 < length < fmt.NAME_BYTES:
+            return ""
+        return bytes(self._file[at + 1 : at + 1 + length]).decode("utf-8", "replace")
+
+    @property
+    def stalls(self) -> list[Stall]:
+        """The newest stalls of the process that were read, captures among them."""
+        return [*self._captures.values(), *self._stalls]
+
+    def _keep_stall(self, stall: Stall) -> None:
+        if stall.cause != CAPTURE:
+            self._stalls.append(stall)
+            return
+        # Told when it begins, with the latest end that it may have, and again when it has ended:
+        # so the requests that end meanwhile, and are read meanwhile, are known for profiled.
+        self._captures[stall.start_ns] = stall
+        if len(self._captures) > _MAX_CAPTURES:
+            del self._captures[min(self._captures)]
+
+    def decode(
+        self, slot: bytes, process: Process, seq: int, chains: Chains, *, now_ns: int = 0
+    ) -> Record | None:
+        """Give the record in *slot*; None where it continues another, or is of no known kind.
+
+        *now_ns* (monotonic) ends what is still open; without it the recorded duration does.
+        """
+        if chains.take(slot, seq):
+            return None
+        (kind, state, flags, _, _, start, trace, span, parent, run, method, path,
+         duration, n1, n2, first_byte, send_wait, chunks, dropped, status, continuations, _, error,
+         route, gaps, gap_sum, gap_max) = _HEAD.unpack_from(slot)  # fmt: skip
+        finished = state == fmt.STATE_FINISHED
+        if not finished:
+            duration = max(0, now_ns - start)
+        entries, text = entries_of(slot), self._text
+        own = 0
+        if chains:
+            further, own = chains.entries(span)
+            entries += further
+        if continuations > own and finished:
+            # The oldest of its slots were written over before they could be read.
+            dropped += (continuations - own) * fmt.ENTRIES_PER_SLOT
+        if kind == fmt.KIND_REQUEST:
+            stages, batches = self._request_entries(entries, start, duration)
+            return RequestRecord(
+                process, seq, State.FINISHED if finished else State.DIED, trace.hex(), span.hex(),
+                parent.hex() if parent != _NO_PARENT else "", bool(flags & fmt.FLAG_INTERNAL),
+                bool(flags & fmt.FLAG_SAMPLED), text(run), start, duration, text(method),
+                text(path), text(route), status, text(error), n1, n2, first_byte, send_wait,
+                chunks, stages, batches, dropped, bool(flags & fmt.FLAG_NESTED), gaps, gap_sum,
+                gap_max,
+            )  # fmt: skip
+        if kind == fmt.KIND_BATCH:
+            intervals, members = _batch_entries(entries)
+            return BatchRecord(
+                process, seq, State.FINISHED if finished else State.DIED, span.hex(), trace.hex(),
+                text(path), start, duration, text(error), chunks or len(members), members,
+                max(0, chunks - len(members)), n1, self._stages(intervals, start, duration), text(run),
+            )  # fmt: skip
+        if kind == fmt.KIND_STALL:
+            self._keep_stall(Stall(text(method), start, start + duration))
+            return None
+        if kind == fmt.KIND_COLD_START:
+            intervals, members = _batch_entries(entries)
+            return ColdStartRecord(
+                process, seq, State.FINISHED if finished else State.DIED, trace.hex(), span.hex(),
+                start, duration, text(error), members[0] if members else None,
+                self._stages(intervals, start, duration), dropped,
+            )  # fmt: skip
+        return None
+
+    def _request_entries(
+        self, entries: Entries, start: int, duration: int
+    ) -> tuple[tuple[StageSpan, ...], tuple[str, ...]]:
+        # A start of 0: the process was killed, or the timeline ended, while it was being written.
+        intervals = [entry for entry in entries if 0 < entry[0] < fmt.CODE_SPECIAL and entry[1]]
+        batches: tuple[str, ...] = ()
+        if len(intervals) < len(entries):
+            batches = tuple(f"{at:016x}" for code, at, _ in entries if code == fmt.CODE_BATCH)
+        return self._stages(intervals, start, duration), batches
+
+    def _stages(self, intervals: Entries, start: int, duration: int) -> tuple[StageSpan, ...]:
+        # Threads may write out of order; sorting by start is stable, so ties stay as written.
+        intervals.sort(key=_start)
+        at, last = start, start + duration
+        for _, opened, closed in intervals:
+            if not at <= opened <= closed <= last:
+                return self._overlapping_stages(intervals, start, duration)
+            at = closed
+        # One after the other, as most are: `partition` charges each its length.
+        name, failed = self.name, fmt.CODE_FAILED
+        return tuple(
+            [
+                StageSpan(
+                    name(code & ~failed), opened - start, closed - start, closed - opened,
+                    code >= failed,
+                )
+                for code, opened, closed in intervals
+            ]
+        )  # fmt: skip
+
+    def _overlapping_stages(
+        self, intervals: Entries, start: int, duration: int
+    ) -> tuple[StageSpan, ...]:
+        times = [
+            (_within(opened - start, duration), _within(closed - start, duration) if closed
+             else duration)
+            for _, opened, closed in intervals
+        ]  # fmt: skip
+        charged, _ = partition(times, duration)
+        name = self.name
+        return tuple(
+            [
+                StageSpan(
+                    name(code & ~fmt.CODE_FAILED), opened, closed, self_ns,
+                    code >= fmt.CODE_FAILED, not end,
+                )
+                for (code, _, end), (opened, closed), self_ns in zip(
+                    intervals, times, charged, strict=True
+                )
+            ]
+        )  # fmt: skip
+
+    def _text(self, padded: bytes) -> str:
+        """Give the text of a padded field; the same few paths and routes come again and again."""
+        known = self._texts.get(padded)
+        if known is None:
+            if len(self._texts) >= _MAX_TEXTS:
+                self._texts.clear()
+            known = self._texts[padded] = padded.rstrip(b"\0").decode("utf-8", "replace")
+        return known
+
+
+def _start(entry: tuple[int, int, int]) -> int:
+    return entry[1]
+
+
+def _within(at: int, duration: int) -> int:
+    """Clamp a time to the timeline: what outlived its request is charged until its end."""
+    return 0 if at < 0 else at if at < duration else duration
+
+
+def _batch_entries(entries: Entries) -> tuple[Entries, tuple[Member, ...]]:
+    """Split a batch's entries into its stages and its members."""
+    intervals: Entries = []
+    members: list[Member] = []
+    for code, first, second in entries:
+        if code == fmt.CODE_MEMBER:
+            members.append(Member(f"{0:016x}{second:016x}", f"{first:016x}"))
+        elif code == fmt.CODE_MEMBER_TRACE and members:
+            last = members.pop()
+            members.append(Member(f"{first:016x}{last.trace_id[16:]}", last.span_id))
+        elif 0 < code < fmt.CODE_SPECIAL and first:
+            intervals.append((code, first, second))
+    return intervals, tuple(members)

@@ -1,0 +1,77 @@
+"""What an agent shows as metrics: its sinks, its samples, its own numbers."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from prometheus_client import Metric
+from prometheus_client.parser import text_string_to_metric_families as plain_text
+
+from stagescope.agent.collectors import PeriodicTask
+from stagescope.agent.loop import Agent
+from stagescope.agent.pipeline import sinks_from_environment
+from stagescope.errors import UsageError
+from stagescope.testing.agents import short_spool
+from stagescope.testing.otlp import OtlpReceiver
+from stagescope.testing.rings import write_ring
+
+
+@pytest.fixture
+def spool(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A spool; and faults of our own are raised."""
+    monkeypatch.setenv("STAGESCOPE_RAISE", "1")
+    with short_spool() as folder:
+        yield folder
+
+
+def test_an_agents_metrics_hold_its_samples_and_its_collectors(spool: Path) -> None:
+    """Samples are families of their own, and no collector's name is in the name of a metric."""
+    composed = sinks_from_environment({})
+    agent = Agent(
+        spool, composed.sinks, samplers=lambda _: [PeriodicTask("calls", 1.0, lambda: None)]
+    )
+    composed.watch(agent)
+    with write_ring(spool / "a.ring", 1):
+        agent.step()
+        text = composed.render("")[0].decode()
+    counters = agent.counters()
+    agent.close()
+    found: dict[str, Metric] = {family.name: family for family in plain_text(text)}
+
+    cpu = found["stagescope_collector_cpu_time_seconds"].samples
+    assert {"calls", "discover", "other"} <= {sample.labels["collector"] for sample in cpu}
+    calls = {s.labels["collector"]: s.value for s in found["stagescope_collector_calls"].samples}
+    assert calls["calls"] == 1
+    assert counters["collector_calls_calls"] == 1
+    assert not [name for name in found if name.startswith("stagescope_collector_calls_")]
+
+
+def test_spans_and_metrics_go_where_the_environment_says(
+    spool: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One endpoint takes both; a short life of an agent sends its metrics at its end."""
+    with OtlpReceiver() as receiver, write_ring(spool / "a.ring", 3, run_id="run"):
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", receiver.http_endpoint)
+        composed = sinks_from_environment()
+        agent = Agent(spool, composed.sinks)
+        composed.watch(agent)
+        agent.step()
+        agent.close(10)
+        found = {point.name for point in receiver.points}
+
+        assert len([span for span in receiver.spans if span.kind == "server"]) == 3
+        assert {"http.server.request.duration", "stagescope.collector.cpu_time"} <= found
+        assert agent.counters()["otlp_metrics_sent_points"] == len(receiver.points)
+
+
+def test_a_bad_variable_of_metrics_leaves_no_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was started for spans is ended before the sentence is said."""
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1")
+    monkeypatch.setenv("OTEL_METRIC_EXPORT_INTERVAL", "often")
+    with pytest.raises(UsageError, match="OTEL_METRIC_EXPORT_INTERVAL='often'"):
+        sinks_from_environment()
+
+    assert not [one for one in threading.enumerate() if one.name.startswith("stagescope-otlp")]
