@@ -5,6 +5,7 @@
 
 VENV := .venv
 BIN := $(VENV)/bin
+DEMO := $(VENV)/.demo
 INSTALLED := $(VENV)/.installed
 
 # The first Python that is new enough; looked for only when the environment must be made.
@@ -25,7 +26,7 @@ export PIP_NO_INPUT := 1
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-demo: $(INSTALLED) ## the main job: a real model server under load, and where its time went
+demo: $(DEMO) ## the main job: a real model server under load, and where its time went
 	@$(BIN)/python -m stagescope demo $(ARGS)
 
 test: $(INSTALLED) ## the whole test suite
@@ -57,14 +58,20 @@ clean: ## remove the environment and everything built or cached; run folders sta
 		.mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# torch comes first and alone: where its small CPU build is on offer, only the exact pin finds it,
-# and what is installed later is then content with it.
-$(INSTALLED): pyproject.toml constraints.txt
+# What the demo needs, and no more: some 500 MB, no torch, no linters.
+$(DEMO): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "stagescope needs Python 3.11 or newer, and none is on PATH:" \
 		"install one, or name it: make PYTHON=/path/to/python3" >&2; exit 1; }
-	@echo "Making $(VENV) with $(PYTHON); the first time takes some minutes, most of it torch."
+	@echo "Making $(VENV) with $(PYTHON); the first time takes a minute."
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(PIP) --quiet $(TORCH)
 	$(PIP) --quiet pip setuptools
-	$(PIP) --quiet --no-build-isolation --editable '.[demo]' --group dev
+	$(PIP) --quiet --no-build-isolation --editable '.[demo]'
+	@touch $@
+
+# torch comes first and alone: where its small CPU build is on offer, only the exact pin finds it,
+# and what is installed later is then content with it.
+$(INSTALLED): $(DEMO)
+	@echo "Adding torch and the tools of development; the first time takes some minutes."
+	$(PIP) --quiet $(TORCH)
+	$(PIP) --quiet --group dev
 	@touch $@

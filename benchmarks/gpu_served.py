@@ -22,7 +22,7 @@ from typing import Any, Final
 from stagescope.agent.api.client import AgentClient
 from stagescope.cli.demo_server import ExampleServer, example_server
 from stagescope.errors import StagescopeError
-from stagescope.examples.torch_server.images import sample_jpeg
+from stagescope.examples.image_server.images import sample_jpeg
 from stagescope.recorder.spool import SOCKET_NAME
 from stagescope.testing import wait_until
 

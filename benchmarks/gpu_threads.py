@@ -22,11 +22,14 @@ from pathlib import Path
 from statistics import fmean, median
 from typing import Any, Final
 
+import numpy as np
 import torch
 
 from stagescope.agent.loop import Agent
 from stagescope.agent.samplers import chosen
-from stagescope.examples.torch_server.model import Classifier, top
+from stagescope.examples.image_server.app import Image, top, warm_up
+from stagescope.examples.image_server.settings import BatchLimits, Settings
+from stagescope.examples.torch_server.model import Classifier
 from stagescope.middleware.batch import Ticket, batch
 from stagescope.middleware.exchange import begin
 from stagescope.middleware.process import process_recorder
@@ -59,9 +62,9 @@ Figures = dict[str, Any]
 class Asked:
     """A request on its way through the model."""
 
-    image: torch.Tensor
+    image: Image
     ticket: Ticket | None
-    answer: torch.Tensor = field(default_factory=lambda: torch.empty(0))
+    answer: Image = field(default_factory=lambda: np.empty(0))
     done: threading.Event = field(default_factory=threading.Event)
 
 
@@ -106,7 +109,7 @@ class Serving:
             timeline = begin(self._recorder, _SCOPE)
             token = current.set(timeline)
             with stage("preprocess"):
-                image = noise[16 : 16 + SIDE, 16 : 16 + SIDE].permute(2, 0, 1).contiguous()
+                image = noise[16 : 16 + SIDE, 16 : 16 + SIDE].permute(2, 0, 1).contiguous().numpy()
             asked = Asked(image, batch.enqueue())
             self._waiting.put(asked)
             while not asked.done.wait(1.0):
@@ -163,8 +166,9 @@ def _agent(spool: Path) -> Iterator[Agent]:
 
 def threads(warm_s: float = WARM_S, served_s: float = SERVED_S) -> Figures:
     """Serve for a while; give what the agent saw of it."""
-    classifier = Classifier(40)
-    classifier.warm_up(SIDE, LARGEST)
+    size = Settings(width=40, image_side=SIDE, limits=BatchLimits(max_size=LARGEST))
+    classifier = Classifier(size)
+    warm_up(classifier, size)
     with short_spool() as folder:
         recorder = process_recorder(folder, "gpu-threads")
         if recorder is None or recorder.path is None:

@@ -1,4 +1,4 @@
-"""`python -m stagescope.examples.bentoml_server [PORT]`: serve both services.
+"""`python -m stagescope.examples.bentoml_server`: serve both services.
 
 Needs `pip install bentoml numpy`.
 """
@@ -9,14 +9,16 @@ import os
 import sys
 from pathlib import Path
 
+from stagescope.examples.command_line import address
 
-def main(port: int) -> None:
+
+def main(host: str, port: int) -> None:
     """Take the place of this process by `bentoml serve`, on loopback."""
     os.environ.setdefault("BENTOML_DO_NOT_TRACK", "True")
     os.chdir(Path(__file__).parent)
-    serve = ["bentoml", "serve", "service:Classifier", "--host", "127.0.0.1", "--port", str(port)]
+    serve = ["bentoml", "serve", "service:Classifier", "--host", host, "--port", str(port)]
     os.execv(sys.executable, [sys.executable, "-m", *serve])
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 3000)
+    main(*address("Serve the two BentoML services of service.py.", 3000))

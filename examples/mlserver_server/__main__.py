@@ -1,4 +1,4 @@
-"""`python -m stagescope.examples.mlserver_server [PORT]`: serve until Ctrl-C.
+"""`python -m stagescope.examples.mlserver_server`: serve until Ctrl-C.
 
 Needs `pip install mlserver uvloop==0.21.0`.
 """
@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import json
 import socket
-import sys
 import tempfile
 from pathlib import Path
 
 from mlserver.cli.main import root
+
+from stagescope.examples.command_line import address
 
 MODEL = {
     "name": "doubler",
@@ -21,11 +22,11 @@ MODEL = {
 }
 
 
-def main(port: int) -> None:
+def main(host: str, port: int) -> None:
     """Serve on loopback: REST on *port*, MLServer's gRPC and metrics on ports that are free."""
     with tempfile.TemporaryDirectory(prefix="mlserver-") as folder:
         settings = {
-            "host": "127.0.0.1",
+            "host": host,
             "http_port": port,
             "grpc_port": _free_port(),
             "metrics_port": _free_port(),
@@ -43,4 +44,9 @@ def _free_port() -> int:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 8080)
+    main(
+        *address(
+            "Serve the MLServer model of model.py; REST at the port, gRPC and metrics at free ones.",
+            8080,
+        )
+    )

@@ -1,9 +1,8 @@
-"""`python -m stagescope.examples.onnxruntime_server [PORT]`: serve on loopback."""
-
-import sys
+"""`python -m stagescope.examples.onnxruntime_server`: serve on loopback until Ctrl-C."""
 
 import uvicorn
 
-from stagescope.examples.onnxruntime_server.app import app
+from stagescope.examples.command_line import address
 
-uvicorn.run(app, host="127.0.0.1", port=int(sys.argv[1]) if len(sys.argv) > 1 else 8000)
+host, port = address("Classify rows of numbers by a small ONNX model: POST /predict.")
+uvicorn.run("stagescope.examples.onnxruntime_server.app:app", host=host, port=port)

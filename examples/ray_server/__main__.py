@@ -1,26 +1,26 @@
-"""`python -m stagescope.examples.ray_server [PORT]`: serve until Ctrl-C.
+"""`python -m stagescope.examples.ray_server`: serve until Ctrl-C.
 
 Needs `pip install "ray[serve]"`.
 """
 
 from __future__ import annotations
 
-import sys
 import time
 
 import ray
 from ray import serve
 
+from stagescope.examples.command_line import address
 from stagescope.examples.ray_server.deployments import application
 
 
-def main(port: int) -> None:
+def main(host: str, port: int) -> None:
     """Serve on loopback, on a small Ray cluster of this process's own."""
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
     try:
-        serve.start(http_options={"host": "127.0.0.1", "port": port})
+        serve.start(http_options={"host": host, "port": port})
         serve.run(application)
-        print(f"serving on http://127.0.0.1:{port}/predict; Ctrl-C ends it", flush=True)
+        print(f"serving on http://{host}:{port}/predict; Ctrl-C ends it", flush=True)
         while True:
             time.sleep(3600)
     except KeyboardInterrupt:
@@ -31,4 +31,8 @@ def main(port: int) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 8000)
+    main(
+        *address(
+            "Serve the Ray deployments of deployments.py, on a small cluster of this process.", 8000
+        )
+    )

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from stagescope.examples.torch_server.settings import cores
+from stagescope.examples.image_server.app import Image
+from stagescope.examples.image_server.settings import Settings, cores
 
 CLASSES = 1000
 SEED = 20
@@ -30,7 +31,7 @@ class Block(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """Give the body's output added to the projected input."""
+        """Return the body's output added to the projected input."""
         return torch.relu(self.body(x) + self.around(x))
 
 
@@ -38,7 +39,7 @@ class Normalise(nn.Module):
     """Bytes to the range that the first convolution expects."""
 
     def forward(self, images: Tensor) -> Tensor:
-        """Give *images* as floats around 0."""
+        """Return *images* as floats around 0."""
         return images.float().sub_(127.5).div_(58)
 
 
@@ -62,36 +63,23 @@ def _network(width: int) -> nn.Module:
 class Classifier:
     """The network on the best device here, behind the two calls that the batcher makes."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, chosen: Settings) -> None:
         # One intra-op thread on two cores: the event loop and the decoders need the other.
         torch.set_num_threads(max(1, cores() // 2))
         self.device = _device()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(SEED)
-            self._network = _network(width).to(self.device).eval()
+            self._network = _network(chosen.width).to(self.device).eval()
 
-    def collate(self, images: Sequence[Tensor]) -> Tensor:
+    def collate(self, images: Sequence[Image]) -> Tensor:
         """Stack images (3, side, side) into one input."""
-        return torch.stack(list(images))
+        return torch.stack([torch.from_numpy(image) for image in images])
 
-    def infer(self, images: Tensor) -> Sequence[Tensor]:
-        """Give the class probabilities of each image, on the CPU."""
+    def infer(self, images: Tensor) -> Sequence[Image]:
+        """Return the class probabilities of each image, on the CPU."""
         with torch.inference_mode():
             logits = self._network(images.to(self.device))
-            return list(torch.softmax(logits, dim=1).cpu())
-
-    def warm_up(self, side: int, max_batch: int) -> None:
-        """Meet every batch size once, so that no request pays for a first time."""
-        for size in range(1, max_batch + 1):
-            self.infer(torch.zeros(size, 3, side, side, dtype=torch.uint8))
-
-
-def top(probabilities: Tensor, count: int = 5) -> list[dict[str, float]]:
-    """Give the *count* likeliest classes, best first."""
-    best = torch.topk(probabilities, count)
-    values: list[float] = best.values.tolist()
-    classes: list[int] = best.indices.tolist()
-    return [{"class": c, "probability": round(p, 6)} for c, p in zip(classes, values, strict=True)]
+            return list(torch.softmax(logits, dim=1).cpu().numpy())
 
 
 def _device() -> torch.device:

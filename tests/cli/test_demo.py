@@ -17,7 +17,7 @@ from stagescope.runfolder.run import read_run
 from stagescope.stages import STAGES
 
 SOURCE = str(Path(__file__).parents[2] / "src")
-SMALL = {"TORCH_SERVER_WIDTH": "16", "TORCH_SERVER_IMAGE_SIDE": "128", "PYTHONPATH": SOURCE}
+SMALL = {"IMAGE_SERVER_IMAGE_SIDE": "96", "PYTHONPATH": SOURCE}
 
 
 @contextmanager
@@ -101,8 +101,10 @@ def test_a_senseless_length_is_refused(seconds: str, capsys: pytest.CaptureFixtu
 
 
 def test_a_missing_extra_is_named(tmp_path: Path) -> None:
-    """Without torch the demo says what to install, before it makes or starts anything."""
-    (tmp_path / "torch.py").write_text("raise ModuleNotFoundError('no torch', name='torch')\n")
+    """Without ONNX Runtime the demo says what to install, before it makes or starts anything."""
+    (tmp_path / "onnxruntime.py").write_text(
+        "raise ModuleNotFoundError('no runtime', name='onnxruntime')\n"
+    )
     done = subprocess.run(
         [sys.executable, "-m", "stagescope", "demo", "--out", str(tmp_path / "out")],
         env=os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), SOURCE])},

@@ -16,11 +16,11 @@ import pytest
 
 from stagescope.cli.demo_server import ExampleServer, example_server
 from stagescope.errors import StagescopeError
-from stagescope.examples.torch_server.images import sample_jpeg
+from stagescope.examples.image_server.images import sample_jpeg
 from stagescope.testing import wait_until
 
 SOURCE = str(Path(__file__).parents[2] / "src")
-SMALL = {"TORCH_SERVER_WIDTH": "4", "TORCH_SERVER_IMAGE_SIDE": "32", "PYTHONPATH": SOURCE}
+SMALL = {"IMAGE_SERVER_IMAGE_SIDE": "32", "PYTHONPATH": SOURCE}
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +101,7 @@ def test_a_server_that_does_not_start_gives_its_last_words(
 ) -> None:
     """A server that dies is an error that holds the end of its log, not a long wait."""
     monkeypatch.setenv("PYTHONPATH", SOURCE)
-    monkeypatch.setenv("TORCH_SERVER_WIDTH", "a few")
+    monkeypatch.setenv("IMAGE_SERVER_IMAGE_SIDE", "a few")
     with (
         pytest.raises(StagescopeError) as caught,
         example_server(tmp_path / "server.log") as server,

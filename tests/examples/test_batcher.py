@@ -11,13 +11,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stagescope.examples.torch_server.batcher import (
+from stagescope.examples.image_server.batcher import (
     Batcher,
     BatcherClosed,
     BatcherFull,
     ModelFailed,
 )
-from stagescope.examples.torch_server.settings import BatchLimits
+from stagescope.examples.image_server.settings import BatchLimits
 
 Doubling = Batcher[int, Sequence[int], int]
 LONG_S = 30.0

@@ -1,11 +1,13 @@
 """The main job on an example: server, load at three rates, three tables.
 
-Starts a PyTorch image classifier behind FastAPI on loopback, finds out how many requests a second
-this machine bears, drives it below, near and over that, and prints side by side where the
-requests' time went. Nothing is needed but the extra: pip install 'stagescope[demo]'.
+Starts an image classifier behind FastAPI on loopback (ONNX Runtime, or torch where you have it),
+measures how many requests a second this machine can serve, drives the server below, near and over
+that rate, and prints side by side where the requests' time went.
+It needs only the extra: pip install 'stagescope[demo]'.
 
 example:
   stagescope demo --seconds 10 --out runs/first
+  stagescope demo --server torch
 
 Ctrl-C stops server and load; runs that were finished are kept and shown.
 """
@@ -15,6 +17,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import importlib
+import importlib.util
 import math
 import sys
 import time
@@ -22,7 +25,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from stagescope.cli.demo_server import ExampleServer, example_server
+from stagescope.cli.demo_server import ONNX_APP, TORCH_APP, ExampleServer, example_server
 from stagescope.cli.extras import needs
 from stagescope.errors import EXIT_DONE, StagescopeError, UsageError
 
@@ -161,7 +164,8 @@ def print_comparison(folders: Sequence[Path]) -> None:
 HELP = "example server, load at three rates, three tables: a tour in a minute"
 EXIT_INTERRUPTED = 130
 IMAGE = "image.jpg"
-NEEDED = ("aiohttp", "fastapi", "ibis", "numpy", "PIL", "pyarrow", "rich", "torch", "uvicorn")
+NEEDED = ("aiohttp", "fastapi", "ibis", "numpy", "onnxruntime", "PIL", "pyarrow", "rich", "uvicorn")
+SERVERS = {"onnx": ONNX_APP, "torch": TORCH_APP}
 
 Say = Callable[[str], None]
 
@@ -182,6 +186,13 @@ def prepare_parser(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="how long each rate is driven (default: 12)",
     )
+    parser.add_argument(
+        "--server",
+        choices=sorted(SERVERS),
+        default="onnx",
+        help="what runs the model: ONNX Runtime, which the extra brings, or torch, which is yours "
+        "to install (default: onnx)",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -191,15 +202,17 @@ def run(args: argparse.Namespace) -> int:
     with needs("demo"):
         for module in NEEDED:
             importlib.import_module(module)
-    return tour(_new_folder(args.out), args.seconds, _say)
+    if args.server == "torch" and importlib.util.find_spec("torch") is None:
+        raise UsageError("--server torch needs torch, which is not installed: pip install torch")
+    return tour(_new_folder(args.out), args.seconds, _say, args.server)
 
 
-def tour(out: Path, seconds: float, say: Say) -> int:
+def tour(out: Path, seconds: float, say: Say, server_name: str = "onnx") -> int:
     """Drive the example server at three rates and print the tables of the runs that finished."""
     finished: list[Path] = []
     code = EXIT_DONE
     try:
-        with example_server(out / "server.log") as server:
+        with example_server(out / "server.log", SERVERS[server_name]) as server:
             image, rates = _prepare(server, out, say)
             _drive_all(server, image, rates, seconds, out, finished, say)
     except (KeyboardInterrupt, Interrupted):
@@ -208,13 +221,13 @@ def tour(out: Path, seconds: float, say: Say) -> int:
     finally:
         if finished:
             print_comparison(finished)
-            print(_what_next(out, finished))
+            print(_what_next(out, finished, server_name))
     return code
 
 
 def _prepare(server: ExampleServer, out: Path, say: Say) -> tuple[bytes, Rates]:
     """Wait until *server* is ready and find out what it bears."""
-    from stagescope.examples.torch_server.images import sample_jpeg
+    from stagescope.examples.image_server.images import sample_jpeg
 
     say(f"starting the example server (log: {server.log})")
     began = time.monotonic()
@@ -252,15 +265,16 @@ def _drive_all(
         server.check_alive()
 
 
-def _what_next(out: Path, finished: Sequence[Path]) -> str:
+def _what_next(out: Path, finished: Sequence[Path], server_name: str) -> str:
     last = finished[-1]
+    package = SERVERS[server_name].partition(":")[0].rpartition(".")[0]
     return f"""
 run folders: {" ".join(map(str, finished))}
 next:
   one run in full, with sub-stages and batches; for programs, add --format json
     stagescope report {last}
   the same server on port 8000, to load as you like
-    python -m stagescope.examples.torch_server &
+    python -m {package} &
     stagescope load http://127.0.0.1:8000/predict --rate 20 --body {out / IMAGE}"""
 
 

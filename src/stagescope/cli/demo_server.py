@@ -29,6 +29,9 @@ HEALTH_TIMEOUT_S = 5.0
 POLL_S = 0.05
 LOG_LINES = 15
 
+ONNX_APP = "stagescope.examples.image_server.onnx:app"
+TORCH_APP = "stagescope.examples.torch_server.app:app"
+
 
 @dataclass(frozen=True, slots=True)
 class ExampleServer:
@@ -45,7 +48,7 @@ class ExampleServer:
         return f"http://127.0.0.1:{self.port}/predict"
 
     def wait_ready(self, timeout_s: float = READY_TIMEOUT_S) -> dict[str, Any]:
-        """Wait until the model is warm and give the server's health.
+        """Wait until the model is warm and return the server's health.
 
         Raises StagescopeError, with the server's last words, where that does not come to be.
         """
@@ -94,28 +97,28 @@ class ExampleServer:
 
 
 @contextmanager
-def example_server(log: Path) -> Generator[ExampleServer]:
-    """Start the example server on a free loopback port; stop it when the block is left."""
+def example_server(log: Path, app: str = ONNX_APP) -> Generator[ExampleServer]:
+    """Start the example *app* on a free loopback port; stop it when the block is left."""
     with (
         # Short and in the system's own place: the path of a Unix socket has about 100 bytes.
         tempfile.TemporaryDirectory(prefix="stagescope-", ignore_cleanup_errors=True) as spool,
         log.open("wb") as output,
     ):
-        process, port = _start(Path(spool), output.fileno())
+        process, port = _start(Path(spool), output.fileno(), app)
         try:
             yield ExampleServer(process, port, Path(spool), log)
         finally:
             _stop(process)
 
 
-def _start(spool: Path, output: int) -> tuple[subprocess.Popen[bytes], int]:
+def _start(spool: Path, output: int, app: str) -> tuple[subprocess.Popen[bytes], int]:
     # Bound here, so the port is known and ours; the child listens when it is ready, and once it
     # holds the only copy, its death refuses connections instead of letting them hang.
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         fd = listener.fileno()
         process = subprocess.Popen(
-            [sys.executable, "-m", "stagescope.cli.demo_server", str(fd)],
+            [sys.executable, "-m", "stagescope.cli.demo_server", str(fd), app],
             stdin=subprocess.PIPE,
             stdout=output,
             stderr=output,
@@ -139,11 +142,10 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
 
 # The demo's server process: the example app on a socket that the demo has bound.
 #
-# `python -m stagescope.cli.demo_child FD`. Its standard input is a pipe from the demo, which never
+# `python -m stagescope.cli.demo_server FD APP`. Its standard input is a pipe from the demo, which never
 # writes: its end means that the demo has finished, or was killed, and the server leaves too.
 
 
-APP = "stagescope.examples.torch_server.app:app"
 GRACE_S = 3
 """What requests in flight get to finish in, once the server has to leave."""
 
@@ -165,7 +167,9 @@ def _serve() -> None:
 
     import uvicorn
 
-    config = uvicorn.Config(APP, lifespan="on", access_log=False, timeout_graceful_shutdown=GRACE_S)
+    config = uvicorn.Config(
+        sys.argv[2], lifespan="on", access_log=False, timeout_graceful_shutdown=GRACE_S
+    )
     server = uvicorn.Server(config)
     server.run(sockets=[listener])
     if not server.started:

@@ -19,7 +19,7 @@ from stagescope.testing import wait_until
 from stagescope.testing.server_processes import free_port
 
 APP = "stagescope.examples.torch_server.app:app"
-SMALL = {"TORCH_SERVER_WIDTH": "4", "TORCH_SERVER_IMAGE_SIDE": "32"}
+SMALL = {"IMAGE_SERVER_WIDTH": "4", "IMAGE_SERVER_IMAGE_SIDE": "32"}
 
 
 @dataclass(slots=True)
@@ -42,7 +42,7 @@ class TorchServed:
     @contextmanager
     def load(self, clients: int = 2) -> Iterator[None]:
         """Send one request after the other with each of *clients*, from the first answer on."""
-        from stagescope.examples.torch_server.images import sample_jpeg
+        from stagescope.examples.image_server.images import sample_jpeg
 
         stop, body = threading.Event(), sample_jpeg(64, 64)
         threads = [

@@ -1,4 +1,4 @@
-"""What can be set from outside, by `TORCH_SERVER_...` variables."""
+"""What can be set from outside, by `IMAGE_SERVER_...` variables."""
 
 from __future__ import annotations
 
@@ -21,8 +21,10 @@ class BatchLimits:
 class Settings:
     """The server's size."""
 
+    model: str = ""
+    """An ONNX file; the one beside the code where it is empty. Only for ONNX Runtime."""
     width: int = 40
-    """Channels of the model's first layer; time grows with its square."""
+    """Channels of the first layer; time grows with its square. Only for torch."""
     image_side: int = 224
     """Pixels of the square that an image is resized to."""
     decode_threads: int = 1
@@ -41,12 +43,13 @@ def settings(environment: Mapping[str, str] = os.environ) -> Settings:
     default, limits = Settings(), BatchLimits()
     get = environment.get
     return Settings(
-        width=int(get("TORCH_SERVER_WIDTH", default.width)),
-        image_side=int(get("TORCH_SERVER_IMAGE_SIDE", default.image_side)),
-        decode_threads=int(get("TORCH_SERVER_DECODE_THREADS", min(8, max(1, cores() - 1)))),
+        model=get("IMAGE_SERVER_MODEL", default.model),
+        width=int(get("IMAGE_SERVER_WIDTH", default.width)),
+        image_side=int(get("IMAGE_SERVER_IMAGE_SIDE", default.image_side)),
+        decode_threads=int(get("IMAGE_SERVER_DECODE_THREADS", min(8, max(1, cores() - 1)))),
         limits=BatchLimits(
-            max_size=int(get("TORCH_SERVER_MAX_BATCH", limits.max_size)),
-            max_delay_s=float(get("TORCH_SERVER_MAX_DELAY_S", limits.max_delay_s)),
-            max_waiting=int(get("TORCH_SERVER_MAX_WAITING", limits.max_waiting)),
+            max_size=int(get("IMAGE_SERVER_MAX_BATCH", limits.max_size)),
+            max_delay_s=float(get("IMAGE_SERVER_MAX_DELAY_S", limits.max_delay_s)),
+            max_waiting=int(get("IMAGE_SERVER_MAX_WAITING", limits.max_waiting)),
         ),
     )

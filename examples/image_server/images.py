@@ -5,9 +5,8 @@ from __future__ import annotations
 import io
 
 import numpy as np
-import torch
+import numpy.typing as npt
 from PIL import Image
-from torch import Tensor
 
 MAX_PIXELS = 50_000_000
 
@@ -16,13 +15,13 @@ class NotAnImage(ValueError):
     """The bytes are no JPEG that can be decoded here."""
 
 
-def decode(body: bytes, side: int) -> Tensor:
-    """Decode a JPEG and resize it: a tensor (3, *side*, *side*) of bytes.
+def decode(body: bytes, side: int) -> npt.NDArray[np.uint8]:
+    """Decode a JPEG and resize it: an array (3, *side*, *side*) of bytes.
 
     Pillow leaves the GIL while it works, so this belongs on a thread.
     Raises NotAnImage.
     """
-    return torch.from_numpy(np.array(_resized(body, side))).permute(2, 0, 1)
+    return np.array(_resized(body, side)).transpose(2, 0, 1)
 
 
 def _resized(body: bytes, side: int) -> Image.Image:

@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import Generic, Self, TypeVar
 
 from stagescope import batch
-from stagescope.examples.torch_server.settings import BatchLimits
+from stagescope.examples.image_server.settings import BatchLimits
 from stagescope.middleware.batch import Ticket
 
 Item = TypeVar("Item")
