@@ -13,6 +13,7 @@ from typing import TypeVar
 
 from stagescope.agent.checkpoint import Checkpoint
 from stagescope.agent.collectors import Collector, Metered, PeriodicTask
+from stagescope.agent.context import AgentContext
 from stagescope.agent.drain import FULL_BATCH, Drain, load_cursors
 from stagescope.agent.events import Actions, EventQueue
 from stagescope.agent.overhead import OTHER, Governor, OwnCost, budget, costs_of
@@ -54,8 +55,8 @@ def next_pause_s(last_s: float, *, records: int, more: bool) -> float:
     return min(LONGEST_PAUSE_S, max(SHORTEST_PAUSE_S, last_s * 1.5))
 
 
-Samplers = Callable[["Agent"], Sequence[Collector]]
-"""Makes the samplers of an agent: they ask it who is `alive`, and put into its `evidence`."""
+Samplers = Callable[[AgentContext], Sequence[Collector]]
+"""Makes the samplers of an agent."""
 
 
 class Agent:

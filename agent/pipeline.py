@@ -10,12 +10,12 @@ import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
+from stagescope.agent.context import AgentFigures
 from stagescope.agent.overhead import COUNTERS_OF
 from stagescope.agent.sinks import Sink
 from stagescope.errors import UsageError
 
 if TYPE_CHECKING:
-    from stagescope.agent.loop import Agent
     from stagescope.exporters.otlp.metrics import OtlpMetrics
     from stagescope.exporters.otlp.sender import OtlpSpans
     from stagescope.exporters.prometheus import StageMetrics
@@ -39,9 +39,9 @@ class Pipeline:
     def __init__(self, metrics: StageMetrics, sinks: dict[str, Sink]) -> None:
         self.sinks = sinks
         self._metrics = metrics
-        self._agent: Agent | None = None
+        self._agent: AgentFigures | None = None
 
-    def watch(self, agent: Agent) -> None:
+    def watch(self, agent: AgentFigures) -> None:
         """Show *agent*'s own numbers in the metrics too."""
         self._agent = agent
 

@@ -7,13 +7,10 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from typing import TYPE_CHECKING
 
 from stagescope.agent.collectors import Collector
+from stagescope.agent.context import AgentContext
 from stagescope.errors import UsageError
-
-if TYPE_CHECKING:
-    from stagescope.agent.loop import Agent
 
 SAMPLERS_VARIABLE = "STAGESCOPE_SAMPLERS"
 """Names with commas between, or `off`; unset: all that fit."""
@@ -48,7 +45,7 @@ class Chosen:
     def __init__(self, names: Sequence[str]) -> None:
         self.names = tuple(names)
 
-    def __call__(self, agent: Agent) -> list[Collector]:
+    def __call__(self, agent: AgentContext) -> list[Collector]:
         """Make them; one that has nothing to read here says so itself, once, and gives none."""
         made: list[Collector] = []
         for name in self.names:

@@ -8,15 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from stagescope.agent.collectors import Collector
+from stagescope.agent.context import AgentContext
 from stagescope.agent.probe import Question, probe_of
 from stagescope.samples import Sample
-
-if TYPE_CHECKING:
-    from stagescope.agent.loop import Agent
-
 
 DEVICE_TIME = "model_server.stage.device_time"
 DEVICE_TIMED = "model_server.stage.device_timed"
@@ -113,7 +110,7 @@ PATIENCE = 5
 NONE = "none"
 
 
-def make(agent: Agent) -> Sequence[Collector]:
+def make(agent: AgentContext) -> Sequence[Collector]:
     """Make the one collector; where no process has a device it asks little and adds nothing."""
     return [TorchSampler(agent)]
 
@@ -142,7 +139,7 @@ class TorchSampler:
 
     name = "torch"
 
-    def __init__(self, agent: Agent) -> None:
+    def __init__(self, agent: AgentContext) -> None:
         self._agent = agent
         self._asked: dict[tuple[str, int], _Asked] = {}
         """By host and pid: containers may share a spool."""

@@ -10,17 +10,14 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from stagescope.agent.collectors import Collector
+from stagescope.agent.context import AgentContext
 from stagescope.agent.gpu.nvml_calls import Said
 from stagescope.agent.gpu.probe import GpuProbe
 from stagescope.agent.gpu.sampler import GpuSampler
 from stagescope.errors import UsageError
-
-if TYPE_CHECKING:
-    from stagescope.agent.loop import Agent
-
 
 COUNTERS_VARIABLE: Final = "STAGESCOPE_GPM"
 """`on`: read them beside DCGM too; `off`: never; unset: unless DCGM runs here."""
@@ -81,7 +78,7 @@ OTHER_DEVICES: Final = ("/dev/kfd", "/dev/dri/renderD*", "/dev/accel*")
 """What AMD's, Intel's and other accelerators are on Linux."""
 
 
-def make(agent: Agent, environment: Mapping[str, str] = os.environ) -> Sequence[Collector]:
+def make(agent: AgentContext, environment: Mapping[str, str] = os.environ) -> Sequence[Collector]:
     """Give the sampler, or none where there is nothing to read, which is said.
 
     Raises UsageError for a setting that is none, or a recording that cannot be read.
@@ -95,7 +92,7 @@ def make(agent: Agent, environment: Mapping[str, str] = os.environ) -> Sequence[
     return (GpuSampler(open_probe, agent.evidence, agent.notices.put),)
 
 
-def _chosen(agent: Agent, environment: Mapping[str, str]) -> Callable[[], GpuProbe] | None:
+def _chosen(agent: AgentContext, environment: Mapping[str, str]) -> Callable[[], GpuProbe] | None:
     if replayed := environment.get(REPLAY_VARIABLE):
         return _replay(Path(replayed))
     asked = environment.get(PROBE_VARIABLE, "")
@@ -120,7 +117,7 @@ def _has_nvml() -> bool:
     return True
 
 
-def _nvml(agent: Agent, environment: Mapping[str, str]) -> Callable[[], GpuProbe]:
+def _nvml(agent: AgentContext, environment: Mapping[str, str]) -> Callable[[], GpuProbe]:
     may = partial(agent.governor.allowed, "gpm")
     allowed, say = counters_allowed(environment, may), Said()
 
@@ -132,7 +129,7 @@ def _nvml(agent: Agent, environment: Mapping[str, str]) -> Callable[[], GpuProbe
     return open_probe
 
 
-def _torch(agent: Agent) -> Callable[[], GpuProbe]:
+def _torch(agent: AgentContext) -> Callable[[], GpuProbe]:
     def open_probe() -> GpuProbe:
         from stagescope.agent.gpu.torch import TorchProbe
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from stagescope.agent.collectors import Collector
+from stagescope.agent.context import AgentContext
 from stagescope.agent.host.cgroups import Cgroups
 from stagescope.agent.host.memory import Add, ProportionalMemory
 from stagescope.agent.host.proc import Growth
@@ -16,13 +16,10 @@ from stagescope.agent.host.system import System, host_pressure
 from stagescope.agent.host.watched import Watch
 from stagescope.records import Process
 
-if TYPE_CHECKING:
-    from stagescope.agent.loop import Agent
-
 PERIOD_S = 1.0
 
 
-def make(agent: Agent) -> Sequence[Collector]:
+def make(agent: AgentContext) -> Sequence[Collector]:
     """Make the sampler of *agent*: it fits everywhere, and what is missing somewhere is absent."""
     return [HostSampler(agent.alive, agent.evidence.samples.add)]
 
@@ -35,7 +32,7 @@ class HostSampler:
 
     def __init__(
         self,
-        alive: Callable[[], list[tuple[Path, Process]]],
+        alive: Callable[[], Sequence[tuple[Path, Process]]],
         add: Add,
         *,
         root: str = "",

@@ -16,9 +16,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from threading import Lock, Thread
-from typing import TYPE_CHECKING
 
 from stagescope.agent.collectors import Collector
+from stagescope.agent.context import AgentContext
 from stagescope.agent.kernels.capture import (
     FOLDER,
     Capture,
@@ -33,9 +33,6 @@ from stagescope.agent.store.telemetry import TelemetryBuffer
 from stagescope.errors import StagescopeError, UsageError
 from stagescope.records import Process
 from stagescope.samples import Sample
-
-if TYPE_CHECKING:
-    from stagescope.agent.loop import Agent
 
 KERNELS_VARIABLE = "STAGESCOPE_KERNELS"
 MODES = ("", "off", "micro")
@@ -190,7 +187,7 @@ def wish_of(mode: str, *, device: bool) -> CaptureRequest | None:
     return replace(MICRO, device_only=not mode)
 
 
-def make(agent: Agent, environment: Mapping[str, str] = os.environ) -> list[Collector]:
+def make(agent: AgentContext, environment: Mapping[str, str] = os.environ) -> list[Collector]:
     """Make the collector of *agent*."""
     mode = environment.get(KERNELS_VARIABLE, "").strip().lower()
     made = KernelCaptures(

@@ -16,9 +16,10 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from stagescope.agent.collectors import Collector
+from stagescope.agent.context import AgentContext
 from stagescope.agent.events import LOOP_LAG, EventQueue, Notice
 from stagescope.agent.stacks.in_process import InProcess, StackSampler, Target
 from stagescope.agent.stacks.labels import RawStack, StageLabels
@@ -27,10 +28,6 @@ from stagescope.agent.stacks.py_spy import PySpy, find_py_spy
 from stagescope.errors import StagescopeError, UsageError
 from stagescope.records import Process
 from stagescope.stacks import Frame, StackSpan, frame_text
-
-if TYPE_CHECKING:
-    from stagescope.agent.loop import Agent
-
 
 ASK_S = 0.1
 """A process that runs Python answers within its switch interval, 5 ms; one in C code may not."""
@@ -108,7 +105,7 @@ _STANDARD = ("/lib/python3", "/lib64/python3", "<frozen ")
 _log = logging.getLogger("stagescope")
 
 
-def make(agent: Agent, environment: Mapping[str, str] = os.environ) -> Sequence[Collector]:
+def make(agent: AgentContext, environment: Mapping[str, str] = os.environ) -> Sequence[Collector]:
     """Make the watchdog. Raises UsageError where the limit is no number of milliseconds."""
     text = environment.get(VARIABLE, "") or str(LIMIT_MS)
     if text == "off":
@@ -139,7 +136,7 @@ class LoopWatch:
     period_s = 1.0
 
     def __init__(
-        self, agent: Agent, limit_ns: int, clock: Callable[[], int] = time.monotonic_ns
+        self, agent: AgentContext, limit_ns: int, clock: Callable[[], int] = time.monotonic_ns
     ) -> None:
         self._agent = agent
         self._limit_ns = limit_ns

@@ -14,9 +14,9 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from stagescope.agent.collectors import Collector
+from stagescope.agent.context import AgentContext
 from stagescope.agent.stacks.in_process import InProcess, StackSampler, Target, Window
 from stagescope.agent.stacks.labels import RawStack, StageLabels, with_intervals
 from stagescope.agent.stacks.permissions import why_not
@@ -24,9 +24,6 @@ from stagescope.agent.stacks.py_spy import PySpy, find_py_spy
 from stagescope.errors import StagescopeError, UsageError
 from stagescope.records import Process
 from stagescope.stacks import StackSpan
-
-if TYPE_CHECKING:
-    from stagescope.agent.loop import Agent
 
 VARIABLE = "STAGESCOPE_STACKS"
 MODES = ("runs", "always", "off")
@@ -41,7 +38,7 @@ FOLDER = "stacks"
 _log = logging.getLogger("stagescope")
 
 
-def make(agent: Agent, environment: Mapping[str, str] = os.environ) -> Sequence[Collector]:
+def make(agent: AgentContext, environment: Mapping[str, str] = os.environ) -> Sequence[Collector]:
     """Make the collector; none where `STAGESCOPE_STACKS=off`. Raises UsageError for nonsense."""
     mode = environment.get(VARIABLE, "") or "runs"
     if mode not in MODES:
@@ -55,7 +52,7 @@ def make(agent: Agent, environment: Mapping[str, str] = os.environ) -> Sequence[
 class Choice:
     """Chooses who samples a process: py-spy where it may, else the process itself; says why."""
 
-    def __init__(self, agent: Agent) -> None:
+    def __init__(self, agent: AgentContext) -> None:
         self._folder = agent.spool / FOLDER
         self._own = InProcess()
         self._spy = None if agent.shared else self._find()
@@ -128,7 +125,7 @@ class Stacks:
 
     def __init__(
         self,
-        agent: Agent,
+        agent: AgentContext,
         *,
         always: bool,
         window_s: float | None = None,

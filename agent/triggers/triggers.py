@@ -10,19 +10,16 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import Any, Final, Protocol
 
 from stagescope.agent.collectors import Collector
+from stagescope.agent.context import AgentContext
 from stagescope.agent.events import KINDS, SLOW, THROTTLE, Notice
 from stagescope.agent.stacks.loop_watchdog import LagWatch
 from stagescope.agent.triggers.sources import CgroupOom, NoticeFiles, SlowWatch
 from stagescope.errors import UsageError
 from stagescope.records import Process
 from stagescope.samples import Sample
-
-if TYPE_CHECKING:
-    from stagescope.agent.loop import Agent
-
 
 MIN_GAP_S: Final = 60.0
 """Between two of one kind."""
@@ -155,7 +152,7 @@ class Triggers:
 
     def __init__(
         self,
-        agent: Agent,
+        agent: AgentContext,
         chosen: Settings,
         *,
         sources: Sequence[Source] = (),
@@ -262,7 +259,7 @@ class Triggers:
             _log.warning("the reason of %s is not kept: %s", reason.id, problem)
 
 
-def make(agent: Agent) -> Sequence[Collector]:
+def make(agent: AgentContext) -> Sequence[Collector]:
     """Make the triggers of *agent*, with everything that looks for something to notice."""
     chosen = settings()
     if not chosen.kinds:
