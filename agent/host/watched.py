@@ -39,7 +39,7 @@ class Watched:
 class Watch:
     """Keeps the list of watched processes."""
 
-    def __init__(self, alive: Callable[[], list[tuple[Path, Process]]], proc: str) -> None:
+    def __init__(self, alive: Callable[[], Sequence[tuple[Path, Process]]], proc: str) -> None:
         """*alive* gives the recorder files of live processes; *proc* is the folder `/proc`."""
         self._alive = alive
         self._proc = proc

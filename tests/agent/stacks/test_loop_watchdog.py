@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from stagescope.agent.loop import Agent
+from stagescope.agent.context import AgentContext
 from stagescope.agent.stacks.loop_watchdog import LoopWatch, make
 from stagescope.errors import UsageError
 from stagescope.stacks import StackSpan
@@ -18,12 +18,12 @@ PROGRAM = Path(__file__).parent / "stack_server.py"
 PROGRAM_LINES = PROGRAM.read_text().splitlines()
 
 
-def watchdog(agent: Agent) -> list[LoopWatch]:
+def watchdog(agent: AgentContext) -> list[LoopWatch]:
     """Only this one."""
     return [LoopWatch(agent, 200_000_000)]
 
 
-def dumped(agent: Agent) -> list[StackSpan]:
+def dumped(agent: AgentContext) -> list[StackSpan]:
     """Give the stacks of the only dump, once there is one."""
     wait_until(lambda: agent.evidence.counts["loop_dumps"], 10)
     return agent.evidence.stacks.between(0, 1 << 63)

@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from stagescope.agent.loop import Agent
+from stagescope.agent.context import AgentContext
 from stagescope.agent.samplers import chosen
 from stagescope.agent.stacks import sampler as stack_sampler
 from stagescope.agent.stacks.sampler import FOLDER, Stacks, make
@@ -25,12 +25,14 @@ SERVER = [Path(__file__).parent / "stack_server.py"]
 LONG = 1 << 63
 
 
-def sampler(agent: Agent, *, window_s: float = 1.0, always: bool = False) -> list[Stacks]:
+def sampler(agent: AgentContext, *, window_s: float = 1.0, always: bool = False) -> list[Stacks]:
     """Only this one, with short windows."""
     return [Stacks(agent, always=always, window_s=window_s)]
 
 
-def windows(agent: Agent, server: ServerProcess, *paths: str, most: int = 2) -> list[StackSpan]:
+def windows(
+    agent: AgentContext, server: ServerProcess, *paths: str, most: int = 2
+) -> list[StackSpan]:
     """Ask for *paths* until so many windows are over, and give what they saw."""
     for _ in range(20):
         server.load(0.5, *paths)
