@@ -39,7 +39,7 @@ def test_a_hook_that_misses_a_name_midway_leaves_nothing_wrapped(
     module.HOOK = Hook("planted", "pytest", ("1", "1000"), half)  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "planted_hook", module)
     monkeypatch.setattr(
-        "stagescope.middleware.hooks.hook.HOOKS", {**HOOKS, "planted": "planted_hook"}
+        "stagescope.middleware.hooks.hook.HOOKS", {**HOOKS, "planted": "planted_hook:HOOK"}
     )
     with caplog.at_level(logging.WARNING):
         assert not install("planted")
