@@ -19,6 +19,8 @@ GENERATED = {"build", "dist", "node_modules", "runs"}
 
 FENCED = re.compile(r"^```(?P<info>[^\n]*)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\((?P<target>[^)\s]+)\)")
+OWN = "https://github.com/stagescope/stagescope/blob/main/"
+"""README is also the package index's page, where only absolute links work."""
 
 
 class Block(NamedTuple):
@@ -57,10 +59,12 @@ def prose(path: Path) -> str:
 
 
 def links(path: Path) -> Iterator[tuple[str, Path]]:
-    """Give the relative links of one document, as written and as the file that each names."""
+    """Yield the links of one document into this tree, as written and as the file that each names."""
     for found in LINK.finditer(prose(path)):
         target, _, _ = found["target"].partition("#")
-        if target and not re.match(r"[a-z]+:", target):
+        if target.startswith(OWN):
+            yield target, ROOT / target.removeprefix(OWN)
+        elif target and not re.match(r"[a-z]+:", target):
             yield target, (path.parent / target).resolve()
 
 
@@ -97,7 +101,7 @@ def test_python_block_runs(block: Block, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("path", list(documents()), ids=lambda path: str(path.relative_to(ROOT)))
 def test_links_lead_somewhere(path: Path) -> None:
-    """Every relative link of a document names a file or folder of this tree."""
+    """Every link of a document into this tree names a file or folder that is there."""
     broken = [written for written, target in links(path) if not target.exists()]
     assert not broken, f"{path.relative_to(ROOT)} links to what is not there: {', '.join(broken)}"
 
