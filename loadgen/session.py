@@ -11,11 +11,11 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 
 from stagescope.errors import StagescopeError
 from stagescope.loadgen.driver import Driver
 from stagescope.loadgen.health import quantile
+from stagescope.loadgen.progress import Progress, Watch
 from stagescope.loadgen.target import Target
 
 
@@ -74,30 +74,6 @@ _RECENT = 2_000
 """Rows behind the median that is shown while the run goes on: sorting all would make sends late."""
 
 
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """The run so far."""
-
-    sent: int
-    planned: int
-    in_flight: int
-    failed: int
-    elapsed_s: float
-    whole_s: float
-    rate_per_s: float
-    """Achieved so far."""
-    p50_ms: float
-    """Of the latest 2,000 finished requests, from `intended`."""
-
-
-@dataclass(frozen=True, slots=True)
-class Watch:
-    """Somebody who wants a `Glimpse` every `every_s` seconds."""
-
-    look: Callable[[Progress], None]
-    every_s: float
-
-
 def drive(driver: Driver, target: Target, whole_s: float, watch: Watch | None = None) -> str:
     """Probe the server, run *driver* to its end, and give the name of the event loop used.
 
@@ -131,7 +107,7 @@ async def _drive(driver: Driver, target: Target, whole_s: float, watch: Watch | 
                 watching.cancel()
                 await asyncio.wait((watching,))
     if watch:
-        watch.look(glimpse(driver, whole_s))
+        watch.look(progress(driver, whole_s))
 
 
 @contextmanager
@@ -151,11 +127,11 @@ def _signals(loop: asyncio.AbstractEventLoop, stop: Callable[[], None]) -> Itera
 async def _watch(driver: Driver, whole_s: float, watch: Watch) -> None:
     while True:
         await asyncio.sleep(watch.every_s)
-        watch.look(glimpse(driver, whole_s))
+        watch.look(progress(driver, whole_s))
 
 
-def glimpse(driver: Driver, whole_s: float) -> Progress:
-    """Look at *driver* now."""
+def progress(driver: Driver, whole_s: float) -> Progress:
+    """Return how far *driver* is now."""
     elapsed_s = max(0.0, (time.monotonic_ns() - driver.started_ns) / 1e9)
     columns = driver.log.integers
     recent = zip(columns["intended_ns"][-_RECENT:], columns["last_byte_ns"][-_RECENT:], strict=True)

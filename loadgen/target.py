@@ -68,7 +68,7 @@ def target(
     *,
     method: str = "",
     headers: tuple[str, ...] = (),
-    body: Path | None = None,
+    body: Path | bytes | None = None,
     json_text: str | None = None,
 ) -> Target:
     """Check and put together what to send; *headers* are texts like `Name: value`.
@@ -97,7 +97,7 @@ def _check_url(url: str) -> None:
         raise UsageError(f"{url!r} is not a URL to load: give http://HOST:PORT/PATH or https://...")
 
 
-def _content(body: Path | None, json_text: str | None) -> bytes | None:
+def _content(body: Path | bytes | None, json_text: str | None) -> bytes | None:
     if body is not None and json_text is not None:
         raise UsageError("a body file and JSON text are both given: choose one")
     if json_text is not None:
@@ -106,8 +106,8 @@ def _content(body: Path | None, json_text: str | None) -> bytes | None:
         except ValueError as problem:
             raise UsageError(f"the JSON text is not JSON: {problem}") from None
         return json_text.encode()
-    if body is None:
-        return None
+    if body is None or isinstance(body, bytes):
+        return body
     try:
         return body.read_bytes()
     except OSError as problem:

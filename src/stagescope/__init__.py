@@ -12,7 +12,7 @@ TYPE_CHECKING = False  # type checkers know it; `typing` itself would be most of
 
 if TYPE_CHECKING:
     from stagescope.face import StageMiddleware, install
-    from stagescope.load_run.run import load_run
+    from stagescope.load_run import load_run
     from stagescope.middleware.batch import batch
     from stagescope.middleware.stage import carry, stage
 
@@ -23,7 +23,7 @@ _HOMES = {
     "batch": "stagescope.middleware.batch",
     "carry": "stagescope.middleware.stage",
     "install": "stagescope.face",
-    "load_run": "stagescope.load_run.run",
+    "load_run": "stagescope.load_run",
     "stage": "stagescope.middleware.stage",
 }
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
+from contextlib import contextmanager
+
 EXIT_DONE = 0
 EXIT_FAILED = 1
 EXIT_USAGE = 2
@@ -28,3 +31,20 @@ class HeldError(StagescopeError):
 
 class RecorderFileError(StagescopeError):
     """A recorder file cannot be read; the text names file, byte offset and cause."""
+
+
+class MissingExtraError(UsageError, ImportError):
+    """A package of an extra is not installed; the text says what to install."""
+
+
+@contextmanager
+def needs(extra: str) -> Generator[None, None, None]:
+    """Turn a failed import inside the block into a sentence that names the extra to install."""
+    try:
+        yield
+    except ModuleNotFoundError as missing:
+        if (missing.name or "").partition(".")[0] == "stagescope":
+            raise
+        raise MissingExtraError(
+            f"this needs {missing.name}, which is not installed: pip install 'stagescope[{extra}]'"
+        ) from missing

@@ -13,8 +13,8 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
+from stagescope import load_run
 from stagescope.errors import UsageError
-from stagescope.load_run.run import load_run
 from stagescope.runfolder.run import read_run
 from stagescope.runfolder.schema import TABLES
 from stagescope.testing.http_server import Exchange, ScriptedServer

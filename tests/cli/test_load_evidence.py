@@ -24,9 +24,8 @@ from stagescope.agent.loop import Agent
 from stagescope.agent.overhead import COLLECTOR_CPU_TIME
 from stagescope.analysis.sources import open_run, rows
 from stagescope.embedded import start_embedded_agent
-from stagescope.load_run.collect import MARGIN_NS, AgentLocation
-from stagescope.load_run.run import Settings, execute
-from stagescope.loadgen.target import Target
+from stagescope.load_run import LoadPlan, run_load
+from stagescope.load_run.collect import MARGIN_NS
 from stagescope.middleware.asgi import StageMiddleware
 from stagescope.middleware.types import Receive, Scope, Send
 from stagescope.recorder.spool import SOCKET_NAME
@@ -189,19 +188,17 @@ def test_an_older_agent_costs_a_sentence_and_the_tables(
             return control.answer(request)
 
         server = listen(("127.0.0.1", 0), older)
-        place = AgentLocation(
-            spool=tmp_path, agent_url=f"http://127.0.0.1:{server.port}", token="any"
-        )
-        settings = Settings(
-            Target(url, "GET", (), b""), 100.0, 0.4, 0.0, out=tmp_path / "run", place=place
-        )
-        folder, run, collected = execute(settings)
+        plan = LoadPlan(
+            rate_per_s=100, duration_s=0.4, warmup_s=0, out=tmp_path / "run",
+            spool=tmp_path, agent_url=f"http://127.0.0.1:{server.port}", token="any",
+        )  # fmt: skip
+        folder = run_load(plan, url)
         server.stop()
 
-    assert run.server_source == "remote agent"
-    assert collected.incomplete == []
-    (sentence,) = collected.problems
+    assert folder.run.server_source == "remote agent"
+    assert not any("incomplete" in reason for reason in folder.run.invalid_reasons)
+    (sentence,) = folder.notes
     assert sentence.startswith("this run has no samples, stacks and kernels: the agent at http")
     assert sentence.endswith("has no samples to give: it is older than this stagescope")
-    assert not any((folder / evidence.file_name).exists() for evidence in EVIDENCE)
-    assert table(folder, "server")
+    assert not any((folder.path / evidence.file_name).exists() for evidence in EVIDENCE)
+    assert table(folder.path, "server")

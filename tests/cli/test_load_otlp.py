@@ -15,9 +15,9 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.trace import SpanKind
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
+from stagescope import load_run
 from stagescope.analysis.build import build_report
 from stagescope.load_run import collect
-from stagescope.load_run.run import load_run
 from stagescope.testing.http_server import Exchange, ScriptedServer
 
 QUEUE_S, PREFILL_S, DECODE_S = 0.004, 0.010, 0.020

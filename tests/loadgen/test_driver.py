@@ -14,7 +14,8 @@ from stagescope.errors import StagescopeError
 from stagescope.identity import parse_run, parse_traceparent
 from stagescope.loadgen.arrivals import Schedule, schedule
 from stagescope.loadgen.driver import GRACE_S, Driver
-from stagescope.loadgen.session import Progress, Watch, drive
+from stagescope.loadgen.progress import Progress, Watch
+from stagescope.loadgen.session import drive
 from stagescope.loadgen.target import Target, target
 from stagescope.testing.http_server import OK, Exchange, ScriptedServer, ok
 

@@ -26,8 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from stagescope.cli.demo_server import ONNX_APP, TORCH_APP, ExampleServer, example_server
-from stagescope.cli.extras import needs
-from stagescope.errors import EXIT_DONE, StagescopeError, UsageError
+from stagescope.errors import EXIT_DONE, StagescopeError, UsageError, needs
 
 if TYPE_CHECKING:
     import aiohttp
@@ -130,24 +129,23 @@ def drive(url: str, image: bytes, rate: float, seconds: float, *, spool: Path, o
     Raises Interrupted where Ctrl-C ended it early.
     """
     from stagescope.cli.load import progress
-    from stagescope.load_run.collect import AgentLocation
-    from stagescope.load_run.run import Settings, execute
-    from stagescope.loadgen.target import Target
+    from stagescope.load_run import LoadPlan, run_load
 
-    settings = Settings(
-        target=Target(url, "POST", (("Content-Type", "image/jpeg"),), image),
+    plan = LoadPlan(
+        headers=("Content-Type: image/jpeg",),
+        body=image,
         rate_per_s=rate,
         duration_s=seconds,
         warmup_s=WARMUP_S,
         timeout_s=max(TIMEOUT_S, seconds),
         out=out,
-        place=AgentLocation(spool=spool),
+        spool=spool,
     )
     with progress(quiet=False) as watch:
-        _, run, collected = execute(settings, watch)
-    for problem in collected.problems:
-        print(f"demo: {problem}", file=sys.stderr)
-    if run.interrupted:
+        folder = run_load(plan, url, watch)
+    for note in folder.notes:
+        print(f"demo: {note}", file=sys.stderr)
+    if folder.run.interrupted:
         raise Interrupted(out)
 
 

@@ -18,15 +18,10 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from stagescope.cli.extras import needs
 from stagescope.errors import EXIT_DONE, EXIT_USAGE, UsageError
-from stagescope.loadgen.session import Progress, Watch
-
-if TYPE_CHECKING:
-    from stagescope.load_run.run import Settings
-
+from stagescope.load_run import LoadPlan, run_load
+from stagescope.loadgen.progress import Progress, Watch
 
 HELP = "load a server at a fixed rate and print the table"
 
@@ -91,45 +86,34 @@ def _places(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run it, print the table, and say where the folder is."""
-    with needs("load"):
-        from stagescope.load_run.run import execute
-
-        settings = _settings(args)
-        with progress(args.quiet) as watch:
-            folder, _, collected = execute(settings, watch)
-    for problem in collected.problems:
-        print(f"stagescope load: {problem}", file=sys.stderr)
-    if not args.quiet:
-        print(f"run folder: {folder}", file=sys.stderr)
     from stagescope.cli.report import print_report
 
-    return EXIT_DONE if print_report(folder, args.format).valid else EXIT_USAGE
+    with progress(args.quiet) as watch:
+        folder = run_load(_plan(args), args.url, watch)
+    for note in folder.notes:
+        print(f"stagescope load: {note}", file=sys.stderr)
+    if not args.quiet:
+        print(f"run folder: {folder.path}", file=sys.stderr)
+    return EXIT_DONE if print_report(folder.path, args.format).valid else EXIT_USAGE
 
 
-def _settings(args: argparse.Namespace) -> Settings:
-    from stagescope.load_run.collect import AgentLocation
-    from stagescope.load_run.otlp_receiver import endpoint
-    from stagescope.load_run.run import Settings
-    from stagescope.loadgen.target import target
-
-    aim = target(
-        args.url,
-        method=args.method,
-        headers=tuple(args.header),
-        body=args.body,
-        json_text=args.json,
-    )
-    return Settings(
-        target=aim,
+def _plan(args: argparse.Namespace) -> LoadPlan:
+    return LoadPlan(
         rate_per_s=args.rate,
         duration_s=args.duration,
         warmup_s=args.warmup,
         arrivals=args.arrivals,
         seed=args.seed,
         timeout_s=args.timeout,
+        method=args.method,
+        headers=tuple(args.header),
+        body=args.body,
+        json_text=args.json,
         out=args.out,
-        place=AgentLocation(args.spool, args.agent, _token(args.token_file)),
-        otlp_listen=tuple(endpoint(text) for text in args.otlp_listen),
+        spool=args.spool,
+        agent_url=args.agent,
+        token=_token(args.token_file),
+        otlp_listen=tuple(args.otlp_listen),
     )
 
 

@@ -19,8 +19,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stagescope.cli.extras import needs
-from stagescope.errors import EXIT_DONE, EXIT_USAGE
+from stagescope.errors import EXIT_DONE, EXIT_USAGE, needs
 
 if TYPE_CHECKING:
     from stagescope.analysis.report import Report

@@ -23,8 +23,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stagescope.cli.extras import needs
-from stagescope.errors import EXIT_DONE, StagescopeError, UsageError
+from stagescope.errors import EXIT_DONE, StagescopeError, UsageError, needs
 from stagescope.stacks import StackSpan
 
 if TYPE_CHECKING:

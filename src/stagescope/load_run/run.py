@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,11 +14,13 @@ from stagescope.errors import StagescopeError, UsageError
 from stagescope.identity import RUN_ID
 from stagescope.load_run.collect import AgentLocation, Collected, collect_server_side, losses_so_far
 from stagescope.load_run.otlp_receiver import Endpoint, endpoint
+from stagescope.load_run.plan import LoadPlan, RunFolder
 from stagescope.loadgen.arrivals import schedule
 from stagescope.loadgen.client_log import ClientLog
 from stagescope.loadgen.driver import Driver
 from stagescope.loadgen.health import health
-from stagescope.loadgen.session import Watch, drive
+from stagescope.loadgen.progress import Watch
+from stagescope.loadgen.session import drive
 from stagescope.loadgen.target import Target, target
 from stagescope.runfolder.parquet import TableFile
 from stagescope.runfolder.rows import write_rows
@@ -32,81 +34,28 @@ RUNS = Path("runs")
 """Where run folders go that were given no place: below the working directory."""
 
 
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """All that a run is asked for."""
-
-    target: Target
-    rate_per_s: float = 10.0
-    duration_s: float = 30.0
-    warmup_s: float = 2.0
-    arrivals: str = "poisson"
-    seed: int = 0
-    timeout_s: float = 30.0
-    out: Path | None = None
-    place: AgentLocation = field(default_factory=AgentLocation)
-    otlp_listen: tuple[Endpoint, ...] = ()
-    """Where to take the model server's own spans while it is loaded."""
-
-
-def load_run(
-    url: str,
-    *,
-    rate_per_s: float = 10.0,
-    duration_s: float = 30.0,
-    warmup_s: float = 2.0,
-    arrivals: str = "poisson",
-    method: str = "",
-    headers: tuple[str, ...] = (),
-    body: Path | None = None,
-    json_text: str | None = None,
-    seed: int = 0,
-    timeout_s: float = 30.0,
-    out: Path | None = None,
-    spool: Path | None = None,
-    agent_url: str = "",
-    token: str = "",
-    otlp_listen: tuple[str, ...] = (),
-) -> Path:
-    """Load *url* and give the run folder; `stagescope load` from Python.
-
-    The server's side comes from the agent of *spool* on this host, or from that at *agent_url*
-    with its bearer *token*, else from the spans that the model server sends to *otlp_listen*
-    (`grpc://HOST:PORT`, `http://HOST:PORT`), else from the `Server-Timing` header of the answers.
-    Raises UsageError for what cannot be run as given, StagescopeError where nothing answers.
-    """
-    aim = target(url, method=method, headers=headers, body=body, json_text=json_text)
-    place = AgentLocation(spool=spool, agent_url=agent_url, token=token)
-    inboxes = tuple(endpoint(text) for text in otlp_listen)
-    settings = Settings(
-        aim, rate_per_s, duration_s, warmup_s, arrivals, seed, timeout_s, out, place, inboxes
+def execute(plan: LoadPlan, url: str, watch: Watch | None = None) -> RunFolder:
+    """Run *plan*; what was measured is on disk before the server's side is asked for."""
+    aim = target(
+        url, method=plan.method, headers=plan.headers, body=plan.body, json_text=plan.json_text
     )
-    return execute(settings)[0]
-
-
-def execute(settings: Settings, watch: Watch | None = None) -> tuple[Path, Run, Collected]:
-    """Run *settings*; what was measured is on disk before the server's side is asked for."""
-    plan = schedule(
-        settings.arrivals,
-        settings.rate_per_s,
-        settings.duration_s,
-        settings.warmup_s,
-        settings.seed,
-    )
-    if not 0 < settings.timeout_s <= 86_400:
+    arrivals = schedule(plan.arrivals, plan.rate_per_s, plan.duration_s, plan.warmup_s, plan.seed)
+    if not 0 < plan.timeout_s <= 86_400:
         raise UsageError(
-            f"timeout {settings.timeout_s:g} is not usable: it is seconds, above 0, at most a day"
+            f"timeout {plan.timeout_s:g} is not usable: it is seconds, above 0, at most a day"
         )
+    inboxes = tuple(endpoint(text) for text in plan.otlp_listen)
+    place = AgentLocation(plan.spool, plan.agent_url, plan.token)
     run_id = fresh_run_id()
-    folder = _free_folder(settings.out or RUNS / run_id)
-    driver = Driver(settings.target, plan, run_id, timeout_s=settings.timeout_s)
-    before = losses_so_far(settings.place)
-    with _inbox(settings.otlp_listen) as inbox:
-        loop = drive(driver, settings.target, plan.end_ns / 1e9, watch)
-        run = _run(settings, run_id, driver, loop)
+    folder = _free_folder(plan.out or RUNS / run_id)
+    driver = Driver(aim, arrivals, run_id, timeout_s=plan.timeout_s)
+    before = losses_so_far(place)
+    with _inbox(inboxes) as inbox:
+        loop = drive(driver, aim, arrivals.end_ns / 1e9, watch)
+        run = _run(plan, aim, run_id, driver, loop)
         _make(folder)
         _keep(folder, run, driver.log)
-        collected = _collect(folder, run_id, driver.log, settings.place, before, inbox)
+        collected = _collect(folder, run_id, driver.log, place, before, inbox)
     run = replace(
         run,
         server_source=collected.source,
@@ -114,7 +63,7 @@ def execute(settings: Settings, watch: Watch | None = None) -> tuple[Path, Run, 
         invalid_reasons=(*run.invalid_reasons, *collected.incomplete),
     )
     write_run(folder, run)
-    return folder, run, collected
+    return RunFolder(folder, run, tuple(collected.problems))
 
 
 @contextmanager
@@ -172,12 +121,12 @@ def _collect(
         return Collected(incomplete=["server side incomplete: ended while it was collected"])
 
 
-def _run(settings: Settings, run_id: str, driver: Driver, loop: str) -> Run:
+def _run(plan: LoadPlan, aim: Target, run_id: str, driver: Driver, loop: str) -> Run:
     judged = health(driver.log, planned=driver.planned, cpu_share=driver.cpu_share, loop=loop)
     faults = (f"driver fault: {fault!r}" for fault in driver.faults[:1])
     return Run(
         run_id=run_id,
-        plan=_plan(settings),
+        plan=_plan(plan, aim),
         host=this_host(),
         started_wall_ns=driver.started_wall_ns,
         started_ns=driver.started_ns,
@@ -189,17 +138,16 @@ def _run(settings: Settings, run_id: str, driver: Driver, loop: str) -> Run:
     )
 
 
-def _plan(settings: Settings) -> Plan:
-    aim = settings.target
+def _plan(plan: LoadPlan, aim: Target) -> Plan:
     return Plan(
         url=aim.shown_url,
         method=aim.method,
-        rate_per_s=settings.rate_per_s,
-        duration_s=settings.duration_s,
-        warmup_s=settings.warmup_s,
-        arrivals=settings.arrivals,
-        seed=settings.seed,
-        timeout_s=settings.timeout_s,
+        rate_per_s=plan.rate_per_s,
+        duration_s=plan.duration_s,
+        warmup_s=plan.warmup_s,
+        arrivals=plan.arrivals,
+        seed=plan.seed,
+        timeout_s=plan.timeout_s,
         body_bytes=len(aim.body),
         headers=tuple(name for name, _ in aim.headers),
     )
