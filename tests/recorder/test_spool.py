@@ -2,6 +2,9 @@
 
 import os
 import stat
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -10,23 +13,116 @@ from stagescope.errors import StagescopeError
 from stagescope.recorder.spool import (
     SPOOL_VARIABLE,
     default_spool,
+    default_spools,
     ensure_spool,
+    open_own,
+    opened_spool,
     ring_files,
     try_lock,
 )
 
 
 def test_the_environment_names_the_spool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`STAGESCOPE_SPOOL` comes first, then the user's runtime folder, then shared memory."""
+    """`STAGESCOPE_SPOOL` comes first; else shells and services of one user agree on one folder."""
     monkeypatch.setenv(SPOOL_VARIABLE, str(tmp_path / "named"))
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "runtime"))
     assert default_spool() == tmp_path / "named"
 
     monkeypatch.delenv(SPOOL_VARIABLE)
-    assert default_spool() == tmp_path / "runtime" / "stagescope"
+    monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
+    without = default_spool()
+    assert without == Path(f"/dev/shm/stagescope-{os.geteuid()}")
 
-    monkeypatch.delenv("XDG_RUNTIME_DIR")
-    assert default_spool().name == f"stagescope-{os.getuid()}"
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    assert default_spool() == without
+    assert tmp_path / "stagescope" in default_spools()
+    monkeypatch.setenv("XDG_RUNTIME_DIR", "/proc/nothing/here")
+    assert default_spool() == without
+
+
+@pytest.mark.parametrize("prepared", ["folder of another user", "link", "open to all"])
+def test_a_default_spool_that_others_prepared_is_not_used(prepared: str, tmp_path: Path) -> None:
+    """In /dev/shm anybody can take the name first: the next choice is used, and nothing followed."""
+    uid = 61_000 + os.getpid() % 4000
+    taken = Path(f"/dev/shm/stagescope-{uid}")
+    try:
+        if prepared == "link":
+            (tmp_path / "target").mkdir(mode=0o777)
+            taken.symlink_to(tmp_path / "target")
+        else:
+            taken.mkdir()
+            taken.chmod(0o777)
+        if prepared == "open to all":
+            os.chown(taken, uid, uid)
+
+        found = as_user(
+            uid,
+            "from stagescope.recorder.spool import *; print(default_spool())",
+            "XDG_RUNTIME_DIR",
+        )
+        assert found == f"{tempfile.gettempdir()}/stagescope-{uid}"
+        said = as_user(
+            uid,
+            "from pathlib import Path; from stagescope.recorder.spool import *\n"
+            f"try: ensure_spool(Path({str(taken)!r}))\n"
+            "except Exception as problem: print(problem)",
+        )
+        assert str(taken) in said
+        assert any(
+            why in said for why in ("belongs to uid", "symbolic link", "may be written by others")
+        )
+    finally:
+        if taken.is_symlink():
+            taken.unlink()
+        else:
+            taken.rmdir()
+
+
+def as_user(uid: int, code: str, *unset: str) -> str:
+    """Run *code* in a Python process of another user; give what it prints."""
+    environment = {name: value for name, value in os.environ.items() if name not in unset}
+    environment.pop(SPOOL_VARIABLE, None)
+    code = f"import sys; sys.path[:] = {sys.path!r}\n{code}"
+    # The modules are read as root; what they do is done as the other user.
+    code = code.replace("\n", f"\nimport os, stagescope.recorder.spool; os.setuid({uid})\n", 1)
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
+    return done.stdout.strip()
+
+
+def test_another_users_folder_is_refused_also_by_root(tmp_path: Path) -> None:
+    """The owner decides what is in it; a folder that is meant for all may be shared by name."""
+    spool = tmp_path / "spool"
+    spool.mkdir(mode=0o755)
+    os.chown(spool, 61_000, 61_000)
+    with pytest.raises(
+        StagescopeError, match=r"belongs to uid 61000, not to you .*sudo -u '#61000'"
+    ):
+        ensure_spool(spool)
+
+    spool.chmod(0o777)
+    assert ensure_spool(spool) == spool
+
+
+def test_links_and_second_names_are_never_written(tmp_path: Path) -> None:
+    """A file that somebody else chose stays as it is: a link, a hard link, a pipe, a folder."""
+    precious = tmp_path / "precious"
+    precious.write_text("precious")
+    spool = tmp_path / "spool"
+    spool.mkdir()
+    (spool / "link").symlink_to(precious)
+    (spool / "name").hardlink_to(precious)
+    os.mkfifo(spool / "pipe")
+    (spool / "folder").mkdir()
+
+    with opened_spool(spool) as folder:
+        for name in ("link", "name", "pipe", "folder"):
+            with pytest.raises(OSError):  # noqa: PT011 - which one differs
+                os.close(open_own(folder, name, os.O_RDWR))
+        os.close(open_own(folder, "new", os.O_RDWR))
+
+    assert precious.read_text() == "precious"
+    assert stat.S_IMODE((spool / "new").stat().st_mode) == 0o600
 
 
 def test_a_missing_spool_is_made_for_its_owner_alone(tmp_path: Path) -> None:
@@ -57,10 +153,14 @@ def test_a_spool_that_cannot_be_made_is_said() -> None:
 
 
 def test_ring_files_come_oldest_first(tmp_path: Path) -> None:
-    """Files of other names, and files that are being made, are passed over."""
+    """Other names, files that are being made, and what is no regular file are passed over."""
     for age, name in enumerate(["c.ring", "a.ring", "b.ring", "x.part", "agent.lock"]):
         (tmp_path / name).touch()
         os.utime(tmp_path / name, (age, age))
+    (tmp_path / "loop.ring").symlink_to(tmp_path / "loop.ring")
+    (tmp_path / "link.ring").symlink_to(tmp_path / "a.ring")
+    (tmp_path / "folder.ring").mkdir()
+    os.mkfifo(tmp_path / "pipe.ring")
 
     assert [path.name for path in ring_files(tmp_path)] == ["c.ring", "a.ring", "b.ring"]
     assert ring_files(tmp_path / "none") == []
