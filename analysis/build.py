@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +108,15 @@ def _parts(
     columns = ["latency_ns", *_columns(order)]
     found = figures(tables, base, columns, requests)
     parts = tuple(_part(slot, found) for slot in order)
-    names = {slot.name for slot in stage_slots(spans)} if join.joined else set()
+    if not join.joined:
+        return _part(Slot("client_latency", "latency_ns"), found), parts, ()
+    names = {slot.name for slot in stage_slots(spans)}
+    parts = tuple(
+        replace(part, recorded=part.name in spans.recorded or part.mean_ms > 0)
+        if part.name in names
+        else part
+        for part in parts
+    )
     stages = tuple(part for part in parts if part.name in names)
     return _part(Slot("client_latency", "latency_ns"), found), parts, stages
 

@@ -48,6 +48,8 @@ class Spans:
     """In the order of the vocabulary; names of the user's own after it, by name."""
     count: int
     """Openings of a stage, the six included."""
+    recorded: frozenset[str]
+    """Stages that were opened at all, themselves or by a sub-stage."""
 
     def of(self, stage: str) -> tuple[SpanName, ...]:
         """Give the sub-stages of *stage*."""
@@ -74,6 +76,7 @@ def find_spans(server: ir.Table, known: Sequence[str]) -> Spans:
     return Spans(
         names=tuple(SpanName(name, f"span_{index}") for index, name in enumerate(names)),
         count=sum(row["openings"] for row in found),
+        recorded=frozenset(stage_of(row["name"]) for row in found),
     )
 
 

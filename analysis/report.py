@@ -10,7 +10,7 @@ from typing import Any
 from stagescope.analysis.resources.model import Resources
 from stagescope.runfolder.run import Run
 
-SCHEMA = 1
+SCHEMA = 2
 """Version of the JSON; it grows when a key changes its meaning or goes."""
 
 
@@ -29,6 +29,8 @@ class Part:
     """Of the mean latency of the slowest 1 %."""
     inner: tuple[Part, ...] = ()
     """Parts inside this one; what they leave of it was charged to the part itself."""
+    recorded: bool = True
+    """False for a stage that no mark, hook or batcher opened: its figures are unknown, not 0."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,16 +192,15 @@ class Report:
         }
 
 
+_FIGURES = ("mean_ms", "p50_ms", "p95_ms", "p99_ms", "share", "share_slowest")
+
+
 def _part(part: Part | None, name: str, inner: str) -> dict[str, Any] | None:
     if part is None:
         return None
     return {
         name: part.name,
-        "mean_ms": part.mean_ms,
-        "p50_ms": part.p50_ms,
-        "p95_ms": part.p95_ms,
-        "p99_ms": part.p99_ms,
-        "share": part.share,
-        "share_slowest": part.share_slowest,
+        "recorded": part.recorded,
+        **{key: getattr(part, key) if part.recorded else None for key in _FIGURES},
         inner: [_part(each, name, inner) for each in part.inner],
     }

@@ -17,6 +17,7 @@ from stagescope.analysis.report import Batches, Client, Joined, Part, Report
 from stagescope.analysis.resources.table import resources_body, resources_lines
 
 BAR_WIDTH = 5
+UNRECORDED = "–"
 _EIGHTHS = " ▏▎▍▌▋▊▉"
 
 
@@ -112,10 +113,32 @@ def _body(report: Report) -> list[RenderableType]:
     table.add_section()
     table.add_row("─" * 14, *["─" * 8] * 4, *["─" * 7, "─" * BAR_WIDTH] * 2, style="dim")
     _row(table, report.total, "client latency", "bold")
-    return [table]
+    return [table, *_unrecorded(report)]
+
+
+def _unrecorded(report: Report) -> list[Text]:
+    """Say what the dashes mean, and how to get figures instead."""
+    names = [part.name for part in report.stages if not part.recorded]
+    if not names:
+        return []
+    cure = (
+        "an agent on the server's host knows more"
+        if report.join.server_timing
+        else "see docs/python-api.md for marks"
+    )
+    return [
+        Text(
+            f"{UNRECORDED} unknown: no mark or hook recorded {', '.join(names)}; time spent there "
+            f"is in another row ({cure})",
+            style="dim",
+        )
+    ]
 
 
 def _row(table: Table, part: Part, name: str, style: str) -> None:
+    if not part.recorded:
+        table.add_row(Text(name), *[UNRECORDED] * 5, "", UNRECORDED, "", style="dim")
+        return
     times = (part.mean_ms, part.p50_ms, part.p95_ms, part.p99_ms)
     shares = (part.share, part.share_slowest)
     table.add_row(
@@ -217,7 +240,9 @@ def _names(reports: Sequence[Report]) -> list[str]:
 
 def _cells(report: Report, name: str) -> tuple[str, str]:
     part = report.total if name == "client_latency" else report.part(name)
-    return ("-", "-") if part is None else (ms(part.mean_ms), ms(part.p99_ms))
+    if part is None or not part.recorded:
+        return UNRECORDED, UNRECORDED
+    return ms(part.mean_ms), ms(part.p99_ms)
 
 
 def _facts(reports: Sequence[Report]) -> list[tuple[str, list[str]]]:

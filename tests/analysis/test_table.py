@@ -39,16 +39,18 @@ network           7.000    7.000    7.000    7.000   35.0% █▊      35.0% █
   response        6.000    6.000    6.000    6.000   30.0% █▌      30.0% █▌
 queue             3.000    3.000    3.000    3.000   15.0% ▊       15.0% ▊
   batch           2.000    2.000    2.000    2.000   10.0% ▌       10.0% ▌
-preprocess        0.000    0.000    0.000    0.000    0.0%          0.0%
-batch             0.000    0.000    0.000    0.000    0.0%          0.0%
+preprocess            –        –        –        –       –             –
+batch                 –        –        –        –       –             –
 inference         6.000    6.000    6.000    6.000   30.0% █▌      30.0% █▌
-postprocess       0.000    0.000    0.000    0.000    0.0%          0.0%
-respond           0.000    0.000    0.000    0.000    0.0%          0.0%
+postprocess           –        –        –        –       –             –
+respond               –        –        –        –       –             –
 tokenize          1.000    1.000    1.000    1.000    5.0% ▎        5.0% ▎
 other             1.000    1.000    1.000    1.000    5.0% ▎        5.0% ▎
 unexplained       0.000    0.000    0.000    0.000    0.0%          0.0%
 ────────────── ──────── ──────── ──────── ──────── ─────── ───── ─────── ─────
 client latency   20.000   20.000   20.000   20.000  100.0% █████  100.0% █████
+– unknown: no mark or hook recorded preprocess, batch, postprocess, respond;
+time spent there is in another row (see docs/python-api.md for marks)
 
 batches     1, 0 failed; size mean 4.0, p50 4, max 4; mean wait 1.000 ms,
             collate 0.500 ms, inference 6.000 ms

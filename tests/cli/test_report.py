@@ -54,3 +54,37 @@ def test_no_run_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert captured.out == ""
     assert captured.err.count("\n") == 1
     assert "no run.json" in captured.err
+
+
+def test_two_runs_stand_side_by_side(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two folders give one table with a column pair each; their JSON is a list of two."""
+    client = [client_row(seq) for seq in range(120)]
+    second = write_run_folder(
+        tmp_path / "second", client, [server_row(row, {"inference": 9 * MS}) for row in client]
+    )
+
+    assert main(["report", str(folder), str(second)]) == EXIT_DONE
+    out = capsys.readouterr().out
+    assert "inference grew most" in out
+
+    assert main(["report", str(folder), str(second), "--format", "json"]) == EXIT_DONE
+    means = [run["stages"][3]["mean_ms"] for run in json.loads(capsys.readouterr().out)]
+    assert means == [5.0, 9.0]
+
+
+def test_a_stage_that_nobody_recorded_is_unknown(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A stage without a mark is a dash with a footnote, and null in JSON: never 0."""
+    assert main(["report", str(folder)]) == EXIT_DONE
+    out = capsys.readouterr().out
+    (batch,) = (line for line in out.splitlines() if line.startswith("batch "))
+    assert "0.000" not in batch
+    assert "unknown: no mark or hook recorded queue, preprocess, batch" in out
+
+    assert main(["report", str(folder), "--format", "json"]) == EXIT_DONE
+    stages = {one["stage"]: one for one in json.loads(capsys.readouterr().out)["stages"]}
+    assert (stages["batch"]["recorded"], stages["batch"]["mean_ms"]) == (False, None)
+    assert stages["inference"]["recorded"]

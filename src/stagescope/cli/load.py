@@ -86,7 +86,7 @@ def _places(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run it, print the table, and say where the folder is."""
-    from stagescope.cli.report import print_report
+    from stagescope.cli.report import print_reports
 
     with progress(args.quiet) as watch:
         folder = run_load(_plan(args), args.url, watch)
@@ -94,7 +94,7 @@ def run(args: argparse.Namespace) -> int:
         print(f"stagescope load: {note}", file=sys.stderr)
     if not args.quiet:
         print(f"run folder: {folder.path}", file=sys.stderr)
-    return EXIT_DONE if print_report(folder.path, args.format).valid else EXIT_USAGE
+    return EXIT_DONE if print_reports([folder.path], args.format)[0].valid else EXIT_USAGE
 
 
 def _plan(args: argparse.Namespace) -> LoadPlan:
