@@ -114,7 +114,7 @@ class Drain:
         self._lock = threading.Lock()
         """Held where readers come and go, and where their counters are read."""
         self._serving: dict[str, int] = {}
-        of_writers = (*fmt.COUNTERS, "overwritten", "lost")
+        of_writers = (*fmt.COUNTERS, "overwritten", "lost", "damaged")
         self._gone: dict[str, int] = dict.fromkeys(of_writers, 0)
         self._waited: dict[str, dict[str, int]] = {}
         """By service: what its processes that are gone had waited for."""
@@ -162,7 +162,7 @@ class Drain:
 
     def _set_aside(self, path: Path, problem: str) -> None:
         """Leave a file that cannot be read where it is; said once, tried again at each look."""
-        if self._broken.get(path) == problem:
+        if path in self._broken:
             return
         self._broken[path] = problem
         self._counts["rings_broken"] += 1

@@ -94,7 +94,7 @@ _POLL_S = 0.1
 SPANS_SETTLED_S = 7.0
 """Model servers send spans in batches; OpenTelemetry's default is one each five seconds."""
 SPANS_LONGEST_S = 60.0
-_LOSSES = ("dropped", "overwritten", "lost", "refused", "faults")
+_LOSSES = ("dropped", "overwritten", "lost", "damaged", "refused", "faults")
 """Parts of the names of counters that tell what went missing; they grow as long as an agent runs."""
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from struct import Struct
 
 from stagescope.recorder import format as fmt
@@ -28,6 +29,12 @@ _CHAIN_INDEX = slice(fmt.OPENED_AT + 4, fmt.OPENED_AT + 8)
 _CODES = tuple(Struct(f"<{many}H") for many in range(fmt.ENTRIES_PER_SLOT + 1))
 _TIMES = tuple(Struct(f"<{many}Q") for many in range(fmt.ENTRIES_PER_SLOT + 1))
 _NO_PARENT = bytes(8)
+_NO_TRACE = bytes(16)
+_MAX_STATUS = 999
+_LAST_NS = 1 << 63
+_FAR_NS = 1 << 57
+"""Four and a half years; the anchor is never older than the process."""
+
 _MAX_ORPHANS = 4096
 _MAX_TEXTS = 1024
 _MAX_STALLS = 256
@@ -87,17 +94,16 @@ def entries_of(slot: bytes) -> Entries:
 class SlotDecoder:
     """Decodes slots of one file; knows its table of stage names, which only grows."""
 
-    def __init__(self, file: memoryview, capacity: int) -> None:
-        self._file = file
+    def __init__(self, read: Callable[[int, int], bytes], capacity: int) -> None:
+        """*read* reads so many bytes of the file at an offset."""
+        self.damaged = 0
+        """Records that were refused, since a number in them can't be."""
+        self._read_file = read
         self._capacity = capacity
         self._names = [OTHER, OTHER]
         self._texts: dict[bytes, str] = {}
         self._stalls: deque[Stall] = deque(maxlen=_MAX_STALLS)
         self._captures: dict[int, Stall] = {}
-
-    def close(self) -> None:
-        """Let go of the file's memory."""
-        self._file = memoryview(b"")
 
     def name(self, code: int) -> str:
         """Give the stage name of *code*; `other` where the table does not hold it."""
@@ -115,11 +121,11 @@ class SlotDecoder:
             self._names.append(text)
 
     def _read(self, code: int) -> str:
-        at = fmt.NAMES_AT + (code - 1) * fmt.NAME_BYTES
-        length = self._file[at]
+        entry = self._read_file(fmt.NAMES_AT + (code - 1) * fmt.NAME_BYTES, fmt.NAME_BYTES)
+        length = entry[0]
         if not 0 < length < fmt.NAME_BYTES:
             return ""
-        return bytes(self._file[at + 1 : at + 1 + length]).decode("utf-8", "replace")
+        return entry[1 : 1 + length].decode("utf-8", "replace")
 
     @property
     def stalls(self) -> list[Stall]:
@@ -139,7 +145,10 @@ class SlotDecoder:
     def decode(
         self, slot: bytes, process: Process, seq: int, chains: Chains, *, now_ns: int = 0
     ) -> Record | None:
-        """Give the record in *slot*; None where it continues another, or is of no known kind.
+        """Return the record in *slot*; None where it continues another, or is of no known kind.
+
+        None also where it is damaged (see `damaged`): what reads it further on must be able to
+        trust that its times are times and its counts are counts.
 
         *now_ns* (monotonic) ends what is still open; without it the recorded duration does.
         """
@@ -148,6 +157,18 @@ class SlotDecoder:
         (kind, state, flags, _, _, start, trace, span, parent, run, method, path,
          duration, n1, n2, first_byte, send_wait, chunks, dropped, status, continuations, _, error,
          route, gaps, gap_sum, gap_max) = _HEAD.unpack_from(slot)  # fmt: skip
+        if (
+            (start | duration | n1 | n2 | first_byte | send_wait | gap_sum | gap_max) >> 62
+            or (chunks | dropped | gaps) >> 30
+            or status > _MAX_STATUS
+            or not 0 < state <= fmt.STATE_FINISHED
+            or abs(start - process.anchor.monotonic_ns) > _FAR_NS
+            or not 0 <= process.anchor.wall(start) < _LAST_NS - duration
+            or (trace == _NO_TRACE and kind == fmt.KIND_REQUEST)
+        ):
+            chains.entries(span)
+            self.damaged += 1
+            return None
         finished = state == fmt.STATE_FINISHED
         if not finished:
             duration = max(0, now_ns - start)
@@ -221,11 +242,10 @@ class SlotDecoder:
     def _overlapping_stages(
         self, intervals: Entries, start: int, duration: int
     ) -> tuple[StageSpan, ...]:
-        times = [
-            (_within(opened - start, duration), _within(closed - start, duration) if closed
-             else duration)
-            for _, opened, closed in intervals
-        ]  # fmt: skip
+        times: list[tuple[int, int]] = []
+        for _, opened, closed in intervals:
+            at = _within(opened - start, duration)
+            times.append((at, max(at, _within(closed - start, duration)) if closed else duration))
         charged, _ = partition(times, duration)
         name = self.name
         return tuple(

@@ -1,14 +1,20 @@
-"""Reads a recorder file while its process writes it, and after that process is gone."""
+"""Reads a recorder file while its process writes it, and after that process is gone.
+
+By `pread` and never by a mapping: whoever may write the file may cut it off at any moment, and
+touching a mapped page that is gone ends the process (SIGBUS). A read only comes back short.
+"""
 
 from __future__ import annotations
 
+import errno
 import fcntl
-import mmap
 import os
 import stat
 import time
 import zlib
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
@@ -25,6 +31,13 @@ HOLE_PATIENCE_NS = 1_000_000_000
 
 Only a thread that was stopped between two instructions for that long leaves such a hole.
 """
+_FEWEST_AHEAD, _MOST_AHEAD = 4, 64
+"""Slots read at once: few where little is written, more while there is more."""
+_BLOCK_SLOTS = 256
+_MAX_IN_FLIGHT, _MAX_RING = 1 << 16, 1 << 20
+"""No writer makes files with more slots; a forged header must not make us read a sparse giant."""
+_MOST_COUNTED = 1 << 53
+"""A counter beyond this is damage: no process counts so far."""
 
 
 class RecorderReader:
@@ -51,39 +64,88 @@ class RecorderReader:
         """Slots that were reserved but never written whole."""
         self._clock = clock
         self._hole_since_ns = 0
-        # Not blocking: a pipe of that name would never open.
-        self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         try:
-            self._map(path)
+            # Not blocking: a pipe of that name would never open.
+            flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW
+            self._fd = os.open(path, flags)
+        except OSError as problem:
+            if problem.errno == errno.ELOOP:
+                raise _bad(path, 0, "it is a symbolic link") from None
+            raise
+        try:
+            self._read_header(path)
             self._recall_chains(next_seq if chains_from is None else chains_from)
         except BaseException:
             os.close(self._fd)
             raise
 
-    def _map(self, path: Path) -> None:
+    def _read_header(self, path: Path) -> None:
         status = os.fstat(self._fd)
         if not stat.S_ISREG(status.st_mode):
             raise _bad(path, 0, "it is no regular file")
-        size = status.st_size
         header = os.pread(self._fd, fmt.NAMES_AT, 0)
-        fields = check_header(path, header, size)
-        (_, _, _, self._data_at, self._slot_bytes, self._in_flight, self._ring, self._names) = (
-            fields[:8]
-        )
+        fields = check_header(path, header, status.st_size)
+        (
+            _,
+            _,
+            _,
+            self._data_at,
+            self._slot_bytes,
+            self._in_flight,
+            self._ring,
+            names,
+            self._size,
+        ) = fields[:9]
         self._fields: tuple[Any, ...] = fields
-        self._mmap = mmap.mmap(self._fd, fields[8], access=mmap.ACCESS_READ)
-        self._bytes = memoryview(self._mmap)
-        self._words = self._bytes.cast("Q")
+        self._live = header
         self._ring_at = self._data_at + self._in_flight * self._slot_bytes
+        self._ahead: deque[bytes] = deque()
+        """Slots that were read whole and are next: those of `next_seq` and after."""
+        self._many_ahead = _FEWEST_AHEAD
         self._chains = Chains()
-        self._decoder = SlotDecoder(self._bytes, self._names)
+        self._decoder = SlotDecoder(self._read, names)
+
+    def _read(self, at: int, size: int) -> bytes:
+        """Read a part of the file; raises RecorderFileError where it is no longer there."""
+        data = os.pread(self._fd, size, at)
+        if len(data) < size:
+            end = at + len(data)
+            raise _bad(self.path, end, f"it was cut off while it was read, from {self._size} bytes")
+        return data
+
+    def _read_word(self, at: int) -> int:
+        return int.from_bytes(self._read(at, 8), "little")
+
+    def _word(self, index: int) -> int:
+        """Return a word of the header as it is now; as it was last read where the file is cut."""
+        header = os.pread(self._fd, fmt.NAMES_AT, 0)
+        if len(header) == fmt.NAMES_AT:
+            self._live = header
+        return self._known_word(index)
+
+    def _known_word(self, index: int) -> int:
+        return int.from_bytes(self._live[index * 8 : index * 8 + 8], "little")
+
+    def _counted(self, index: int) -> int:
+        value = self._known_word(index)
+        return value if value < _MOST_COUNTED else 0
+
+    def _place(self, seq: int) -> int:
+        at: int = self._ring_at + seq % self._ring * self._slot_bytes
+        return at
+
+    def _blocks(self, at: int, slots: int) -> Iterator[bytes]:
+        """Read *slots* slots from *at* on, some at a time."""
+        for first in range(0, slots, _BLOCK_SLOTS):
+            many = min(_BLOCK_SLOTS, slots - first)
+            yield self._read(at + first * self._slot_bytes, many * self._slot_bytes)
 
     def _recall_chains(self, chains_from: int) -> None:
         """Take up again the parts of timelines that an earlier reader had seen and not finished."""
         for seq in range(max(chains_from, self.next_seq - self._ring), self.next_seq):
-            at = self._ring_at + seq % self._ring * self._slot_bytes
-            slot = bytes(self._bytes[at : at + self._slot_bytes])
-            if int.from_bytes(slot[:8], "little") == self._words[at >> 3] == seq + 1:
+            slot = self._read(self._place(seq), self._slot_bytes)
+            again = self._read(self._place(seq), self._slot_bytes)
+            if int.from_bytes(slot[:8], "little") == seq + 1 and slot == again:
                 self._chains.take(slot, seq)
 
     @property
@@ -93,14 +155,10 @@ class RecorderReader:
         return max(self._chains.first_seq(self.next_seq), oldest)
 
     def close(self) -> None:
-        """Let go of the file; nothing is deleted."""
-        if self._mmap.closed:
-            return
-        self._decoder.close()
-        self._words.release()
-        self._bytes.release()
-        self._mmap.close()
-        os.close(self._fd)
+        """Close the file; nothing is deleted."""
+        if self._fd >= 0:
+            os.close(self._fd)
+        self._fd = -1
 
     def __enter__(self) -> Self:
         return self
@@ -115,32 +173,43 @@ class RecorderReader:
             self._fields[9],
             *self._fields[11:],
         )
-        words = self._words
-        pair = fmt.ANCHOR_WORDS + 2 * ((words[fmt.ANCHOR_COUNT_WORD] - 1) % 2)
+        pair = fmt.ANCHOR_WORDS + 2 * ((self._word(fmt.ANCHOR_COUNT_WORD) - 1) % 2)
+        word = self._known_word
         return Process(
             ring_id=ring_id.hex(),
             pid=pid,
             service=_text(service),
             host=_text(host),
             boot_id=_text(boot),
-            anchor=Anchor(words[pair], words[pair + 1]),
-            cost=InstrumentCost(words[fmt.COST_BASE_WORD], words[fmt.COST_STAGE_WORD]),
+            anchor=Anchor(word(pair), word(pair + 1)),
+            cost=InstrumentCost(
+                self._counted(fmt.COST_BASE_WORD), self._counted(fmt.COST_STAGE_WORD)
+            ),
             version=_text(version),
             python=_text(python),
         )
 
     def counters(self) -> dict[str, int]:
-        """Give the writer's counters and ours: what was refused, dropped, overwritten or lost."""
-        counts = {name: self._words[fmt.COUNTER_WORDS + i] for i, name in enumerate(fmt.COUNTERS)}
-        return counts | {"overwritten": self.overwritten, "lost": self.lost}
+        """Return the writer's counters and ours: refused, dropped, overwritten, lost, damaged."""
+        own = {
+            "overwritten": self.overwritten,
+            "lost": self.lost,
+            "damaged": self._decoder.damaged,
+        }
+        return self._words_from(fmt.COUNTER_WORDS, fmt.COUNTERS) | own
 
     def waits(self) -> dict[str, int]:
-        """Give the process's own waits (`recorder_format.WAITS`): loop lag, thread pool, GC."""
-        return {name: self._words[fmt.WAIT_WORDS + i] for i, name in enumerate(fmt.WAITS)}
+        """Return the process's own waits (`recorder.format.WAITS`): loop lag, thread pool, GC."""
+        return self._words_from(fmt.WAIT_WORDS, fmt.WAITS)
+
+    def _words_from(self, first: int, names: tuple[str, ...]) -> dict[str, int]:
+        self._word(first)
+        return {name: self._counted(first + i) for i, name in enumerate(names)}
 
     def wait(self, name: str) -> int:
-        """Give one figure of `waits`."""
-        return int(self._words[fmt.WAIT_WORDS + fmt.WAITS.index(name)])
+        """Return one figure of `waits`."""
+        self._word(fmt.WAIT_WORDS)
+        return self._counted(fmt.WAIT_WORDS + fmt.WAITS.index(name))
 
     def writer_alive(self) -> bool:
         """Tell whether the process still holds the file; killed processes do not."""
@@ -154,10 +223,9 @@ class RecorderReader:
 
         Raises RecorderFileError where the file was cut off since it was opened.
         """
-        if (size := os.fstat(self._fd).st_size) < self._fields[8]:
-            # Touching what is gone would end this process (SIGBUS).
+        if (size := os.fstat(self._fd).st_size) < self._size:
             raise _bad(
-                self.path, size, f"it was cut off while it was read, from {self._fields[8]} bytes"
+                self.path, size, f"it was cut off while it was read, from {self._size} bytes"
             )
         process = self.process
         found: list[Record] = []
@@ -187,19 +255,43 @@ class RecorderReader:
         """Copy the slot of `next_seq`; None where it is not written yet."""
         margin = 0
         while True:
-            at = self._ring_at + self.next_seq % self._ring * self._slot_bytes
-            begin = self._words[at >> 3]
+            if self._ahead or self._read_ahead():
+                self._hole_since_ns = 0
+                return self._ahead.popleft()
+            begin = self._read_word(self._place(self.next_seq))
             if begin == self.next_seq + 1:
-                slot = bytes(self._bytes[at : at + self._slot_bytes])
-                if self._words[at >> 3] == begin:
-                    self._hole_since_ns = 0
-                    return slot
-            elif begin > self.next_seq + 1 and (begin - 1 - self.next_seq) % self._ring == 0:
+                continue  # Written since we looked.
+            if begin > self.next_seq + 1 and (begin - 1 - self.next_seq) % self._ring == 0:
                 self._skip_overwritten(margin)
                 # The writer goes on while we look: keep further ahead of it each time.
                 margin = min(2 * margin + 16, self._ring // 2)
             elif not self._skip_hole():
                 return None
+
+    def _read_ahead(self) -> int:
+        """Copy the next slots that are written whole; give how many.
+
+        Read twice: the first time tells that a slot was committed before the second began, and
+        that both are the same tells that the writer, which sets the begin word to 0 first, did
+        not come round meanwhile.
+        """
+        at, size = self._place(self.next_seq), self._slot_bytes
+        many = min(self._many_ahead, self._ring - self.next_seq % self._ring)
+        block = self._read(at, many * size)
+        begins = memoryview(block).cast("Q")[:: size >> 3]
+        whole = 0
+        while whole < many and begins[whole] == self.next_seq + whole + 1:
+            whole += 1
+        if whole:
+            again = self._read(at, whole * size)
+            for place in range(0, whole * size, size):
+                slot = block[place : place + size]
+                if slot != again[place : place + size]:
+                    break
+                self._ahead.append(slot)
+        read = len(self._ahead)
+        self._many_ahead = min(2 * many, _MOST_AHEAD) if read == many else _FEWEST_AHEAD
+        return read
 
     def _skip_overwritten(self, margin: int) -> None:
         """Go to the oldest record that is still there, or *margin* records beyond it."""
@@ -230,29 +322,35 @@ class RecorderReader:
 
         A word that does not belong to the place where it stands is damage, and left out.
         """
-        words, step, start = self._words, self._slot_bytes >> 3, self._ring_at >> 3
-        first, ring = self.next_seq, self._ring
-        seen = [
-            (words[start + seq % ring * step], seq + 1)
-            for seq in range(first, first + (ring if count is None else min(count, ring)))
-        ]
-        return [begin for begin, place in seen if begin and (begin - place) % ring == 0]
+        first, ring, step = self.next_seq, self._ring, self._slot_bytes >> 3
+        left = ring if count is None else min(count, ring)
+        found: list[int] = []
+        while left:
+            many = min(left, _BLOCK_SLOTS, ring - first % ring)
+            block = self._read(self._place(first), many * self._slot_bytes)
+            seen = memoryview(block).cast("Q")[::step].tolist()
+            found += [
+                begin
+                for place, begin in enumerate(seen, first + 1)
+                if begin and (begin - place) % ring == 0
+            ]
+            first += many
+            left -= many
+        return found
 
     def requests_in_flight(self) -> int:
-        """Count the requests that are being served now."""
-        first, last = self._data_at, self._ring_at
-        kinds = bytes(self._bytes[first + fmt.OPENED_AT : last : self._slot_bytes])
-        states = bytes(self._bytes[first + fmt.STATE_AT : last : self._slot_bytes])
-        open_request = (fmt.KIND_REQUEST, fmt.STATE_OPEN)
-        return sum(pair == open_request for pair in zip(kinds, states, strict=True))
+        """Count the requests that are being served now; 0 where the file was cut off."""
+        return len(self.serving_since())
 
     def serving_since(self) -> list[int]:
-        """Give the starts (monotonic ns) of the requests that are being served now."""
-        starts = []
-        for at in range(self._data_at, self._ring_at, self._slot_bytes):
-            kind, state = self._bytes[at + fmt.OPENED_AT], self._bytes[at + fmt.STATE_AT]
-            if (kind, state) == (fmt.KIND_REQUEST, fmt.STATE_OPEN):
-                starts.append(int(self._words[(at + fmt.OPENED_AT + 8) >> 3]))
+        """Return the starts (monotonic ns) of the requests that are being served now."""
+        starts: list[int] = []
+        open_request = bytes((fmt.KIND_REQUEST, fmt.STATE_OPEN))
+        with suppress(RecorderFileError):  # Said by `poll`.
+            for block in self._blocks(self._data_at, self._in_flight):
+                for at in range(fmt.OPENED_AT, len(block), self._slot_bytes):
+                    if block[at : at + 2] == open_request:
+                        starts.append(int.from_bytes(block[at + 8 : at + 16], "little"))
         return starts
 
     def in_flight(self, now_ns: int) -> list[Record]:
@@ -265,23 +363,21 @@ class RecorderReader:
         """
         chains = self._chains
         heads: list[bytes] = []
-        for index in range(self._in_flight):
-            at = self._data_at + index * self._slot_bytes
-            if self._bytes[at + fmt.STATE_AT] == fmt.STATE_FREE or self._committed(at):
-                continue
-            slot = bytes(self._bytes[at : at + self._slot_bytes])
-            if not chains.take(slot):
-                heads.append(slot)
+        for block in self._blocks(self._data_at, self._in_flight):
+            for at in range(0, len(block), self._slot_bytes):
+                slot = block[at : at + self._slot_bytes]
+                if slot[fmt.STATE_AT] == fmt.STATE_FREE or self._committed(slot):
+                    continue
+                if not chains.take(slot):
+                    heads.append(slot)
         process = self.process
         records = (self._decoder.decode(s, process, -1, chains, now_ns=now_ns) for s in heads)
         return self._stalled([record for record in records if record is not None])
 
-    def _committed(self, at: int) -> bool:
-        commit = self._words[(at >> 3) + fmt.COMMIT_WORD]
-        if not commit:
-            return False
-        ring_slot = self._ring_at + (commit - 1) % self._ring * self._slot_bytes
-        return bool(self._words[ring_slot >> 3] >= commit)
+    def _committed(self, slot: bytes) -> bool:
+        word = fmt.COMMIT_WORD * 8
+        commit = int.from_bytes(slot[word : word + 8], "little")
+        return bool(commit) and self._read_word(self._place(commit - 1)) >= commit
 
 
 def _with_stalls(record: RequestRecord, stalls: list[Stall]) -> RequestRecord:
@@ -311,7 +407,8 @@ def check_header(path: Path, header: bytes, size: int) -> tuple[Any, ...]:
     fields = fmt.HEADER.unpack_from(header)
     _, _, _, data_at, slot_bytes, in_flight, ring, names, whole = fields[:9]
     layout = (data_at, slot_bytes, names, whole)
-    if ring == 0 or layout != (
+    known_size = 0 < ring <= _MAX_RING and in_flight <= _MAX_IN_FLIGHT
+    if not known_size or layout != (
         fmt.DATA_AT, fmt.SLOT_BYTES, fmt.NAME_CAPACITY, fmt.file_bytes(in_flight, ring)
     ):  # fmt: skip
         raise _bad(path, 12, "its layout is not that of its format")
