@@ -15,9 +15,10 @@ from stagescope.stages import OTHER, stage_of
 
 DURATION_BOUNDS_S: Final = (
     0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.0075, 0.01, 0.025, 0.05, 0.075, 0.1,
-    0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 30.0, 60.0,
+    0.125, 0.15, 0.175, 0.2, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 30.0, 60.0,
 )  # fmt: skip
-"""OpenTelemetry's boundaries for `http.server.request.duration`, carried on at both ends."""
+"""OpenTelemetry's boundaries for `http.server.request.duration`, with more at both ends and around
+200 ms, where many objectives lie."""
 
 DURATION_BOUNDS_NS: Final = tuple(round(bound * 1e9) for bound in DURATION_BOUNDS_S)
 SIZE_BOUNDS: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
@@ -64,10 +65,16 @@ class Histogram:
         return Snapshot(tuple(self.counts), self.total, tuple(self.exemplars))
 
 
+MAX_WORKERS: Final = 64
+"""Served processes; requests of further ones count under the worker `other`."""
 MAX_STAGES: Final = 48
 """Stage names, our own among them; time in further ones counts as `other`."""
 MAX_ROUTES: Final = 200
 """Routes; requests to further ones count under the route `other`."""
+MAX_STAGE_ROUTES: Final = 50
+"""Routes whose stages are counted apart; those of further ones count under the route `other`."""
+MAX_SUB_STAGES: Final = 48
+"""Names of sub-stages; further ones count in their stage alone."""
 MAX_MODELS: Final = 64
 """Models; batches of further ones count under the model `other`."""
 
@@ -76,13 +83,28 @@ STATUS_CLASSES: Final = ("none", "1xx", "2xx", "3xx", "4xx", "5xx")
 Labels = tuple[str, ...]
 
 
+class RouteStats:
+    """What the requests of one route charged to stages and sub-stages."""
+
+    __slots__ = ("stages", "sub_stages")
+
+    def __init__(self) -> None:
+        self.stages: dict[str, Histogram] = {OTHER: Histogram()}
+        self.sub_stages: dict[str, Histogram] = {}
+
+
 class ServiceStats:
     """The histograms of one service."""
 
     def __init__(self) -> None:
         self._counted_as: dict[str, str] = {OTHER: OTHER}
         """Full stage name to the stage it is counted under."""
-        self._stages: dict[str, Histogram] = {OTHER: Histogram()}
+        self._stage_names = {OTHER}
+        self._sub_stage_names: set[str] = set()
+        self._stage_routes: dict[str, RouteStats] = {}
+        """By route as counted; `other` for those beyond the bound."""
+        self._workers: dict[str, Histogram] = {}
+        """By process id, as text."""
         self._routes = {""}
         self._requests: dict[tuple[str, str, int], Histogram] = {}
         self._models: set[str] = set()
@@ -101,21 +123,32 @@ class ServiceStats:
             self.profiled += 1
             return
         counted_as, spent = self._counted_as, dict[str, int]()
+        within = dict[str, int]()
         rest = record.duration_ns
         for name, _, _, self_ns, _, _ in record.stages:
             stage = counted_as.get(name) or self._new_stage(name)
             spent[stage] = spent.get(stage, 0) + self_ns
+            if name in self._sub_stage_names:
+                within[name] = within.get(name, 0) + self_ns
             rest -= self_ns
         spent[OTHER] = spent.get(OTHER, 0) + rest
+        route = self._stage_routes.get(record.route) or self._new_stage_route(record.route)
+        pid = str(record.process.pid)
+        worker = self._workers.get(pid) or self._new_worker(pid)
+        worker.add(record.duration_ns)
+        for name, charged_ns in within.items():
+            (route.sub_stages.get(name) or route.sub_stages.setdefault(name, Histogram())).add(
+                charged_ns
+            )
         for stall in record.stalls:
             key = counted_as.get(stall.stage) or self._new_stage(stall.stage), stall.cause
             self._stalls[key] = self._stalls.get(key, 0) + stall.stall_ns
         if has_trace:
-            self._add_with_exemplars(record, spent)
+            self._add_with_exemplars(record, route, spent)
             return
         self._request_histogram(record).add(record.duration_ns)
         for stage, charged_ns in spent.items():
-            self._stages[stage].add(charged_ns)
+            (route.stages.get(stage) or route.stages.setdefault(stage, Histogram())).add(charged_ns)
 
     def add_batch(self, record: BatchRecord) -> None:
         """Count a batch."""
@@ -154,8 +187,14 @@ class ServiceStats:
             for (method, route, status), histogram in self._requests.items():
                 yield (method, route, STATUS_CLASSES[status]), histogram
             return
+        if metric in (names.METRIC_STAGE_DURATION, names.METRIC_SUB_STAGE_DURATION):
+            for route, stats in self._stage_routes.items():
+                own = stats.stages if metric == names.METRIC_STAGE_DURATION else stats.sub_stages
+                for stage, histogram in own.items():
+                    yield (route, stage), histogram
+            return
         by_label = {
-            names.METRIC_STAGE_DURATION: self._stages,
+            names.METRIC_WORKER_DURATION: self._workers,
             names.METRIC_BATCH_SIZE: self._batch_sizes,
             names.METRIC_BATCH_DURATION: self._batch_seconds,
             names.METRIC_COLD_START: self._cold_starts,
@@ -164,13 +203,15 @@ class ServiceStats:
         for label, histogram in by_label[metric].items():
             yield (label,), histogram
 
-    def _add_with_exemplars(self, record: RequestRecord, spent: dict[str, int]) -> None:
+    def _add_with_exemplars(
+        self, record: RequestRecord, route: RouteStats, spent: dict[str, int]
+    ) -> None:
         trace, span, duration = record.trace_id, record.span_id, record.duration_ns
         wall = record.process.anchor.wall(record.start_ns + duration)
         request = self._request_histogram(record)
         request.exemplars[request.add(duration)] = Seen(trace, span, duration, wall)
         for stage, charged_ns in spent.items():
-            histogram = self._stages[stage]
+            histogram = route.stages.get(stage) or route.stages.setdefault(stage, Histogram())
             seen = Seen(trace, span, charged_ns, wall)
             histogram.exemplars[histogram.add(charged_ns)] = seen
 
@@ -183,12 +224,22 @@ class ServiceStats:
         status = min(key[2], len(STATUS_CLASSES) - 1)
         return self._requests.setdefault((known_method(record.method), route, status), Histogram())
 
+    def _new_stage_route(self, name: str) -> RouteStats:
+        route = name if len(self._stage_routes) < MAX_STAGE_ROUTES else OTHER
+        return self._stage_routes.setdefault(route, RouteStats())
+
+    def _new_worker(self, pid: str) -> Histogram:
+        worker = pid if len(self._workers) < MAX_WORKERS else OTHER
+        return self._workers.setdefault(worker, Histogram())
+
     def _new_stage(self, name: str) -> str:
         stage = stage_of(name)
-        if stage not in self._stages:
-            if len(self._stages) >= MAX_STAGES:
+        if stage not in self._stage_names:
+            if len(self._stage_names) >= MAX_STAGES:
                 return OTHER
-            self._stages[stage] = Histogram()
+            self._stage_names.add(stage)
+        if stage != name and len(self._sub_stage_names) < MAX_SUB_STAGES:
+            self._sub_stage_names.add(name)
         if len(self._counted_as) < 4 * MAX_STAGES:  # beyond that each is split at its dot anew
             self._counted_as[name] = stage
         return stage

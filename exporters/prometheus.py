@@ -36,6 +36,7 @@ from stagescope.exporters.aggregation import (
     Steady,
 )
 from stagescope.exporters.sample_series import Series, Shown
+from stagescope.recorder import format as fmt
 from stagescope.records import BatchRecord, ColdStartRecord, Record, RequestRecord, State
 from stagescope.samples import LEVEL, SampleName
 from stagescope.semconv import prometheus_label, prometheus_name, prometheus_unit
@@ -195,6 +196,8 @@ class StageCollector(Collector):
         for name in (
             names.METRIC_REQUEST_DURATION,
             names.METRIC_STAGE_DURATION,
+            names.METRIC_SUB_STAGE_DURATION,
+            names.METRIC_WORKER_DURATION,
             names.METRIC_BATCH_DURATION,
             names.METRIC_BATCH_SIZE,
             names.METRIC_COLD_START,
@@ -205,10 +208,13 @@ class StageCollector(Collector):
         yield self._stage_stalls()
         yield self._profiled_requests()
         yield from self._process_waits()
-        for name, count in sorted(self._counters().items()):
-            yield CounterMetricFamily(_own_name(name), _own_doc(name), value=count)
-        for name, value in sorted(self._gauges().items()):
-            yield GaugeMetricFamily(_own_name(name), _own_doc(name), value=value)
+        for make, figures in (
+            (CounterMetricFamily, self._counters()),
+            (GaugeMetricFamily, self._gauges()),
+        ):
+            for name, value in sorted(figures.items()):
+                if name not in fmt.WAITS:  # Those are `model_server_process_*`.
+                    yield _own_family(make, name, value)
 
     def _active_requests(self) -> Metric:
         named = _METRIC[names.METRIC_ACTIVE_REQUESTS]
@@ -274,6 +280,23 @@ def _buckets(snapshot: Snapshot, edges: Sequence[str], scale: float) -> Iterator
 def _exemplar(seen: Seen, scale: float) -> Exemplar:
     ids = {"trace_id": seen.trace_id, "span_id": seen.span_id}
     return Exemplar(ids, seen.value / scale, seen.wall_ns / 1e9)
+
+
+_SECONDS: Final = {"_ns": 1e9, "_s": 1.0}
+"""Ending of a count's name, and what makes seconds of it: Prometheus's base unit."""
+
+
+def _own_family(
+    make: type[CounterMetricFamily] | type[GaugeMetricFamily], name: str, value: float
+) -> Metric:
+    for ending, scale in _SECONDS.items():
+        if name.endswith(ending):
+            return make(
+                f"{_own_name(name.removesuffix(ending))}_seconds",
+                _own_doc(name),
+                value=value / scale,
+            )
+    return make(_own_name(name), _own_doc(name), value=value)
 
 
 def _own_name(name: str) -> str:

@@ -50,6 +50,8 @@ _ATTRIBUTES: Final = {
     "route": names.HTTP_ROUTE,
     "status": names.STATUS_CLASS,
     "stage": names.STAGE,
+    "sub_stage": names.STAGE,
+    "worker": names.PROCESS_PID,
     "model": names.MODEL,
     "until": names.COLD_START_UNTIL,
 }

@@ -162,17 +162,19 @@ class LoopTimer:
             if late_ns >= LOOP_FLOOR_NS:
                 now_ns = recorder.clock()
                 write_stall(recorder, b"loop", now_ns - late_ns, now_ns)
-            self._tell_pool()
+            self._record_pool(int(PERIOD_S * 1e9) + late_ns)
             recorder.add_wait("watch_cost_ns", time.perf_counter_ns() - begun_ns)
         except ValueError:
             return  # The file is a forked parent's, see Recorder.abandon.
         self.start()
 
-    def _tell_pool(self) -> None:
+    def _record_pool(self, since_ns: int) -> None:
+        """Record the pool's size and use; *since_ns* is the time since the last reading."""
         if pool is not None:
             waiting = pool.statistics().tasks_waiting
             self._recorder.set_wait("pool_threads", int(min(pool.total_tokens, 2**63)))
             self._recorder.set_wait("pool_busy", pool.borrowed_tokens)
+            self._recorder.add_wait("pool_busy_ns", pool.borrowed_tokens * since_ns)
             self._recorder.set_wait("pool_waiting", waiting)
             self._recorder.raise_wait("pool_waiting_max", waiting)
 

@@ -2,7 +2,7 @@
 
 Names, types and stability are OpenTelemetry's where a convention exists
 (https://opentelemetry.io/docs/specs/semconv/, release 1.38); `model_server.*` where none does.
-The names of samples stand in samples.py. `python -m stagescope.exporters.attributes
+The names of samples stand in samples.py. `python -m stagescope.semconv
 docs/attributes.md` brings the page up to date.
 Durations in attributes are whole nanoseconds and say so in the name.
 """
@@ -68,6 +68,8 @@ STAGE_STALLS: Final = {
 METRIC_REQUEST_DURATION: Final = "http.server.request.duration"
 METRIC_ACTIVE_REQUESTS: Final = "http.server.active_requests"
 METRIC_STAGE_DURATION: Final = "model_server.stage.duration"
+METRIC_SUB_STAGE_DURATION: Final = "model_server.sub_stage.duration"
+METRIC_WORKER_DURATION: Final = "model_server.worker.request.duration"
 METRIC_BATCH_SIZE: Final = "model_server.batch.size"
 METRIC_BATCH_DURATION: Final = "model_server.batch.duration"
 METRIC_STAGE_STALL: Final = "model_server.stage.stall"
@@ -213,6 +215,7 @@ WAIT_SECONDS: Final = {
     "gil_wait_seconds": "gil_wait_ns",
     "watch_seconds": "watch_cost_ns",
     "gil_watch_seconds": "gil_cost_ns",
+    "pool_busy_seconds": "pool_busy_ns",
     "loop_lag_max_seconds": "loop_lag_max_ns",
     "gc_pause_max_seconds": "gc_pause_max_ns",
     "gil_wait_max_seconds": "gil_wait_max_ns",
@@ -233,6 +236,13 @@ PROCESS_WAITS: Final = (
     ("gil_wait_max_seconds", "gauge", "s", "The longest wait of any process at hand."),
     ("pool_threads", "gauge", "", "Worker threads that there may be (anyio's limiter)."),
     ("pool_busy", "gauge", "", "Worker threads at work at the last reading."),
+    (
+        "pool_busy_seconds",
+        "counter",
+        "s",
+        "Worker threads at work, integrated over time: its rate "
+        "is the mean number at work, and forgets no peak between two scrapes.",
+    ),
     ("pool_waiting", "gauge", "", "Calls that waited for a worker thread at the last reading."),
     ("pool_waiting_max", "gauge", "", "The most that waited at any reading of a process at hand."),
 )
@@ -246,8 +256,16 @@ METRICS: Final = (
     ),
     MetricName(
         METRIC_STAGE_DURATION, "model_server_stage_duration_seconds", "histogram", "s",
-        ("service", "stage"),
+        ("service", "route", "stage"),
         "What one request charged to one stage, sub-stages in it; `other` is what none claimed.",
+    ),
+    MetricName(
+        METRIC_SUB_STAGE_DURATION, "model_server_sub_stage_duration_seconds", "histogram", "s",
+        ("service", "route", "sub_stage"), "What one request charged to one sub-stage, by full name.",
+    ),
+    MetricName(
+        METRIC_WORKER_DURATION, "model_server_worker_request_duration_seconds", "histogram", "s",
+        ("service", "worker"), "The same as http.server.request.duration, by process id.",
     ),
     MetricName(
         METRIC_BATCH_SIZE, "model_server_batch_size", "histogram", "", ("service", "model"),

@@ -35,7 +35,7 @@ WAIT_WORDS = LIVE_WORD + 24
 WAITS = (
     "loop_ticks", "loop_lag_ns", "loop_lag_max_ns", "pool_threads", "pool_busy", "pool_waiting",
     "pool_waiting_max", "gc_pauses", "gc_pause_ns", "gc_pause_max_ns", "watch_cost_ns",
-    "gil_ticks", "gil_wait_ns", "gil_wait_max_ns", "gil_cost_ns",
+    "gil_ticks", "gil_wait_ns", "gil_wait_max_ns", "gil_cost_ns", "pool_busy_ns",
 )  # fmt: skip
 """Waits of the whole process: readings of the event loop's timer (10/s), by how much they came
 late (sum, most); worker threads there are, busy and waited for at the last reading, and the most
