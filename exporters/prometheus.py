@@ -287,7 +287,7 @@ _SECONDS: Final = {"_ns": 1e9, "_s": 1.0}
 
 
 def _own_family(
-    make: type[CounterMetricFamily] | type[GaugeMetricFamily], name: str, value: float
+    make: type[CounterMetricFamily | GaugeMetricFamily], name: str, value: float
 ) -> Metric:
     for ending, scale in _SECONDS.items():
         if name.endswith(ending):

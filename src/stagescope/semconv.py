@@ -236,13 +236,7 @@ PROCESS_WAITS: Final = (
     ("gil_wait_max_seconds", "gauge", "s", "The longest wait of any process at hand."),
     ("pool_threads", "gauge", "", "Worker threads that there may be (anyio's limiter)."),
     ("pool_busy", "gauge", "", "Worker threads at work at the last reading."),
-    (
-        "pool_busy_seconds",
-        "counter",
-        "s",
-        "Worker threads at work, integrated over time: its rate "
-        "is the mean number at work, and forgets no peak between two scrapes.",
-    ),
+    ("pool_busy_seconds", "counter", "s", "Time that worker threads were at work, all summed."),
     ("pool_waiting", "gauge", "", "Calls that waited for a worker thread at the last reading."),
     ("pool_waiting_max", "gauge", "", "The most that waited at any reading of a process at hand."),
 )

@@ -7,12 +7,8 @@ Needs the program `prometheus` (Debian: `apt-get install -y prometheus`), so it 
 from __future__ import annotations
 
 import json
-import re
-import shutil
-import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 from urllib.error import URLError
 from urllib.parse import urlencode
@@ -26,13 +22,6 @@ from stagescope.testing.records import TRACE_ID, batch_record, request_record
 
 pytestmark = pytest.mark.system
 
-CONFIG = """
-global: {{scrape_interval: 200ms, scrape_timeout: 200ms}}
-scrape_configs:
-  - job_name: stagescope
-    static_configs: [{{targets: ["{target}"]}}]
-"""
-
 
 @pytest.fixture
 def metrics() -> Iterator[tuple[StageMetrics, str]]:
@@ -43,35 +32,9 @@ def metrics() -> Iterator[tuple[StageMetrics, str]]:
 
 
 @pytest.fixture
-def prometheus(metrics: tuple[StageMetrics, str], tmp_path: Path) -> Iterator[str]:
-    """A Prometheus that scrapes our endpoint; gives its URL."""
-    program = shutil.which("prometheus")
-    assert program, "the program `prometheus` is missing: apt-get install -y prometheus"
-    (tmp_path / "prometheus.yml").write_text(CONFIG.format(target=metrics[1]))
-    log = tmp_path / "log"
-    with log.open("wb") as out:
-        running = subprocess.Popen(
-            [
-                program,
-                f"--config.file={tmp_path}/prometheus.yml",
-                f"--storage.tsdb.path={tmp_path}/data",
-                "--web.listen-address=127.0.0.1:0",
-                "--enable-feature=exemplar-storage",
-            ],
-            stdout=out,
-            stderr=subprocess.STDOUT,
-        )
-    try:
-        yield wait_until(lambda: listening(log), timeout_s=30)
-    finally:
-        running.terminate()
-        running.wait(timeout=30)
-
-
-def listening(log: Path) -> str:
-    """Give the URL that the log names as listened on; empty until it does."""
-    found = re.search(r'msg="?Listening on"? address=(127\.0\.0\.1:\d+)', log.read_text())
-    return f"http://{found[1]}" if found else ""
+def prometheus(metrics: tuple[StageMetrics, str], start_prometheus: Callable[[str], str]) -> str:
+    """Return the URL of a Prometheus that scrapes our endpoint."""
+    return start_prometheus(metrics[1])
 
 
 def ask(url: str, path: str, **parameters: str | float) -> list[dict[str, Any]]:
