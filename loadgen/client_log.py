@@ -22,9 +22,11 @@ class Call:
     """One request in flight; the stamps are `time.monotonic_ns`, 0 until they are taken."""
 
     __slots__ = (
+        "chunks",
         "connected_ns",
         "dns_ns",
         "error",
+        "first_body_ns",
         "first_byte_ns",
         "intended_ns",
         "last_byte_ns",
@@ -37,6 +39,7 @@ class Call:
         "span_id",
         "started_ns",
         "status",
+        "streamed",
         "tcp_ns",
         "trace_id",
     )
@@ -47,10 +50,11 @@ class Call:
         self.trace_id = trace_id
         self.span_id = span_id
         self.started_ns = self.connected_ns = self.sent_ns = 0
-        self.first_byte_ns = self.last_byte_ns = 0
+        self.first_byte_ns = self.first_body_ns = self.last_byte_ns = 0
         self.dns_ns = self.tcp_ns = 0
-        self.status = self.request_bytes = self.response_bytes = 0
+        self.status = self.request_bytes = self.response_bytes = self.chunks = 0
         self.reused = True
+        self.streamed = False
         self.error = self.server_timing = ""
 
 
@@ -66,6 +70,7 @@ class ClientLog:
         self.failed = 0
         self._ids = bytearray()
         self._reused = bytearray()
+        self._streamed = bytearray()
         self.errors: list[str] = []
         """One word a row; empty where the request was answered."""
         self._timing = bytearray()
@@ -83,6 +88,7 @@ class ClientLog:
             append(getattr(call, name))
         self._ids += bytes.fromhex(call.trace_id + call.span_id)
         self._reused.append(call.reused)
+        self._streamed.append(call.streamed)
         self.errors.append(call.error)
         self._timing += call.server_timing.encode("utf-8", "replace")
         self._timing_ends.append(len(self._timing))
@@ -98,9 +104,8 @@ class ClientLog:
         columns: dict[str, Sequence[Any]] = {
             name: values[start:end] for name, values in self.integers.items()
         }
-        columns["first_byte_ns"] = [
-            None if ns == _ABSENT else ns for ns in self.integers["first_byte_ns"][start:end]
-        ]
+        for name in ("first_byte_ns", "first_body_ns"):
+            columns[name] = [None if ns == _ABSENT else ns for ns in self.integers[name][start:end]]
         ids = [self._ids[row * 24 : row * 24 + 24].hex() for row in range(start, end)]
         columns["trace_id"] = [both[:32] for both in ids]
         columns["span_id"] = [both[32:] for both in ids]
@@ -108,6 +113,7 @@ class ClientLog:
             "warmup" if ns < self.measure_from_ns else "measure" for ns in columns["intended_ns"]
         ]
         columns["reused"] = [bool(flag) for flag in self._reused[start:end]]
+        columns["streamed"] = [bool(flag) for flag in self._streamed[start:end]]
         columns["error"] = self.errors[start:end]
         columns["server_timing"] = [self._timing_of(row) for row in range(start, end)]
         return columns
@@ -124,5 +130,6 @@ def _settle(call: Call) -> None:
     call.connected_ns = call.connected_ns or end
     call.sent_ns = call.sent_ns or end
     call.first_byte_ns = call.first_byte_ns or _ABSENT
+    call.first_body_ns = call.first_body_ns or _ABSENT
     if call.connected_ns == end:
         call.reused = False

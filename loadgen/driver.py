@@ -12,13 +12,16 @@ import gc
 import os
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from inspect import signature
 from ipaddress import ip_address
+from typing import Any
 
 import aiohttp
-from multidict import CIMultiDict
+from aiohttp.hdrs import CONTENT_TYPE
+from multidict import CIMultiDict, istr
 from yarl import URL
 
 from stagescope.identity import format_traceparent
@@ -36,6 +39,21 @@ AT_ONCE = 16
 request would open a connection of its own and make it later yet."""
 GRACE_S = 2.0
 """How long an ended run waits for the requests in flight."""
+MAX_HEADER_BYTES = 1 << 20
+MAX_HEADERS = 10_000
+"""As Go's clients take: 1 MB of headers is a server's business, not an error."""
+_RESPONSE_LIMITS: Mapping[str, Any] = {
+    name: limit
+    for name, limit in (
+        ("max_line_size", MAX_HEADER_BYTES),
+        ("max_field_size", MAX_HEADER_BYTES),
+        ("max_headers", MAX_HEADERS),
+    )
+    if name in signature(aiohttp.ClientSession).parameters  # older aiohttp lacks the last
+}
+_SERVER_TIMING = istr("Server-Timing")
+STREAMS = frozenset({"text/event-stream", "application/x-ndjson", "application/jsonl"})
+"""Types of responses that come token by token: the time to the first is worth a figure."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +91,7 @@ class Driver:
         self._schedule = schedule
         self._ids = ids or Ids.fresh()
         self._timeout_s = timeout_s
-        self._url = URL(target.url)
+        self._url = URL(target.url, encoded=True)  # sent as it was given
         self._headers = CIMultiDict(target.headers_for(run_id))
         self._tasks: set[asyncio.Task[None]] = set()
         self._next = 0
@@ -127,13 +145,16 @@ class Driver:
 
     async def run(self) -> None:
         """Send the plan, then wait for what is outstanding."""
-        connector = StampingConnector(resolves=not _is_address(self._target.host))
+        connector = StampingConnector(
+            resolves=not _is_address(self._target.host), trust=self._target.trust
+        )
         session = aiohttp.ClientSession(
             connector=connector,
             request_class=StampingRequest,
             cookie_jar=aiohttp.DummyCookieJar(),
             timeout=aiohttp.ClientTimeout(total=self._timeout_s, ceil_threshold=float("inf")),
             auto_decompress=False,  # the bytes are counted as they came
+            **_RESPONSE_LIMITS,
         )
         # One request planned is one request sent: aiohttp would repeat some in silence.
         session._retry_connection = False  # pyright: ignore[reportPrivateUsage]
@@ -213,12 +234,18 @@ class Driver:
             self._url,
             headers=headers,
             data=body or None,
+            chunked=self._target.chunked or None,
             allow_redirects=False,
         ) as response:
             call.status = response.status
-            call.server_timing = ", ".join(response.headers.getall("Server-Timing", ()))
+            answered = response.headers
+            call.server_timing = ", ".join(answered.getall(_SERVER_TIMING, ()))
+            call.streamed = answered.get(CONTENT_TYPE, "").partition(";")[0].lower() in STREAMS
             content = response.content
             while chunk := await content.readany():
+                if not call.chunks:
+                    call.first_body_ns = call.last_byte_ns
+                call.chunks += 1
                 call.response_bytes += len(chunk)
 
     async def _settle(self) -> None:

@@ -12,6 +12,7 @@ import aiohttp
 REQUEST_FAILURES = (aiohttp.ClientError, OSError, asyncio.TimeoutError, ValueError)
 """What counts as a request's own failure; anything else is a fault of the driver's."""
 
+TIMEOUT = "timeout"
 INTERRUPTED = "interrupted"
 """The run was ended (Ctrl-C) while the request was in flight."""
 
@@ -26,7 +27,7 @@ _BY_ERRNO = {
     errno.ECONNRESET: "reset",
     errno.EPIPE: "reset",
     errno.ECONNABORTED: "reset",
-    errno.ETIMEDOUT: "timeout",
+    errno.ETIMEDOUT: TIMEOUT,
     errno.EHOSTUNREACH: "unreachable",
     errno.ENETUNREACH: "unreachable",
     errno.EMFILE: "files",
@@ -35,7 +36,7 @@ _BY_ERRNO = {
 }
 
 _BY_TYPE: tuple[tuple[type[BaseException], str], ...] = (
-    (asyncio.TimeoutError, "timeout"),
+    (asyncio.TimeoutError, TIMEOUT),
     (socket.gaierror, "dns"),
     (ssl.SSLError, "tls"),
     (ssl.CertificateError, "tls"),

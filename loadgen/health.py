@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from stagescope.loadgen.client_log import ClientLog
-from stagescope.loadgen.failures import OWN_LIMITS
+from stagescope.loadgen.failures import OWN_LIMITS, TIMEOUT
 
 LATE_FLOOR_MS = 5.0
 """Less is what a busy machine's scheduler does to anybody; the client wait shows it."""
@@ -18,6 +18,8 @@ LATE_SHARE = 0.1
 """Beyond the floor, lateness counts once it is over a tenth of what it distorts: p99 latency."""
 CPU_LIMIT = 0.95
 """Of one core, over the time of sending; the driver is one thread."""
+TIMEOUT_SHARE = 0.01
+"""Beyond it the 99th percentile lies among requests whose latency nobody knows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +49,8 @@ def health(log: ClientLog, *, planned: int, cpu_share: float, loop: str) -> Heal
         "late_max_ms": max(late, default=0) / 1e6,
         "cpu_share": cpu_share,
     }
-    return Health(figures, (*_late(figures, quantile(taken, 0.99) / 1e6, loop), *_limits(log)))
+    late_reasons = _late(figures, quantile(taken, 0.99) / 1e6, loop)
+    return Health(figures, (*late_reasons, *_limits(log), *_timeouts(log)))
 
 
 def _since_intended(log: ClientLog, stamp: str) -> list[int]:
@@ -78,3 +81,20 @@ def _limits(log: ClientLog) -> list[str]:
         for word, why in OWN_LIMITS.items()
         if words[word]
     ]
+
+
+def _timeouts(log: ClientLog) -> list[str]:
+    measured = [
+        error
+        for error, intended in zip(log.errors, log.integers["intended_ns"], strict=True)
+        if intended >= log.measure_from_ns
+    ]
+    count = measured.count(TIMEOUT)
+    if count <= TIMEOUT_SHARE * len(measured):
+        return []
+    reason = (
+        f"no answer in time: {count:,} of {len(measured):,} requests ({count / len(measured):.1%}) "
+        "reached their timeout, and percentiles of the answered alone hide them: "
+        "lower the rate or raise --timeout"
+    )
+    return [reason]

@@ -6,12 +6,14 @@ its turn: the response's stamps are taken in the protocol, as the bytes come in.
 
 from __future__ import annotations
 
+import ssl
 import time
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 import aiohttp
 from aiohttp.client_proto import ResponseHandler
+from aiohttp.helpers import set_result
 
 from stagescope.loadgen.client_log import Call
 
@@ -22,6 +24,7 @@ CURRENT: ContextVar[Call] = ContextVar("stagescope_call")
 """The call that the running task is about."""
 
 _INFORMATIONAL = 200
+CONTINUE_S = 1.0
 
 
 class StampingProtocol(ResponseHandler):
@@ -57,15 +60,18 @@ class StampingRequest(aiohttp.ClientRequest):
         """With a body, newer aiohttp writes the head here, together with the body."""
         if hasattr(writer, "send_headers"):
             CURRENT.get().sent_ns = time.monotonic_ns()
+        if (go_on := self._continue) is not None:
+            # RFC 9110, 10.1.1: a client does not wait for 100 without limit; curl waits a second.
+            self.loop.call_later(CONTINUE_S, set_result, go_on, True)
         await super().write_bytes(writer, *args, **kwargs)
 
 
 class StampingConnector(aiohttp.TCPConnector):
     """Any number of kept-alive connections; stamps connect and its phases."""
 
-    def __init__(self, *, resolves: bool) -> None:
+    def __init__(self, *, resolves: bool, trust: ssl.SSLContext | None = None) -> None:
         """*resolves*: the host is a name, so that name resolution is worth a figure."""
-        super().__init__(limit=0)
+        super().__init__(limit=0, ssl=trust or True)
         self._resolves = resolves
         self._factory: Any = self._protocol
 

@@ -42,9 +42,7 @@ async def probe(target: Target, patience_s: float = PATIENCE_S) -> None:
     url = target.shown_url
     try:
         async with asyncio.timeout(patience_s):
-            _, writer = await asyncio.open_connection(
-                target.host, target.port, ssl=target.tls or None
-            )
+            _, writer = await asyncio.open_connection(target.host, target.port, ssl=target.trust)
     except ConnectionRefusedError:
         raise StagescopeError(
             f"nothing answers at {url}: connection refused; is the server up?"
@@ -56,6 +54,11 @@ async def probe(target: Target, patience_s: float = PATIENCE_S) -> None:
     except socket.gaierror as problem:
         raise StagescopeError(
             f"the host of {url} cannot be resolved: {problem.strerror}; is its name right?"
+        ) from None
+    except ssl.SSLCertVerificationError as problem:
+        raise StagescopeError(
+            f"no TLS with {url}: {problem.verify_message or problem}; name the certificate to "
+            "trust by --cacert FILE or SSL_CERT_FILE, or leave it unchecked by --insecure"
         ) from None
     except ssl.SSLError as problem:
         raise StagescopeError(f"no TLS with {url}: {problem.reason or problem}") from None

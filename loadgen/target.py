@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
-from dataclasses import dataclass
+import ssl
+from dataclasses import dataclass, field
 from pathlib import Path
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
 from stagescope.errors import UsageError
 from stagescope.identity import RUN_KEY, format_run
@@ -15,15 +17,24 @@ _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 """RFC 9110 section 5.6.2: what a method and a header name may hold."""
 _OURS = "traceparent"
 
+ACCEPT_ENCODING = "gzip, deflate"
+"""Stated and not left to the client library, which asks for whatever it finds installed."""
+USER_AGENT = "stagescope"
+
 
 @dataclass(frozen=True, slots=True)
 class Target:
     """One request, to be sent again and again."""
 
     url: str
+    """Without user and fragment; what follows the host goes to the server byte for byte."""
     method: str = "GET"
     headers: tuple[tuple[str, str], ...] = ()
     body: bytes = b""
+    chunked: bool = False
+    """The body is sent in chunks, as the header `Transfer-Encoding: chunked` asked."""
+    trust: ssl.SSLContext | None = field(default=None, compare=False)
+    """How the server's certificate is checked; None for http."""
 
     @property
     def host(self) -> str:
@@ -56,7 +67,14 @@ class Target:
                 baggage += [m for m in value.split(",") if not _is_run(m)]
             else:
                 others.append((name, value))
+        defaults = (("Accept-Encoding", ACCEPT_ENCODING), ("User-Agent", USER_AGENT))
+        others += [default for default in defaults if self.header(default[0]) is None]
         return [*others, ("baggage", ",".join(baggage))]
+
+    def header(self, name: str) -> str | None:
+        """Return the value of the first header called *name* that was given; None without one."""
+        wanted = name.lower()
+        return next((value for known, value in self.headers if known.lower() == wanted), None)
 
 
 def _is_run(member: str) -> bool:
@@ -70,21 +88,97 @@ def target(
     headers: tuple[str, ...] = (),
     body: Path | bytes | None = None,
     json_text: str | None = None,
+    cacert: Path | None = None,
+    insecure: bool = False,
 ) -> Target:
     """Check and put together what to send; *headers* are texts like `Name: value`.
 
-    The method is POST where there is a body and none was named, else GET.
+    The method is POST where there is a body and none was named, else GET. A user in the URL
+    becomes an `Authorization` header, unless *headers* has one, as with curl.
     Raises UsageError, which says what is wrong with which part.
     """
     _check_url(url)
     content = _content(body, json_text)
-    pairs = tuple(_header(text) for text in headers)
-    if json_text is not None and not any(n.lower() == "content-type" for n, _ in pairs):
-        pairs += (("Content-Type", "application/json"),)
+    given = [_header(text) for text in headers]
+    names = {name.lower() for name, _ in given}
+    pairs, chunked = _framing(given, len(content or b""))
+    address, authorization = _split_user(url)
+    defaults = {
+        "Content-Type": "application/json" if json_text is not None else "",
+        "Authorization": authorization,
+    }
+    pairs += [(name, v) for name, v in defaults.items() if v and name.lower() not in names]
     chosen = method.upper() or ("GET" if content is None else "POST")
     if not _TOKEN.fullmatch(chosen):
         raise UsageError(f"method {method!r} is not an HTTP method")
-    return Target(url, chosen, pairs, content or b"")
+    trust = _trust(url, cacert, insecure=insecure)
+    return Target(address, chosen, tuple(pairs), content or b"", chunked, trust)
+
+
+def _split_user(url: str) -> tuple[str, str]:
+    """Return *url* as it is sent, and the value of `Authorization` that its user stands for.
+
+    The path and the query are not touched, but for characters that no URL may hold: those are
+    percent-encoded as UTF-8.
+    """
+    parts = urlsplit(url)
+    rest = url.partition("://")[2]
+    place = re.split(r"[/?#]", rest, maxsplit=1)[0]
+    tail = rest[len(place) :].partition("#")[0]
+    tail = "".join(char if char.isascii() else quote(char) for char in tail)
+    user, _, host = place.rpartition("@")
+    if not host.isascii():
+        host = host.encode("idna").decode("ascii")
+    address = f"{parts.scheme}://{host}{'' if tail.startswith('/') else '/'}{tail}"
+    if not user:
+        return address, ""
+    name, _, password = user.partition(":")
+    secret = f"{unquote(name)}:{unquote(password)}".encode()
+    return address, f"Basic {base64.b64encode(secret).decode('ascii')}"
+
+
+def _framing(headers: list[tuple[str, str]], body_bytes: int) -> tuple[list[tuple[str, str]], bool]:
+    """Return *headers* without those that frame the body, and whether it is sent in chunks.
+
+    Raises UsageError where they do not fit the body: what followed it would be read as another
+    request.
+    """
+    kept, chunked = [], False
+    for name, value in headers:
+        match name.lower():
+            case "transfer-encoding":
+                if value.lower() != "chunked":
+                    raise UsageError(f"header {name}: {value} is not usable: chunked is, or none")
+                chunked = True
+            case "content-length":
+                if value != str(body_bytes):
+                    raise UsageError(
+                        f"header {name}: {value} does not fit the body of {body_bytes} bytes: "
+                        "leave it out, it is set to the right value"
+                    )
+            case _:
+                kept.append((name, value))
+    if chunked and len(headers) - len(kept) > 1:
+        raise UsageError("headers Transfer-Encoding and Content-Length exclude each other")
+    return kept, chunked
+
+
+def _trust(url: str, cacert: Path | None, *, insecure: bool) -> ssl.SSLContext | None:
+    if not url.lower().startswith("https:"):
+        return None
+    context = ssl.create_default_context()  # reads SSL_CERT_FILE and SSL_CERT_DIR
+    if insecure:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    if cacert is not None:
+        try:
+            context.load_verify_locations(cacert)
+        except (OSError, ssl.SSLError) as problem:
+            raise UsageError(
+                f"certificate file {cacert} cannot be used: {problem.strerror or problem}; "
+                "it holds certificates as PEM"
+            ) from None
+    return context
 
 
 def _check_url(url: str) -> None:

@@ -63,3 +63,16 @@ def test_the_machines_own_limits_are_named() -> None:
     assert reasons(log_of(0, 1, errors="files")) == (
         "driver limit: the limit of open files (`ulimit -n`) stopped connections for 100 requests",
     )
+
+
+def test_more_timeouts_than_one_in_a_hundred_make_a_run_invalid() -> None:
+    """The 99th percentile of the answered alone would hide them."""
+    log = log_of(0, 5, requests=98)
+    for late in log_of(0, 1_000, errors="timeout", requests=2).chunks():
+        for seq in late["seq"]:
+            call = Call(100 + seq, (100 + seq) * MS, f"{seq + 200:032x}", f"{seq + 200:016x}")
+            call.last_byte_ns, call.error = call.intended_ns + 1_000 * MS, "timeout"
+            log.append(call)
+    reason = reasons(log)[-1]
+    assert reason.startswith("no answer in time: 2 of 100 requests (2.0%) reached their timeout")
+    assert reasons(log_of(0, 5, errors="reset")) == ()

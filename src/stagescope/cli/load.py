@@ -63,6 +63,15 @@ def _request(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--body", type=Path, metavar="FILE", help="sent as it is")
     group.add_argument("--json", metavar="TEXT", help="sent as application/json")
     group.add_argument(
+        "--cacert",
+        type=Path,
+        metavar="FILE",
+        help="trust these certificates (PEM) too; SSL_CERT_FILE is read as well",
+    )
+    group.add_argument(
+        "--insecure", action="store_true", help="leave the server's certificate unchecked"
+    )
+    group.add_argument(
         "--timeout", type=float, default=30.0, metavar="S", help="for each request (30)"
     )
 
@@ -109,6 +118,8 @@ def _plan(args: argparse.Namespace) -> LoadPlan:
         headers=tuple(args.header),
         body=args.body,
         json_text=args.json,
+        cacert=args.cacert,
+        insecure=args.insecure,
         out=args.out,
         spool=args.spool,
         agent_url=args.agent,

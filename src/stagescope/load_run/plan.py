@@ -34,6 +34,10 @@ class LoadPlan:
     """Texts like `Name: value`."""
     body: Path | bytes | None = None
     json_text: str | None = None
+    cacert: Path | None = None
+    """Certificates to trust, as PEM, beside those of the system."""
+    insecure: bool = False
+    """Leave the server's certificate unchecked."""
     out: Path | None = None
     """The run folder; None: `runs/RUN-ID` below the working directory."""
     spool: Path | None = None

@@ -21,7 +21,7 @@ from stagescope.loadgen.driver import Driver
 from stagescope.loadgen.health import health
 from stagescope.loadgen.progress import Watch
 from stagescope.loadgen.session import drive
-from stagescope.loadgen.target import Target, target
+from stagescope.loadgen.target import ACCEPT_ENCODING, Target, target
 from stagescope.runfolder.parquet import TableFile
 from stagescope.runfolder.rows import write_rows
 from stagescope.runfolder.run import Plan, Run, this_host, write_run
@@ -37,7 +37,13 @@ RUNS = Path("runs")
 def execute(plan: LoadPlan, url: str, watch: Watch | None = None) -> RunFolder:
     """Run *plan*; what was measured is on disk before the server's side is asked for."""
     aim = target(
-        url, method=plan.method, headers=plan.headers, body=plan.body, json_text=plan.json_text
+        url,
+        method=plan.method,
+        headers=plan.headers,
+        body=plan.body,
+        json_text=plan.json_text,
+        cacert=plan.cacert,
+        insecure=plan.insecure,
     )
     arrivals = schedule(plan.arrivals, plan.rate_per_s, plan.duration_s, plan.warmup_s, plan.seed)
     if not 0 < plan.timeout_s <= 86_400:
@@ -150,6 +156,7 @@ def _plan(plan: LoadPlan, aim: Target) -> Plan:
         timeout_s=plan.timeout_s,
         body_bytes=len(aim.body),
         headers=tuple(name for name, _ in aim.headers),
+        accept_encoding=aim.header("Accept-Encoding") or ACCEPT_ENCODING,
     )
 
 

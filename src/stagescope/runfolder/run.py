@@ -33,6 +33,8 @@ class Plan:
     body_bytes: int
     headers: tuple[str, ...] = ()
     """Names only: values may be secrets."""
+    accept_encoding: str = ""
+    """Whether the server may compress; empty in folders of older versions."""
 
 
 @dataclass(frozen=True, slots=True)

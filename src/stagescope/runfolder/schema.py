@@ -69,6 +69,9 @@ CLIENT = Table(
         Column("response_bytes", "int64", "body bytes received"),
         Column("error", "string", "empty, or why it failed: `refused`, `reset`, `timeout`, ..."),
         Column("server_timing", "string", "the `Server-Timing` response header; empty if none"),
+        Column("first_body_ns", "int64", "when the body's first bytes had come; null if none did"),
+        Column("chunks", "int32", "pieces in which the body came in, as the driver read them"),
+        Column("streamed", "bool", "true where the response's type is a stream of events or lines"),
     ),
 )
 

@@ -45,6 +45,9 @@ def client_row(seq: int, *, latency_ns: int = 20 * MS, **changes: Any) -> dict[s
         "response_bytes": 2,
         "error": "",
         "server_timing": "",
+        "first_body_ns": intended + latency_ns,
+        "chunks": 1,
+        "streamed": False,
     }
     return row | changes
 
@@ -54,7 +57,12 @@ def failed_row(seq: int, error: str, **changes: Any) -> dict[str, Any]:
 
     As the load driver does, what it did not reach has the time of the failure.
     """
-    row = client_row(seq) | {"error": error, "status": 0, "first_byte_ns": None}
+    row = client_row(seq) | {
+        "error": error,
+        "status": 0,
+        "first_byte_ns": None,
+        "first_body_ns": None,
+    }
     if error == "refused":
         row |= {"connected_ns": row["last_byte_ns"], "sent_ns": row["last_byte_ns"]}
     return row | changes
