@@ -94,7 +94,7 @@ def test_an_exception_inside_leaves_no_file(tmp_path: Path) -> None:
 
 def write_many(folder: Path, rows: int) -> None:
     """Write *rows* rows of incompressible ids to the client table of *folder*."""
-    row: dict[str, Any] = {c.name: 0 for c in CLIENT.columns}
+    row: dict[str, Any] = {c.name: c.type != "bool" and 0 for c in CLIENT.columns}
     row |= {"reused": False, "phase": "", "error": "", "server_timing": ""}
     with TableFile(folder, CLIENT, rows_a_group=100) as file:
         for n in range(rows):
