@@ -9,7 +9,6 @@ from statistics import median
 from typing import Final, NamedTuple
 
 from stagescope import semconv as names
-from stagescope.exporters.otlp.spans import known_method
 from stagescope.records import BatchRecord, ColdStartRecord, RequestRecord, State
 from stagescope.stages import OTHER, stage_of
 
@@ -222,7 +221,9 @@ class ServiceStats:
             return found
         route = _bounded(self._routes, record.route, MAX_ROUTES)
         status = min(key[2], len(STATUS_CLASSES) - 1)
-        return self._requests.setdefault((known_method(record.method), route, status), Histogram())
+        return self._requests.setdefault(
+            (names.known_method(record.method), route, status), Histogram()
+        )
 
     def _new_stage_route(self, name: str) -> RouteStats:
         route = name if len(self._stage_routes) < MAX_STAGE_ROUTES else OTHER

@@ -25,6 +25,7 @@ from typing import Final
 
 from stagescope.errors import UsageError
 from stagescope.records import RequestRecord, State
+from stagescope.semconv import known_method
 
 SLOW_QUANTILE: Final = 0.99
 SLOW_AFTER: Final = 200
@@ -210,7 +211,7 @@ class TailSampler:
         return Reason.FLOOR
 
     def _route(self, record: RequestRecord) -> RouteMemory:
-        key = record.process.service, record.method, record.route
+        key = record.process.service, known_method(record.method), record.route
         route = self.routes.get(key)
         if route is None:
             if len(self.routes) >= MAX_ROUTES:

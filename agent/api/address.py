@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -44,11 +45,19 @@ FILE_NAME = "agent.token"
 
 
 def read_token(path: Path) -> str:
-    """Read a token file; raises UsageError where it is missing, empty, or holds odd characters."""
+    """Read a token file.
+
+    Raises UsageError where it is missing, open to other users, empty, or holds odd characters.
+    """
     try:
+        mode = path.stat().st_mode
         token = path.read_text("ascii").strip()
     except (OSError, UnicodeDecodeError) as problem:
         raise UsageError(f"token file {path} cannot be read: {problem}") from None
+    if mode & (stat.S_IRWXG | stat.S_IRWXO):
+        raise UsageError(
+            f"token file {path} can be read by others (mode {mode & 0o777:o}): chmod 600 {path}"
+        )
     if not token or not token.isprintable() or " " in token:
         raise UsageError(f"token file {path} holds no token: write one word of plain characters")
     return token

@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import contextlib
 import hmac
+import ipaddress
 import json
+import logging
 import os
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -17,13 +20,16 @@ from dataclasses import dataclass, field
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
-from socketserver import TCPServer
+from socketserver import TCPServer, ThreadingMixIn
 from typing import Any, cast
 from urllib.parse import parse_qsl
 
 from stagescope.errors import StagescopeError
 
+_log = logging.getLogger("stagescope")
+
 MAX_CONNECTIONS = 32
+"""With more, the oldest one that has not sent its request is cut off."""
 IDLE_S = 10.0
 """A client that sends or takes nothing for so long is cut off."""
 GRACE_S = 0.3
@@ -52,25 +58,28 @@ class Reply:
 
 
 def json_reply(value: object, status: int = HTTPStatus.OK) -> Reply:
-    """Give *value* as JSON."""
+    """Return *value* as JSON."""
     return Reply(json.dumps(value).encode() + b"\n", status=status)
 
 
 def problem(status: int, sentence: str) -> Reply:
-    """Give one sentence that says what was wrong."""
+    """Return one sentence that says what was wrong."""
     return json_reply({"error": sentence}, status)
 
 
 Answer = Callable[[Request], Reply]
 
 
-class HttpServer(TCPServer):
+class HttpServer(ThreadingMixIn, TCPServer):
     """Answers requests on one address until `stop`.
 
-    *token*: what `Authorization: Bearer` must carry; None asks for none.
+    *token*: what `Authorization: Bearer` must carry; None asks for none. On a loopback address
+    only loopback names are taken for `Host`, so that no web page can ask by a name of its own
+    that it made point here (DNS rebinding).
     """
 
     allow_reuse_address = True
+    daemon_threads = True
     request_queue_size = 64
 
     def __init__(
@@ -78,8 +87,12 @@ class HttpServer(TCPServer):
     ) -> None:
         self.answer = answer
         self.token = token
+        self.loopback_only = not isinstance(address, Path) and _is_loopback(address[0])
         self._stopping = False
         self._open: dict[socket.socket, threading.Thread] = {}
+        """Connections and the threads that serve them, oldest first."""
+        self._unanswered: set[socket.socket] = set()
+        """Of those: the request has not come yet."""
         self._open_lock = threading.Lock()
         self._path = address if isinstance(address, Path) else None
         if isinstance(address, Path):
@@ -109,6 +122,7 @@ class HttpServer(TCPServer):
             super().server_bind()
 
     def _serve(self) -> None:
+        # Not `serve_forever`: that wakes up twice a second to look whether it has to end.
         while not self._stopping:
             try:
                 connection, peer = self.get_request()
@@ -117,28 +131,40 @@ class HttpServer(TCPServer):
                     threading.Event().wait(0.05)  # out of descriptors: it may pass
                 continue
             if len(self._open) >= MAX_CONNECTIONS:
-                self.shutdown_request(connection)
-            else:
-                self.process_request(connection, peer)
+                self._make_room()
+            self.process_request(connection, peer)
 
-    def process_request(self, request: Any, client_address: Any) -> None:
-        """Answer in a thread; book is kept of them, so that `stop` leaves none behind."""
-        thread = threading.Thread(
-            target=self._exchange, args=(request, client_address), daemon=True,
-            name="stagescope-http-exchange",
-        )  # fmt: skip
+    def _make_room(self) -> None:
+        """Cut off the oldest connection whose request has not come yet, or else the oldest."""
         with self._open_lock:
-            self._open[request] = thread
-        thread.start()
+            waiting = (one for one in self._open if one in self._unanswered)
+            oldest = next(waiting, None) or next(iter(self._open), None)
+        if oldest is not None:
+            with contextlib.suppress(OSError):
+                oldest.shutdown(socket.SHUT_RDWR)
 
-    def _exchange(self, connection: socket.socket, peer: Any) -> None:
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        """Serve one connection; `stop` finds it while it is open."""
+        with self._open_lock:
+            self._open[request] = threading.current_thread()
+            self._unanswered.add(request)
         try:
-            with contextlib.suppress(OSError):  # a client that went away is no error of ours
-                self.finish_request(connection, peer)
+            super().process_request_thread(request, client_address)
         finally:
-            self.shutdown_request(connection)
             with self._open_lock:
-                del self._open[connection]
+                del self._open[request]
+                self._unanswered.discard(request)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Log a fault of ours; a client that went away is none."""
+        error = sys.exception()
+        if not isinstance(error, OSError):
+            _log.error("a fault while answering at the control API", exc_info=error)
+
+    def request_came(self, connection: socket.socket) -> None:
+        """Note that the request of *connection* is there and is being answered."""
+        with self._open_lock:
+            self._unanswered.discard(connection)
 
     def stop(self) -> None:
         """Stop listening, cut off who is connected, wait for the threads."""
@@ -183,16 +209,31 @@ class _Exchange(BaseHTTPRequestHandler):
     def _answer(self) -> None:
         self.close_connection = True
         server = cast(HttpServer, self.server)
+        server.request_came(self.connection)
+        if server.loopback_only and not _is_loopback(_host_of(self.headers.get("Host", ""))):
+            self._send(problem(HTTPStatus.FORBIDDEN, "ask by a loopback address: this port is for "
+                               "this machine alone"))  # fmt: skip
+            return
         if server.token is not None and not self._authorised(server.token):
             self._send(problem(HTTPStatus.UNAUTHORIZED, "this needs the agent's bearer token"))
             return
         path, _, query = self.path.partition("?")
         asked = dict(parse_qsl(query, keep_blank_values=True))
-        self._send(server.answer(Request(self.command, path, dict(self.headers.items()), asked)))
+        self._send(
+            server.answer(
+                Request(
+                    self.command,
+                    path,
+                    {name.title(): value for name, value in self.headers.items()},
+                    asked,
+                )
+            )
+        )
 
     def _authorised(self, token: str) -> bool:
-        given = self.headers.get("Authorization", "")
-        return hmac.compare_digest(given.encode("utf-8", "replace"), f"Bearer {token}".encode())
+        scheme, _, given = self.headers.get("Authorization", "").partition(" ")
+        same = hmac.compare_digest(given.strip().encode("utf-8", "replace"), token.encode())
+        return same and scheme.lower() == "bearer"  # RFC 9110, 11.1: schemes are case-insensitive
 
     def _send(self, reply: Reply) -> None:
         self.send_response(reply.status)
@@ -213,6 +254,24 @@ class _Exchange(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: object) -> None:
         """Say nothing: a server's own log is not ours to write in."""
+
+
+def _host_of(header: str) -> str:
+    """Return the host of a `Host` header without its port; loopback where none was sent."""
+    if not header:
+        return "localhost"
+    if header.startswith("["):
+        return header[1:].partition("]")[0]
+    return header.rpartition(":")[0] or header if header.count(":") == 1 else header
+
+
+def _is_loopback(host: str) -> bool:
+    if host.lower().rstrip(".") == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def check_socket_path(path: Path) -> None:

@@ -22,10 +22,6 @@ from stagescope.identity import stage_span_id
 from stagescope.records import BatchRecord, ColdStartRecord, Process, Record, RequestRecord, State
 from stagescope.stages import OTHER, StageSpan, StageStall
 
-HTTP_METHODS: Final = frozenset(
-    ("CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "TRACE")
-)
-OTHER_METHOD: Final = "_OTHER"
 PROCESS_DIED: Final = "process_died"
 CLIENT_LEFT: Final = "disconnect"
 
@@ -50,9 +46,9 @@ def process_attributes(process: Process) -> dict[str, str | int]:
 
 def request_attributes(record: RequestRecord) -> Iterator[tuple[str, Value]]:
     """Give the attributes of a request's span."""
-    method = known_method(record.method)
+    method = names.known_method(record.method)
     yield names.HTTP_REQUEST_METHOD, method
-    if method == OTHER_METHOD:
+    if method == names.OTHER_METHOD:
         yield names.HTTP_REQUEST_METHOD_ORIGINAL, record.method
     if record.status:
         yield names.HTTP_RESPONSE_STATUS_CODE, record.status
@@ -130,11 +126,6 @@ def error_type(record: Record) -> str:
     return str(record.status) if record.status >= 500 else ""
 
 
-def known_method(method: str) -> str:
-    """Give *method* where HTTP knows it, else `_OTHER`: what a client invents is unbounded."""
-    return method if method in HTTP_METHODS else OTHER_METHOD
-
-
 def last_stage(record: Record) -> str:
     """Give the stage charged at the record's end: for a death, the stage that it died in."""
     still_open = [span for span in record.stages if span.open]
@@ -210,8 +201,8 @@ def _request_span(
     resource: Resource,
     scope: InstrumentationScope,
 ) -> ReadableSpan:
-    method = known_method(record.method)
-    verb = "HTTP" if method == OTHER_METHOD else method
+    method = names.known_method(record.method)
+    verb = "HTTP" if method == names.OTHER_METHOD else method
     parent = None
     if record.parent_span_id:
         parent = _context(record.trace_id, int(record.parent_span_id, 16), not record.internal)

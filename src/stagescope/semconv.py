@@ -82,6 +82,17 @@ METRIC_COLLECTOR_LATE: Final = "stagescope.collector.late"
 METRIC_COLLECTOR_LONGEST: Final = "stagescope.collector.longest"
 METRIC_SERIES_LEFT_OUT: Final = "stagescope.samples.series_left_out"
 
+HTTP_METHODS: Final = frozenset(
+    ("CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "TRACE")
+)
+OTHER_METHOD: Final = "_OTHER"
+
+
+def known_method(method: str) -> str:
+    """Return *method* where HTTP knows it, else `_OTHER`: what clients can invent is unbounded."""
+    return method if method in HTTP_METHODS else OTHER_METHOD
+
+
 OTEL_STABLE: Final = "OpenTelemetry, stable"
 OTEL_DEVELOPMENT: Final = "OpenTelemetry, development"
 OURS: Final = "stagescope, kept within a major version"

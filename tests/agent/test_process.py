@@ -130,6 +130,7 @@ def test_a_token_file_is_used(spool: Path, tmp_path: Path, start_process: AgentP
     """The token of --token-file opens the API and is not printed."""
     file = tmp_path / "token"
     file.write_text("a-secret-word\n")
+    file.chmod(0o600)
     process = start_process(spool, "--listen", "127.0.0.1:0", "--token-file", str(file))
     api = after(process, "control API at ").partition(",")[0]
     assert AgentClient(api, "a-secret-word").health()["pid"] == process.pid
@@ -137,6 +138,16 @@ def test_a_token_file_is_used(spool: Path, tmp_path: Path, start_process: AgentP
         AgentClient(api, "another").health()
     _, printed = end(process)
     assert "a-secret-word" not in printed
+
+
+def test_a_token_file_that_others_can_read_is_refused(spool: Path, tmp_path: Path) -> None:
+    """The sentence says what to do."""
+    file = tmp_path / "token"
+    file.write_text("a-secret-word\n")
+    file.chmod(0o644)
+    settings = Settings(spool=spool, listen="127.0.0.1:0", token_file=file, metrics="off")
+    with pytest.raises(UsageError, match=r"can be read by others \(mode 644\): chmod 600"):
+        run_agent(settings)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,13 @@ import pytest
 
 from stagescope.agent.api.client import AgentClient
 from stagescope.agent.api.control import Control, listen, metrics_only, serve_socket, serve_tcp
-from stagescope.agent.api.http_server import HttpServer, Reply, Request, problem
+from stagescope.agent.api.http_server import (
+    MAX_CONNECTIONS,
+    HttpServer,
+    Reply,
+    Request,
+    problem,
+)
 from stagescope.errors import StagescopeError, UsageError
 from stagescope.records import BatchRecord, RequestRecord, State
 from stagescope.samples import Sample
@@ -192,8 +198,35 @@ def test_tcp_wants_the_token(control: Control) -> None:
         assert "bearer token" in body
     assert ask(server, "/nowhere")[0] == 401
     assert ask(server, "/health", Authorization=f"Bearer {TOKEN}")[0] == 200
+    assert ask(server, "/health", Authorization=f"bearer  {TOKEN}")[0] == 200
     with pytest.raises(StagescopeError, match="bearer token"):
         AgentClient(f"http://127.0.0.1:{server.port}").health()
+    server.stop()
+
+
+@pytest.mark.parametrize("host", ["attacker.example", "attacker.example:9464", "10.0.0.7", "[::2]"])
+def test_a_loopback_port_is_asked_by_a_loopback_name(control: Control, host: str) -> None:
+    """A page whose name was made to point at 127.0.0.1 (DNS rebinding) gets 403 and no figures."""
+    server = listen(("127.0.0.1", 0), metrics_only(text_of))
+    status, body, _ = ask(server, "/metrics", Host=host)
+    assert status == 403
+    assert "loopback" in body
+    for own in ("localhost", f"LOCALHOST:{server.port}", "127.0.0.1", "[::1]:80", "127.3.2.1"):
+        assert ask(server, "/metrics", Host=own)[0] == 200
+    server.stop()
+
+
+def test_slow_clients_do_not_silence_the_port(control: Control) -> None:
+    """More connections than there is room for, none of which asks anything: a scrape is served."""
+    server = listen(("127.0.0.1", 0), metrics_only(text_of))
+    slow = [
+        socket.create_connection(("127.0.0.1", server.port)) for _ in range(2 * MAX_CONNECTIONS)
+    ]
+    for one in slow:
+        one.send(b"GET /metr")
+    assert ask(server, "/metrics")[0] == 200
+    for one in slow:
+        one.close()
     server.stop()
 
 
