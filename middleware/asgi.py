@@ -25,7 +25,7 @@ from stagescope.recorder.spool import default_spool
 
 SERVICE_VARIABLE = process.SERVICE_VARIABLE
 DISABLE_VARIABLE = "STAGESCOPE_DISABLE"
-WEB_FRAMEWORKS = ("anyio", "starlette", "fastapi")
+WEB_FRAMEWORKS = ("asyncio", "anyio", "starlette", "fastapi")
 """Their hooks are installed where the framework is loaded by the time that the app is wrapped."""
 
 SCOPE_KEY = "stagescope.timeline"

@@ -52,6 +52,29 @@ def _name_of(code: int) -> str:
 P = ParamSpec("P")
 R = TypeVar("R")
 
+
+@functools.cache
+def marked_call(code: int) -> Callable[..., Any]:
+    """Return what calls a function, under the mark of the stage *code*: `(function, *args, **kwargs)`."""
+
+    def call(function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+        return function(*args, **kwargs)
+
+    return marked(call, code)
+
+
+def in_other_thread(function: Callable[..., R]) -> Callable[..., R]:
+    """Return *function* as a worker thread is to call it: its stack names the stage of its caller.
+
+    The same where the caller is in no stage. Nothing is charged: the caller's stage goes on.
+    """
+    timeline = current.get()
+    if timeline is None or timeline.done:
+        return function
+    code = timeline.innermost(_THREADPOOL)
+    return functools.partial(marked_call(code), function) if code else function
+
+
 _THREADPOOL = CODES["queue.threadpool"]
 _now: cold_start.Getter = current.get
 """The present timeline; a bound method in a global is found without looking it up."""

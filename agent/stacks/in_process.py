@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from stagescope.agent.probe import ask, converse, probe_of
-from stagescope.agent.stacks.labels import RawStack
+from stagescope.agent.stacks.labels import OUR_THREADS, RawStack
 from stagescope.errors import StagescopeError
 from stagescope.records import Process
-from stagescope.stacks import Frame
+from stagescope.stacks import Frame, ThreadCpu
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +48,11 @@ class Window(Protocol):
 
         Raises StagescopeError, one sentence, where it failed.
         """
+        ...
+
+    @property
+    def thread_cpu(self) -> Sequence[ThreadCpu]:
+        """CPU times of the process's threads, read while the window lasted; whole once it is over."""
         ...
 
     def finish(self) -> None:
@@ -110,6 +115,7 @@ class InProcessWindow:
         self._rate_hz = rate_hz
         self._seconds = seconds
         self._raws: list[RawStack] = []
+        self.thread_cpu: list[ThreadCpu] = []
         self._problem: StagescopeError | None = None
         self._finished = threading.Event()
         self._thread = threading.Thread(
@@ -126,6 +132,7 @@ class InProcessWindow:
             with closing(answers):
                 for answer in answers:
                     self._raws += raw_stacks(answer)
+                    self.thread_cpu += thread_cpu(answer)
                     if self._finished.is_set():
                         return
         except StagescopeError as problem:
@@ -147,6 +154,13 @@ class InProcessWindow:
         """End the conversation: it answers twice a second (`Window`)."""
         self._finished.set()
         self._thread.join(ANSWER_S + 1.0)
+
+
+def thread_cpu(answer: Mapping[str, Any]) -> Iterator[ThreadCpu]:
+    """Read the CPU times in one answer of the op `stacks`; a server of an older version has none."""
+    ours = {str(id) for id, name in answer["threads"].values() if name.startswith(OUR_THREADS)}
+    for at_ns, used_ns in answer.get("cpu", ()):
+        yield ThreadCpu(at_ns, {int(t): used for t, used in used_ns.items() if t not in ours})
 
 
 def raw_stacks(answer: Mapping[str, Any]) -> Iterator[RawStack]:

@@ -12,8 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from stagescope.agent.stacks.source_blocks import Source, SourceFiles
+from stagescope.agent.stacks.thread_cpu import with_cpu
 from stagescope.records import RequestRecord
-from stagescope.stacks import Frame, StackSpan
+from stagescope.stacks import Frame, StackSpan, ThreadCpu
 
 MARK = re.compile(r"(?:.*\.)?__stage_(.+)__")
 """`middleware/stage.py`; py-spy puts a class before a method's name."""
@@ -73,15 +74,26 @@ class StageLabels:
     def __init__(self, sources: SourceFiles | None = None) -> None:
         self._sources = sources or SourceFiles()
 
-    def label(self, pid: int, raws: Sequence[RawStack], reason: str, how: str) -> list[StackSpan]:
-        """Give the spans of *raws*, all of process *pid*, without threads and frames of ours."""
+    def label(
+        self,
+        pid: int,
+        raws: Sequence[RawStack],
+        reason: str,
+        how: str,
+        readings: Sequence[ThreadCpu] = (),
+    ) -> list[StackSpan]:
+        """Return the spans of *raws*, all of process *pid*, without threads and frames of ours.
+
+        *readings* are of the CPU time of its threads while these were seen.
+        """
         sources = self._sources.of(pid, {frame.file for raw in raws for frame in raw.frames})
         spans = [
             _span(pid, raw, sources, reason, how)
             for raw in raws
             if not raw.thread.startswith(OUR_THREADS)
         ]
-        return [span for span in spans if span.frames]
+        ours = {raw.thread_id for raw in raws if raw.thread.startswith(OUR_THREADS)}
+        return with_cpu([span for span in spans if span.frames], readings, ours)
 
 
 def _span(pid: int, raw: RawStack, sources: dict[str, Source], reason: str, how: str) -> StackSpan:

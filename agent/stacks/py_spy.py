@@ -24,8 +24,9 @@ from typing import IO, Any
 
 from stagescope.agent.stacks.in_process import Target
 from stagescope.agent.stacks.labels import RawStack
+from stagescope.agent.stacks.thread_cpu import A_THREAD_NS, READ_EVERY_NS
 from stagescope.errors import StagescopeError
-from stagescope.stacks import Frame
+from stagescope.stacks import Frame, ThreadCpu, read_thread_cpu
 
 # What py-spy writes, read: its Chrome trace, its dump, and its errors.
 #
@@ -213,10 +214,13 @@ class PySpyWindow:
         self._deadline_ns = clock() + int((seconds + PATIENCE_S) * 1e9)
         self._processes: list[subprocess.Popen[bytes]] = []
         self._used_s: dict[int, float] = {}
+        self.thread_cpu: list[ThreadCpu] = []
+        self._read_again_ns = 0
         pid = target.pid
         try:
             with self._names.open("wb") as names, self._errors.open("wb") as errors:
                 self._begun_ns = clock()
+                self._read_thread_cpu(at_once=True)
                 record = record_words(py_spy, pid, seconds, rate_hz, self._trace)
                 self._record = self._start(record, subprocess.DEVNULL, errors)
                 self._start(dump_words(py_spy, pid), names, subprocess.DEVNULL)
@@ -249,7 +253,9 @@ class PySpyWindow:
         for process in self._processes:
             if process.returncode is None:  # one that has ended tells until it is waited for
                 self._used_s[process.pid] = _used_s(process.pid)
-        if any(process.poll() is None for process in self._processes):
+        going_on = any(process.poll() is None for process in self._processes)
+        self._read_thread_cpu(at_once=not going_on)
+        if going_on:
             if self._clock() < self._deadline_ns:
                 return None
             self.close()
@@ -260,6 +266,14 @@ class PySpyWindow:
             return self._read()
         finally:
             self.close()
+
+    def _read_thread_cpu(self, *, at_once: bool) -> None:
+        now_ns = self._clock()
+        if at_once or now_ns >= self._read_again_ns:
+            reading = read_thread_cpu(Path(f"/proc/{self.target.pid}"), now_ns)
+            self.thread_cpu.append(reading)
+            pause_ns = max(READ_EVERY_NS, A_THREAD_NS * len(reading.used_ns))
+            self._read_again_ns = now_ns + pause_ns
 
     def _read(self) -> list[RawStack]:
         if self._record.returncode == -signal.SIGINT:

@@ -173,7 +173,9 @@ class Stacks:
             return
         self._over(going)
         spans = self._labelled(window.target, raws, going)
-        self._agent.evidence.stacks.add([span for span in spans if span.stage or span.running])
+        self._agent.evidence.stacks.add(
+            [span for span in spans if span.stage or span.running or span.cpu_ns]
+        )
         self._agent.evidence.count("stacks_windows")
 
     def _over(self, going: _Going) -> None:
@@ -197,7 +199,9 @@ class Stacks:
 
     def _labelled(self, target: Target, raws: Sequence[RawStack], going: _Going) -> list[StackSpan]:
         sampler = going.sampler
-        spans = self._labels.label(target.pid, raws, going.reason, sampler.how)
+        spans = self._labels.label(
+            target.pid, raws, going.reason, sampler.how, going.window.thread_cpu
+        )
         since_ns = min((span.start_ns for span in spans), default=0) - sampler.error_ns
         recent = self._agent.recent
         return with_intervals(

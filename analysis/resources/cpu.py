@@ -22,7 +22,7 @@ class Running:
     pid: int
     stage: str
     weight_ns: int
-    """What the samples stand for: samples times period."""
+    """CPU time that their threads used; where that was not read, what the samples stand for."""
     samples: int
 
 
@@ -143,7 +143,8 @@ def cpu_by_stage(
     spent = {int(pid): amount for (pid,), amount in every.items() if int(pid) in pids}
     if not spent:
         return None
-    ran = stacks.filter(stacks.running.fill_null(False) & stacks.pid.isin(sorted(spent)))
+    used = stacks.running.fill_null(False) | (stacks.cpu_ns.fill_null(0) > 0)
+    ran = stacks.filter(used & stacks.pid.isin(sorted(spent)))
     running, total = _running(ran), sum(spent.values())
     names = [*stages, OTHER]
     full, unsampled = shared_out(spent, running, names, str)
@@ -164,7 +165,8 @@ def cpu_by_stage(
 
 def _running(ran: ir.Table) -> list[Running]:
     name = ran.stage.fill_null("").nullif("").fill_null(OTHER)
-    each = ran.select("pid", "samples", stage=name, weight_ns=ran.end_ns - ran.start_ns)
+    weight_ns = ran.cpu_ns.fill_null(ran.end_ns - ran.start_ns)
+    each = ran.select("pid", "samples", stage=name, weight_ns=weight_ns)
     sums = each.group_by(["pid", "stage"]).aggregate(
         weight_ns=each.weight_ns.sum(), count=each.samples.fill_null(0).sum()
     )

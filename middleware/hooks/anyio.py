@@ -13,9 +13,11 @@ from typing import Any
 import anyio.to_thread
 
 from stagescope.middleware.hooks.hook import Hook, wrap
+from stagescope.middleware.recording.guard import guarded
 from stagescope.middleware.recording.names import CODES
 from stagescope.middleware.recording.timeline import Timeline, current
 from stagescope.middleware.runtime import pauses
+from stagescope.middleware.stage import in_other_thread
 
 _THREADPOOL = CODES["queue.threadpool"]
 
@@ -33,9 +35,12 @@ def _timed(run_sync: Callable[..., Any]) -> Callable[..., Any]:
             pauses.pool = anyio.to_thread.current_default_thread_limiter()
         if timeline is None or timeline.done:
             return await run_sync(function, *args, **options)
+        work = function
+        with guarded():
+            work = in_other_thread(function)
         wait = _Wait(timeline)
         try:
-            return await run_sync(functools.partial(wait.run, function), *args, **options)
+            return await run_sync(functools.partial(wait.run, work), *args, **options)
         finally:
             wait.end()  # Cancelled before a thread was free.
 

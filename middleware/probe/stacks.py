@@ -4,7 +4,8 @@
 
 An answer each half second, each whole by itself: `threads` (ident → [system id, name]), `frames`
 ([function, file, line]), `stacks` (lists of places in `frames`, outermost first), `spans`
-([ident, place in `stacks`, start_ns, end_ns, samples]; monotonic). It ends when the asker goes.
+([ident, place in `stacks`, start_ns, end_ns, samples]; monotonic), `cpu` ([ns, system id of a
+thread → ns of CPU time that it has used so far]). It ends when the asker goes.
 A tick takes 0.1 ms of the interpreter, whatever the server does.
 """
 
@@ -15,10 +16,12 @@ import sys
 import threading
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from stagescope.middleware.probe.server import Connection, Refused
+from stagescope.stacks import read_thread_cpu
 
 MAX_HZ = 50.0
 MAX_SECONDS = 60.0
@@ -26,6 +29,8 @@ MAX_DEPTH = 200
 """Frames of one stack; the innermost ones."""
 TELL_NS = 500_000_000
 """Also how long an asker waits at most for the end of what he gives up."""
+
+_SELF = Path("/proc/self")
 
 _sampling = threading.Lock()
 
@@ -58,16 +63,20 @@ def answer(question: Mapping[str, Any], asker: Connection) -> Mapping[str, Any]:
 def _sample(asker: Connection, seconds: float, period_s: float) -> Mapping[str, Any]:
     stacks = StackRecorder(int(period_s * 1e9))
     begun_ns = due_ns = told_ns = time.monotonic_ns()
+    cpu = [read_thread_cpu(_SELF, begun_ns)]
     end_ns = begun_ns + int(seconds * 1e9)
     while (now_ns := time.monotonic_ns()) < end_ns:
         stacks.add(now_ns)
         if now_ns - told_ns >= TELL_NS:
-            asker.send(stacks.answer())
+            cpu.append(read_thread_cpu(_SELF, now_ns))
+            asker.send(stacks.answer() | {"cpu": cpu})
+            cpu.clear()
             stacks, told_ns = StackRecorder(stacks.period_ns), now_ns
         due_ns = max(due_ns + stacks.period_ns, now_ns)  # What came late is not made up for.
         if asker.closed(max(0.0, (due_ns - time.monotonic_ns()) / 1e9)):
             break
-    return stacks.answer()
+    cpu.append(read_thread_cpu(_SELF, time.monotonic_ns()))
+    return stacks.answer() | {"cpu": cpu}
 
 
 class StackRecorder:

@@ -141,6 +141,25 @@ class Timeline:
             if not self.done:
                 self.slot.raw[fmt.FLAGS_AT] |= flag
 
+    def innermost(self, waiting: int) -> int:
+        """Return the code of the stage that was opened last and is open still; 0: none is known.
+
+        An entry of the code *waiting* does not count: nothing is done meanwhile.
+        """
+        found = 0
+        with suppress(ValueError):  # As in recode.
+            for codes, times in (
+                (self.codes, self.times),
+                *((slot.codes, slot.times) for slot in self.chain or ()),
+            ):
+                for index in range(len(codes)):
+                    code = codes[index]
+                    if not code:
+                        return found
+                    if not times[index + ENDS] and code < fmt.CODE_SPECIAL and code != waiting:
+                        found = code & ~fmt.CODE_FAILED
+        return found
+
     def mark(self, code: int, start: int, end: int) -> None:
         """Add an entry that is no stage."""
         self.close_at(self.open_at(code, start), end)
@@ -303,6 +322,10 @@ class TimelineGroup(Timeline):
         """Say of the open stage *index* that it is another one, in each."""
         for timeline, place in zip(self.timelines, self._places.get(index, ()), strict=False):
             timeline.recode(place, code, add=add)
+
+    def innermost(self, waiting: int) -> int:
+        """Return that of the first: all of them are in the same stage of the batch."""
+        return self.timelines[0].innermost(waiting)
 
     def inject(self) -> int | None:
         """Lend nothing: a lent slot belongs to one request."""

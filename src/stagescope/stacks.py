@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 
@@ -42,6 +45,9 @@ class StackSpan:
     """Why it was sampled: `window`, `loop_lag`, `slow`, `oom`, `demand`."""
     how: str
     """Who sampled: `py-spy` or `in-process`."""
+    cpu_ns: int | None = None
+    """CPU time that the thread used meanwhile, native threads' that worked for it included, by the
+    kernel's count; None where that was not read."""
 
     @property
     def seen_ns(self) -> int:
@@ -50,6 +56,33 @@ class StackSpan:
         return self.start_ns + (self.end_ns - self.start_ns) * (self.samples - 1) // (
             2 * self.samples
         )
+
+
+class ThreadCpu(NamedTuple):
+    """One reading of the CPU time of all threads of a process."""
+
+    at_ns: int
+    used_ns: Mapping[int, int]
+    """By the operating system's id of the thread."""
+
+
+def read_thread_cpu(process: Path, at_ns: int) -> ThreadCpu:
+    """Read `schedstat` (sched-stats.rst of Linux) of each thread in *process*, its `/proc/PID`.
+
+    Of a thread that has ended, and where the kernel keeps no such count, nothing is known.
+    """
+    used_ns: dict[int, int] = {}
+    try:
+        threads = os.listdir(process / "task")
+    except OSError:
+        threads = []
+    for thread in threads:
+        try:
+            with open(process / "task" / thread / "schedstat", "rb") as file:
+                used_ns[int(thread)] = int(file.read().split()[0])
+        except (OSError, ValueError, IndexError):
+            continue
+    return ThreadCpu(at_ns, used_ns)
 
 
 _FRAME = re.compile(r"(.*?) \((.*):(\d+)\)", re.DOTALL)

@@ -226,6 +226,7 @@ def stack_row(stack: StackSpan) -> dict[str, Any]:
         "frames": [_shown(frame) for frame in stack.frames],
         "reason": stack.reason,
         "how": stack.how,
+        "cpu_ns": stack.cpu_ns,
     }
 
 

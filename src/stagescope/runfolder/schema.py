@@ -176,6 +176,7 @@ STACKS = Table(
         Column("frames", "list<string>", "`function (file:line)`, outermost first"),
         Column("reason", "string", "`window`, `loop_lag`, `slow`, `oom` or `demand`"),
         Column("how", "string", "`py-spy` or `in-process`"),
+        Column("cpu_ns", "int64", "CPU time that the thread used meanwhile; null: not read"),
     ),
 )
 
