@@ -12,7 +12,7 @@ from fastapi import FastAPI
 
 from stagescope import StageMiddleware, stage
 
-BURNS_MS = {"preprocess": 18, "inference": 18, "postprocess": 12, "endpoint": 12}
+BURNS_MS = {"preprocess": 30, "inference": 30, "postprocess": 20, "endpoint": 20}
 """By stage, of one request for `/all` and one for `/plain`."""
 
 

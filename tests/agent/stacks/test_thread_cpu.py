@@ -1,14 +1,14 @@
 """CPU time by stage: what threads really used, laid over the stacks that were seen of them."""
 
+import http.client
 import os
 import signal
 import subprocess
 import sys
 import threading
-import urllib.request
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -122,17 +122,15 @@ def serving(server: str, workers: int, spool: Path) -> Iterator[int]:
             os.killpg(process.pid, signal.SIGKILL)
 
 
-def _ask(port: int, path: str) -> None:
-    request = urllib.request.Request(
-        f"http://127.0.0.1:{port}{path}", headers={"baggage": f"stagescope.run={RUN_ID}"}
-    )
-    with urllib.request.urlopen(request, timeout=60) as response:
-        response.read()
+def _ask(connection: http.client.HTTPConnection, path: str) -> None:
+    connection.request("GET", path, headers={"baggage": f"stagescope.run={RUN_ID}"})
+    assert connection.getresponse().read()
 
 
 def _answers(port: int) -> bool:
     try:
-        _ask(port, "/plain")
+        with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=60)) as connection:
+            _ask(connection, "/plain")
     except OSError:
         return False
     return True
@@ -163,11 +161,12 @@ def test_planted_burns_come_out_by_stage(server: str, workers: int, shared: bool
             return agent.evidence.counts["stacks_windows"] >= 4
 
         def ask() -> None:
-            for _ in range(500):
-                if over():
-                    return
-                _ask(port, "/all")
-                _ask(port, "/plain")
+            with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=60)) as connection:
+                for _ in range(500):
+                    if over():
+                        return
+                    _ask(connection, "/all")
+                    _ask(connection, "/plain")
 
         clients = [threading.Thread(target=ask) for _ in range(workers)]
         for client in clients:
