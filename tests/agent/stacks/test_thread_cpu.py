@@ -9,7 +9,6 @@ import threading
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -34,10 +33,10 @@ SERVERS = {
 }  # fmt: skip
 
 
-def span(thread_id: int, since_ms: int, until_ms: int, **changes: object) -> StackSpan:
-    """A stack of *thread_id* that ran from *since_ms* to *until_ms*, in no stage."""
-    made = stack(thread_id=thread_id, start_ns=since_ms * MS, end_ns=until_ms * MS, stage="")
-    return replace(made, **changes)
+def span(thread_id: int, since_ms: int, until_ms: int, *, running: bool = True) -> StackSpan:
+    """A stack of *thread_id* from *since_ms* to *until_ms*, in no stage."""
+    times = {"start_ns": since_ms * MS, "end_ns": until_ms * MS}
+    return stack(thread_id=thread_id, stage="", running=running, **times)
 
 
 def cpu(at_ms: int, **used_ms: int) -> ThreadCpu:
