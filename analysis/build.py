@@ -45,6 +45,7 @@ from stagescope.analysis.statistics import (
     figures,
     invalid_reasons,
 )
+from stagescope.records import State
 from stagescope.stages import SUB_STAGES
 
 
@@ -86,6 +87,7 @@ def _build(tables: RunTables) -> Report:
         stages=stages,
         batches=batch_figures(tables, since),
         unmatched=unmatched,
+        died=_died(tables.server),
         instrument=instrument,
         resources=stage_resources(tables, since),
     )
@@ -166,6 +168,15 @@ def _unmatched(seen: Client, join: Join, unsent: int) -> Unmatched:
         ),
         server=join.server_without_client,
     )
+
+
+def _died(server: ir.Table) -> dict[str, int]:
+    """Return the requests whose process died, by the stage it died in, the most first."""
+    dead = server.filter(server.state == State.DIED.value)
+    found = rows(dead.group_by("died_in_stage").aggregate(requests=dead.count()))
+    # A folder written before there was this column does not know.
+    stages = {row["died_in_stage"] or "unknown": int(row["requests"]) for row in found}
+    return dict(sorted(stages.items(), key=lambda item: (-item[1], item[0])))
 
 
 def _instrument(tables: RunTables, chosen: ir.Table, spans: Spans, join: Join) -> Instrument:

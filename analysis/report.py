@@ -156,6 +156,8 @@ class Report:
     """Those of `parts` that are the server's stages."""
     batches: Batches
     unmatched: Unmatched
+    died: Mapping[str, int]
+    """Requests that were in flight when their server process died, by the stage it died in."""
     instrument: Instrument
     resources: Resources | None
     """What the stages used; None where nothing was sampled."""
@@ -186,6 +188,7 @@ class Report:
             "unexplained": _part(self.part("unexplained"), "part", "parts"),
             "batches": asdict(self.batches),
             "unmatched": asdict(self.unmatched),
+            "died": dict(self.died),
             "instrument": asdict(self.instrument),
             "join": asdict(self.join),
             "resources": None if self.resources is None else asdict(self.resources),

@@ -169,6 +169,7 @@ def _foot(report: Report) -> list[RenderableType]:
         "unmatched": f"{client.total:,} of the client's ({client.before_server:,} never sent, "
         f"{client.failed:,} failed, {client.answered:,} answered), "
         f"{unmatched.server:,} of the server's{inner}",
+        **_died(report.died),
         "instrument": f"{cost.cost_us:.1f} µs a request "
         f"({cost.stages_per_request:.1f} stages), {cost.dropped:,} dropped, "
         f"{cost.overwritten:,} overwritten; the server went on for "
@@ -176,6 +177,14 @@ def _foot(report: Report) -> list[RenderableType]:
         **resources_lines(report.resources),
     }
     return [_lines(lines)]
+
+
+def _died(died: Mapping[str, int]) -> dict[str, str]:
+    """Return the line on requests whose server process died; nothing where none did."""
+    if not died:
+        return {}
+    stages = ", ".join(f"{many:,} in {stage}" for stage, many in died.items())
+    return {"died": f"{sum(died.values()):,} requests with their server process: {stages}"}
 
 
 def _batches(b: Batches) -> str:

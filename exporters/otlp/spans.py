@@ -19,8 +19,16 @@ from opentelemetry.trace.status import Status, StatusCode
 
 from stagescope import semconv as names
 from stagescope.identity import stage_span_id
-from stagescope.records import BatchRecord, ColdStartRecord, Process, Record, RequestRecord, State
-from stagescope.stages import OTHER, StageSpan, StageStall
+from stagescope.records import (
+    BatchRecord,
+    ColdStartRecord,
+    Process,
+    Record,
+    RequestRecord,
+    State,
+    last_stage,
+)
+from stagescope.stages import StageSpan, StageStall
 
 PROCESS_DIED: Final = "process_died"
 CLIENT_LEFT: Final = "disconnect"
@@ -124,12 +132,6 @@ def error_type(record: Record) -> str:
     if record.error or not isinstance(record, RequestRecord):
         return record.error
     return str(record.status) if record.status >= 500 else ""
-
-
-def last_stage(record: Record) -> str:
-    """Give the stage charged at the record's end: for a death, the stage that it died in."""
-    still_open = [span for span in record.stages if span.open]
-    return max(still_open, key=lambda span: span.start_ns).stage if still_open else OTHER
 
 
 MAX_RESOURCES: Final = 256

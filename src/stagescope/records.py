@@ -132,16 +132,6 @@ class RequestRecord:
             sums[stage] = sums.get(stage, 0) + spent
         return sums
 
-    def last_stage(self) -> str:
-        """Give the stage charged at the record's end: for a death, the stage that it died in."""
-        candidates = [span for span in self.stages if span.open]
-        if not candidates and self.state is State.DIED:
-            # The response's stage is closed last of all: it died while its record was written.
-            candidates = [span for span in self.stages if stage_of(span.stage) == "respond"]
-        # Of two opened at the same instant the later one in the list was opened last.
-        candidates.reverse()
-        return max(candidates, key=lambda span: span.start_ns).stage if candidates else OTHER
-
 
 @dataclass(frozen=True, slots=True)
 class Member:
@@ -208,10 +198,16 @@ class ColdStartRecord:
         served = [span.start_ns for span in self.stages if span.stage in (IDLE, FIRST_REQUEST)]
         return min(served, default=None)
 
-    def last_stage(self) -> str:
-        """Give the stage charged at the record's end: for a death, the stage that it died in."""
-        still_open = [span for span in reversed(self.stages) if span.open]
-        return max(still_open, key=lambda span: span.start_ns).stage if still_open else OTHER
-
 
 Record = RequestRecord | BatchRecord | ColdStartRecord
+
+
+def last_stage(record: Record) -> str:
+    """Return the stage that was charged at the record's end: for a death, the one it died in.
+
+    That is the stage opened last of those still open; `other` where none was.
+    """
+    still_open = [span for span in record.stages if span.open]
+    # Of two opened at the same instant the later one in the list was opened last.
+    still_open.reverse()
+    return max(still_open, key=lambda span: span.start_ns).stage if still_open else OTHER

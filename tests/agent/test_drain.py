@@ -9,7 +9,7 @@ import pytest
 
 from stagescope.agent.drain import Drain
 from stagescope.recorder import format as fmt
-from stagescope.records import Record, RequestRecord, State
+from stagescope.records import Record, RequestRecord, State, last_stage
 from stagescope.testing.agents import short_spool
 from stagescope.testing.rings import Opening, RingWriter, write_ring
 
@@ -94,7 +94,7 @@ def test_a_dead_process_is_read_to_its_end_and_its_requests_in_flight_reported(
     assert (finished.seq, finished.state) == (4, State.FINISHED)
     assert isinstance(died, RequestRecord)
     assert (died.seq, died.state, died.span_id) == (-1, State.DIED, span)
-    assert died.last_stage() == "preprocess"
+    assert last_stage(died) == "preprocess"
     assert drain.ended() == [writer.path]
     assert drained(drain) == []
     drain.bury(drain.ended())

@@ -14,7 +14,7 @@ import pytest
 
 from stagescope.agent.api.client import AgentClient
 from stagescope.errors import StagescopeError
-from stagescope.records import RequestRecord, State
+from stagescope.records import RequestRecord, State, last_stage
 from stagescope.testing import wait_until
 from stagescope.testing.agents import AgentProcesses, short_spool
 
@@ -113,7 +113,7 @@ def test_workers_killed_one_by_one_lose_no_finished_request() -> None:
             wait_until(lambda: not list(spool.glob("*.ring")))
     assert len({(record.process.ring_id, record.seq) for record in records}) == 33
     died = [record for record in records if record.state is State.DIED]
-    assert [record.last_stage() for record in died] == ["postprocess"] * 3
+    assert [last_stage(record) for record in died] == ["postprocess"] * 3
     assert {record.process.service for record in records} == {"real"}
     assert all(sum(record.self_ns().values()) == record.duration_ns for record in records)
 

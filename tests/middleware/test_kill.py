@@ -16,7 +16,7 @@ from typing import IO
 
 from stagescope.recorder.reader import RecorderReader
 from stagescope.recorder.spool import ring_files
-from stagescope.records import ColdStartRecord, RequestRecord, State
+from stagescope.records import ColdStartRecord, RequestRecord, State, last_stage
 from stagescope.stages import OTHER
 from stagescope.testing import wait_until
 
@@ -127,8 +127,8 @@ def check(spool: Path, seen: Seen) -> Counter[str]:
     for trace in seen.whole:
         record = by_trace[trace]
         # The client may have the last byte while the server has not yet noted so.
-        assert record.state is State.FINISHED or record.last_stage().startswith("respond"), record
-    return Counter(r.last_stage() for r in records if r.state is State.DIED)
+        assert record.state is State.FINISHED or last_stage(record).startswith("respond"), record
+    return Counter(last_stage(r) for r in records if r.state is State.DIED)
 
 
 def check_record(record: RequestRecord) -> None:
@@ -141,7 +141,7 @@ def check_record(record: RequestRecord) -> None:
     names = Counter(span.stage for span in record.stages)
     if record.state is State.FINISHED:
         assert (record.status, record.error, record.chunks) == (200, "", 2)
-        assert record.last_stage() == OTHER
+        assert last_stage(record) == OTHER
         assert names["preprocess.parse"] == (MANY if record.path.startswith("/many") else 0)
         assert {"preprocess", "inference", "postprocess"} <= set(names)
         assert names["respond.stream"] == 1

@@ -9,6 +9,7 @@ from pathlib import Path
 from stagescope import stage
 from stagescope.middleware.remote import attached, extract, inject
 from stagescope.recorder import format as fmt
+from stagescope.records import last_stage
 from stagescope.testing.recording import Recording
 
 WORKER = """
@@ -67,7 +68,7 @@ def test_a_worker_killed_in_the_model_leaves_its_stage_open(tmp_path: Path) -> N
         assert work(tmp_path, carrier, "die") == -9
 
     (record,) = recording.requests
-    assert record.last_stage() == "inference"
+    assert last_stage(record) == "inference"
     recording.close()
 
 

@@ -246,6 +246,7 @@ def _row(
         "service": str(resource.get("service.name", "")),
         "host": str(resource.get("host.name", "")),
         "state": "finished",
+        "died_in_stage": "",
         "start_wall_ns": start,
         "duration_ns": duration,
         **{f"{stage}_ns": spent for stage, spent in sums.items()},

@@ -93,6 +93,7 @@ def _server_row(client: Mapping[str, Any], spent: Mapping[str, int]) -> dict[str
         "parent_span_id": client["span_id"],
         "seq": client["seq"],
         "state": "finished",
+        "died_in_stage": "",
         "duration_ns": total_ns,
         **charged,
         "other_ns": total_ns - sum(charged.values()),

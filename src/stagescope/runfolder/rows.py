@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from stagescope.errors import StagescopeError
 from stagescope.kernels import KernelRow
-from stagescope.records import BatchRecord, InstrumentCost, Record, RequestRecord
+from stagescope.records import BatchRecord, InstrumentCost, Record, RequestRecord, State, last_stage
 from stagescope.runfolder.parquet import TableFile
 from stagescope.runfolder.schema import BATCHES, KERNELS, SAMPLES, SERVER, STACKS, Table
 from stagescope.samples import SAMPLE_NAMES, Sample
@@ -104,6 +104,7 @@ def server_row(record: RequestRecord) -> dict[str, Any]:
         "host": process.host,
         "boot_id": process.boot_id,
         "state": record.state.value,
+        "died_in_stage": last_stage(record) if record.state is State.DIED else "",
         "start_ns": record.start_ns,
         "start_wall_ns": process.anchor.wall(record.start_ns),
         "duration_ns": record.duration_ns,

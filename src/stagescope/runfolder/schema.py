@@ -89,6 +89,7 @@ SERVER = Table(
         Column("host", "string", "host name"),
         Column("boot_id", "string", "equal to the client's: one monotonic clock serves both"),
         Column("state", "string", "`finished` or `died`"),
+        Column("died_in_stage", "string", "the stage open when the process died; empty otherwise"),
         Column("start_ns", "int64", f"when the middleware first saw it; {_MONO}"),
         Column("start_wall_ns", "int64", "the same, ns since the Unix epoch"),
         Column("duration_ns", "int64", "until the last byte was handed over"),

@@ -20,7 +20,7 @@ from stagescope.agent.api.http_server import (
     problem,
 )
 from stagescope.errors import StagescopeError, UsageError
-from stagescope.records import BatchRecord, RequestRecord, State
+from stagescope.records import BatchRecord, RequestRecord, State, last_stage
 from stagescope.samples import Sample
 from stagescope.testing import wait_until
 from stagescope.testing.agents import running_agent, short_spool
@@ -91,7 +91,7 @@ def test_a_runs_records_are_complete_when_asked_for(spool: Path, client: AgentCl
     assert isinstance(records[40], BatchRecord)
     died = records[41]
     assert isinstance(died, RequestRecord)
-    assert (died.state, died.last_stage()) == (State.DIED, "inference")
+    assert (died.state, last_stage(died)) == (State.DIED, "inference")
     assert died.process.ring_id == writer.ring_id
 
 

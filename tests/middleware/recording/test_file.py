@@ -23,7 +23,7 @@ from stagescope.middleware.recording.timeline import Timeline
 from stagescope.middleware.stage import stage
 from stagescope.recorder import format as fmt
 from stagescope.recorder.reader import RecorderReader
-from stagescope.records import RequestRecord, State
+from stagescope.records import RequestRecord, State, last_stage
 from stagescope.testing.recording import Recording
 
 
@@ -421,4 +421,4 @@ def test_a_batch_in_flight_dies_with_its_members(recording: Recording) -> None:
     assert sorted(type(record).__name__ for record in found) == ["BatchRecord", "RequestRecord"]
     assert {record.state for record in found} == {State.DIED}
     requests = [record for record in found if isinstance(record, RequestRecord)]
-    assert requests[0].last_stage() == "inference.forward"
+    assert last_stage(requests[0]) == "inference.forward"

@@ -17,7 +17,7 @@ import pytest
 from stagescope.middleware.runtime.cold_start import process_start_ns
 from stagescope.recorder.reader import RecorderReader
 from stagescope.recorder.spool import ring_files
-from stagescope.records import ColdStartRecord, Record, RequestRecord, State
+from stagescope.records import ColdStartRecord, Record, RequestRecord, State, last_stage
 from stagescope.stages import COLD_START_PARTS
 from stagescope.testing import wait_until
 
@@ -109,7 +109,7 @@ def test_a_server_killed_while_it_loads_says_so(
     (cold,) = cold_starts(tmp_path)
 
     assert cold.state is State.DIED
-    assert cold.last_stage() == "load.weights"
+    assert last_stage(cold) == "load.weights"
     assert [span.stage for span in cold.stages if span.open] == [part, "load.weights"]
     assert cold.ready_ns() is None
     assert sum(span.self_ns for span in cold.stages) == cold.duration_ns

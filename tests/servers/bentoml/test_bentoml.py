@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from stagescope.records import BatchRecord, RequestRecord, State
+from stagescope.records import BatchRecord, RequestRecord, State, last_stage
 from stagescope.testing import wait_until
 from stagescope.testing.server_processes import (
     Spool,
@@ -218,7 +218,7 @@ def test_a_process_that_dies_in_the_model_leaves_its_batch_there(
     assert [span.stage for span in batch.stages if span.open] == ["inference"]
     assert isinstance(request, RequestRecord)
     assert request.trace_id == trace
-    assert request.last_stage() == "inference"
+    assert last_stage(request) == "inference"
     assert request.batch_ids == (batch.batch_id,)
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from stagescope.records import RequestRecord, State
+from stagescope.records import RequestRecord, State, last_stage
 from stagescope.testing import wait_until
 from stagescope.testing.torchserve import BATCH_SIZE, Answer, TorchServe, serving
 
@@ -205,7 +205,7 @@ def test_died_worker_leaves_what_it_died_in(server: TorchServe) -> None:
     assert {record.batch_ids for record in died} == {(batch.batch_id,) for batch in batches}
     assert len(died) == 2
     for record in died:
-        assert (record.last_stage(), record.process.pid) == ("inference", pid)
+        assert (last_stage(record), record.process.pid) == ("inference", pid)
         assert record.status == 0
     for batch in batches:
         assert [span.stage for span in batch.stages if span.open] == ["inference"]
