@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from stagescope.errors import UsageError
 from stagescope.runfolder.schema import SERVER, STACKS, Table
-from stagescope.stacks import Frame, StackSpan, parse_frame
+from stagescope.stacks import Frame, StackSpan, parse_frame, short_file
 
 SLOW_FROM = 0.99
 MEDIAN = (0.25, 0.75)
@@ -247,15 +247,25 @@ Function = tuple[str, str]
 """Name and file."""
 
 
+LEAST_STACKS = 20
+"""Below so many samples a share says nothing; they are counted instead."""
+LEAST_SHARE = 0.005
+"""What rounds to 0 % has no row."""
+
+
 def top_text(spans: Sequence[StackSpan], about: str, most: int) -> str:
-    """Give, for each stage, the functions by their own time and by the time below them."""
+    """Return, for each stage, the functions by their own time and by the time below them."""
     by_stage: dict[str, list[StackSpan]] = {}
     for span in spans:
         by_stage.setdefault(span.stage, []).append(span)
     parts = [about]
     for stage, of_stage in sorted(by_stage.items(), key=lambda item: -_seconds(item[1])):
-        parts.append(f"\n{stage or '(no stage)'}  {_seconds(of_stage):.2f} s\n   self  total")
-        parts += _lines(of_stage, most)
+        samples = sum(span.samples for span in of_stage)
+        parts.append(f"\n{stage or '(no stage)'}  {_seconds(of_stage):.2f} s, n = {samples:,}")
+        if samples < LEAST_STACKS:
+            parts.append(f"   fewer than {LEAST_STACKS} samples: too few for shares")
+        else:
+            parts += ["   self  total", *_lines(of_stage, most)]
     return "\n".join(parts) + "\n"
 
 
@@ -270,18 +280,29 @@ def _lines(spans: Sequence[StackSpan], most: int) -> list[str]:
     whole = sum(own.values()) or 1
     first = sorted(total, key=lambda function: (-own[function], -total[function], function))
     return [
-        f" {own[f] / whole:6.1%} {total[f] / whole:6.1%}  {f[0]} ({_short(f[1])})"
+        f" {own[f] / whole:6.0%} {total[f] / whole:6.0%}  {f[0]} ({short_file(f[1])})"
         for f in first[:most]
-        if own[f]
+        if own[f] >= LEAST_SHARE * whole
     ]
 
 
 def diff_text(diff: SlowDiff, about: str, most: int) -> str:
-    """Give the functions whose shares differ most."""
-    lines = [about, "", "   slow median   diff  stage: function"]
+    """Return the functions whose shares differ most, or that there are too few samples for shares."""
+    slow, median = (sum(span.samples for span, _ in side) for side in (diff.slow, diff.median))
+    lines = [about, "", f"n = {slow:,} samples of slow requests, {median:,} of median ones"]
+    if min(slow, median) < LEAST_STACKS:
+        lines += [
+            f"fewer than {LEAST_STACKS} of a class: too few for shares; a longer run has more"
+        ]
+        return "\n".join(lines) + "\n"
+    lines += ["   slow median   diff  stage: function"]
     lines += [
-        f" {f.slow:6.1%} {f.median:6.1%} {100 * f.difference:+6.1f}  "
-        + (f"{f.stage}: {f.function} ({_short(f.file)})" if f.function else f"{f.stage}: all of it")
+        f" {f.slow:6.0%} {f.median:6.0%} {100 * f.difference:+6.0f}  "
+        + (
+            f"{f.stage}: {f.function} ({short_file(f.file)})"
+            if f.function
+            else f"{f.stage}: all of it"
+        )
         for f in diff.shares()[:most]
     ]
     return "\n".join(lines) + "\n"
@@ -293,8 +314,3 @@ def _seconds(spans: Sequence[StackSpan]) -> float:
 
 def _function(frame: Frame) -> Function:
     return frame.function, frame.file
-
-
-def _short(file: str) -> str:
-    _, packages, inside = file.partition("/site-packages/")
-    return inside if packages else "/".join(file.split("/")[-2:])

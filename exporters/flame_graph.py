@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 
-from stagescope.stacks import Frame, StackSpan
+from stagescope.stacks import Frame, StackSpan, short_file
 
 NO_STAGE = "(no stage)"
 Weighed = tuple[StackSpan, float]
@@ -40,13 +40,7 @@ def stage_of(span: StackSpan) -> str:
 
 def place(frame: Frame) -> str:
     """Name a frame for merging: its function and file, whatever the line."""
-    return f"{frame.function} ({short(frame.file)})" if frame.file else frame.function
-
-
-def short(file: str) -> str:
-    """Give the last two parts of a path; below `site-packages`, all of it."""
-    _, packages, inside = file.partition("/site-packages/")
-    return inside if packages else "/".join(file.split("/")[-2:])
+    return f"{frame.function} ({short_file(frame.file)})" if frame.file else frame.function
 
 
 def path_of(span: StackSpan) -> list[str]:

@@ -27,7 +27,7 @@ from stagescope.agent.stacks.permissions import why_not
 from stagescope.agent.stacks.py_spy import PySpy, find_py_spy
 from stagescope.errors import StagescopeError, UsageError
 from stagescope.records import Process
-from stagescope.stacks import Frame, StackSpan, frame_text
+from stagescope.stacks import Frame, StackSpan, frame_text, is_library
 
 ASK_S = 0.1
 """A process that runs Python answers within its switch interval, 5 ms; one in C code may not."""
@@ -99,8 +99,6 @@ IDLE_S = 0.5
 """Between two looks while no process has an event loop."""
 QUIET_NS = 10_000_000_000
 """Between two dumps of one process."""
-
-_STANDARD = ("/lib/python3", "/lib64/python3", "<frozen ")
 
 _log = logging.getLogger("stagescope")
 
@@ -237,7 +235,7 @@ def _waits_for_work(span: StackSpan) -> bool:
 
 def culprit_of(frames: Sequence[Frame]) -> Frame:
     """Give the innermost frame that is not the standard library's or a package's; else the last."""
-    own = [frame for frame in frames if not any(part in frame.file for part in _STANDARD)]
+    own = [frame for frame in frames if not is_library(frame.file)]
     return own[-1] if own else frames[-1]
 
 

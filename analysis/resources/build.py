@@ -24,10 +24,16 @@ from stagescope.analysis.resources.model import (
     Resources,
     StageUse,
     TopKernel,
-    TopStack,
 )
-from stagescope.analysis.resources.top import launches, top_kernels, top_stacks
-from stagescope.analysis.resources.window import Window, amounts, chunk_gaps, run_window, stalled_s
+from stagescope.analysis.resources.top import StageStacks, launches, top_kernels, top_stacks
+from stagescope.analysis.resources.window import (
+    Window,
+    amounts,
+    chunk_gaps,
+    requests_in,
+    run_window,
+    stalled_s,
+)
 from stagescope.analysis.sources import RunTables, rows
 from stagescope.runfolder.schema import EVIDENCE
 from stagescope.stages import OTHER, STAGES, SUB_STAGES, stage_of
@@ -47,7 +53,7 @@ class _Found:
     device_s: Mapping[str, float]
     means: StageWeightedMeans
     stalls_s: Mapping[str, Mapping[str, float]]
-    stacks: Mapping[str, tuple[TopStack, ...]]
+    stacks: Mapping[str, StageStacks]
     kernels: Mapping[str, tuple[TopKernel, ...]]
     launches: Mapping[str, Launches]
 
@@ -72,6 +78,7 @@ def _recorded(tables: RunTables, window: Window) -> Resources:
     found = _Found(None, {}, StageWeightedMeans(()), stalls_s, {}, {}, {})
     return Resources(
         window_s=window.seconds,
+        requests=requests_in(tables.server, window),
         warmup_included=window.warmup_included,
         stages=_stages(found),
         cpu=None,
@@ -160,6 +167,7 @@ def _use(
 ) -> StageUse:
     """Give what *name* used: what the stages *inside* it, itself among them, used together."""
     busy = found.means.mean(GPU_BUSY, inside)
+    stacks = found.stacks.get(name, StageStacks(0, ()))
     device = [found.device_s[each] for each in inside if each in found.device_s]
     return StageUse(
         stage=name,
@@ -170,7 +178,8 @@ def _use(
         gpu_memory_bytes=_value(found.means.mean(GPU_MEMORY, inside)),
         rss_bytes=_value(found.means.mean(RSS, inside)),
         stalls_s=_stalls([found.stalls_s.get(each, {}) for each in inside]),
-        stacks=found.stacks.get(name, ()),
+        stack_samples=stacks.samples,
+        stacks=stacks.top,
         kernels=found.kernels.get(name, ()),
         launches=found.launches.get(name),
         sub_stages=sub_stages,

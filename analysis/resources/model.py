@@ -80,6 +80,8 @@ class StageUse:
     """Of the processes that its requests were in, weighted alike."""
     stalls_s: Mapping[str, float] = field(default_factory=dict[str, float])
     """By cause, what its requests were charged while the process stood still."""
+    stack_samples: int = 0
+    """Stack samples of the stage, waits included: what the shares of `stacks` are of."""
     stacks: tuple[TopStack, ...] = ()
     kernels: tuple[TopKernel, ...] = ()
     launches: Launches | None = None
@@ -153,6 +155,8 @@ class Resources:
     """What the run's stages used; times of the server's host."""
 
     window_s: float
+    requests: int
+    """Requests that began in it."""
     warmup_included: bool
     """True where warm-up could not be told from the rest (no common clock)."""
     stages: tuple[StageUse, ...]

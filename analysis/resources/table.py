@@ -5,7 +5,6 @@ A column stands only where something was measured for it.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -24,39 +23,50 @@ from stagescope.analysis.resources.model import (
     TopKernel,
     TopStack,
 )
+from stagescope.stacks import frame_text, parse_frame, short_file
 from stagescope.stages import OTHER
 
-_FILE = re.compile(r"\(([^()]*[/\\])?([^/\\()]+[/\\][^/\\()]+)\)$")
 WAITS = "waits"
+LEAST_SAMPLES = 20
+"""Of a stage with fewer stack samples no shares are shown."""
+LEAST_SHARE = 0.005
+"""What rounds to 0 % has no row."""
 
 
 def top_rows(stages: Sequence[StageUse]) -> Iterator[tuple[str, Table]]:
-    """Give a title and a table for stacks and for kernels, where there are any."""
-    if any(use.stacks for use in stages):
-        yield "top stacks (share of the stage's samples)", _stacks(stages)
+    """Return a title and a table for stacks and for kernels, where there are any."""
+    seen = [use for use in stages if use.stacks]
+    enough = [use for use in seen if use.stack_samples >= LEAST_SAMPLES]
+    if enough:
+        few = f"; no stage with fewer than {LEAST_SAMPLES}" if len(enough) < len(seen) else ""
+        yield f"top stacks (samples of the stage, share of them{few})", _stacks(enough)
     if any(use.kernels or use.launches for use in stages):
         yield "top kernels (share of the stage's busy time)", _kernels(stages)
 
 
 def _grid() -> Table:
-    grid = Table(box=None, padding=(0, 0, 0, 1), pad_edge=False, show_header=False, expand=True)
-    grid.add_column(no_wrap=True, min_width=14)
-    grid.add_column(justify="right", no_wrap=True, min_width=4)
-    grid.add_column(no_wrap=True, overflow="ellipsis", ratio=1)
-    return grid
+    return Table(box=None, padding=(0, 0, 0, 1), pad_edge=False, show_header=False, expand=True)
 
 
 def _stacks(stages: Sequence[StageUse]) -> Table:
     grid = _grid()
+    grid.add_column(no_wrap=True, min_width=14)
+    grid.add_column(justify="right", no_wrap=True, style="dim")
+    grid.add_column(justify="right", no_wrap=True, min_width=4)
+    grid.add_column(no_wrap=True, overflow="ellipsis", ratio=1)
     for use in stages:
-        name = "no stage" if use.stage == OTHER else use.stage
-        for index, stack in enumerate(use.stacks):
-            grid.add_row(Text("" if index else name), f"{stack.share:.0%}", _stack(stack))
+        first = ("no stage" if use.stage == OTHER else use.stage, f"{use.stack_samples:,}")
+        for stack in use.stacks:
+            if stack.share >= LEAST_SHARE:
+                grid.add_row(*map(Text, first), f"{stack.share:.0%}", _stack(stack))
+                first = ("", "")
     return grid
 
 
 def _stack(stack: TopStack) -> Text:
-    text = Text(short(stack.frame))
+    frame = parse_frame(stack.frame)
+    short = frame_text(frame._replace(file=short_file(frame.file)))
+    text = Text(short if frame.file else stack.frame)
     if stack.leaf:
         text.append(f" → {stack.leaf}")
     if not stack.running:
@@ -64,13 +74,11 @@ def _stack(stack: TopStack) -> Text:
     return text
 
 
-def short(frame: str) -> str:
-    """Leave a frame's file its last two names."""
-    return _FILE.sub(r"(\2)", frame)
-
-
 def _kernels(stages: Sequence[StageUse]) -> Table:
     grid = _grid()
+    grid.add_column(no_wrap=True, min_width=14)
+    grid.add_column(justify="right", no_wrap=True, min_width=4)
+    grid.add_column(no_wrap=True, overflow="ellipsis", ratio=1)
     grid.add_column(justify="right", no_wrap=True)
     grid.add_column(justify="right", no_wrap=True)
     for use in stages:
@@ -79,6 +87,8 @@ def _kernels(stages: Sequence[StageUse]) -> Table:
             grid.add_row(Text(name), "", Text(_bound(use.launches), style="dim"), "", "")
             name = ""
         for kernel in use.kernels:
+            if kernel.share < LEAST_SHARE:
+                continue
             grid.add_row(Text(name), f"{kernel.share:.0%}", *_kernel(kernel))
             name = ""
     return grid
@@ -136,7 +146,8 @@ def resources_lines(resources: Resources | None) -> dict[str, str]:
 
 
 def _table(resources: Resources) -> Table:
-    columns = [column for column in _COLUMNS if _occurs(column, resources.stages)]
+    stages = resources.stages
+    columns = [one for one in _columns(resources.requests) if _occurs(one, stages)]
     table = Table(box=None, padding=(0, 0, 0, 1), pad_edge=False, header_style="bold")
     table.add_column("stage", no_wrap=True, min_width=14)
     for column in columns:
@@ -190,8 +201,14 @@ def _busy(use: StageUse) -> str:
     return f"{'~' if use.gpu_coarse else ''}{use.gpu_busy:.0%}"
 
 
-def _stall(cause: str) -> Callable[[StageUse], str]:
-    return lambda use: f"{use.stalls_s[cause]:,.3f}" if use.stalls_s.get(cause) else ""
+def _stall(cause: str, requests: int) -> Callable[[StageUse], str]:
+    """Return the cell of milliseconds a request, of all *requests* of the window."""
+
+    def cell(use: StageUse) -> str:
+        stalled_s = use.stalls_s.get(cause)
+        return f"{stalled_s * 1e3 / requests:,.2f}" if stalled_s and requests else ""
+
+    return cell
 
 
 def size(count: float | None) -> str:
@@ -202,16 +219,17 @@ def size(count: float | None) -> str:
     return f"{mega:,.0f} MB" if abs(mega) < 10_000 else f"{mega / 1e3:,.1f} GB"
 
 
-_COLUMNS = (
-    _Column("CPU s", _cpu_s),
-    _Column("±", _error),
-    _Column("device s", _device_s),
-    _Column("GPU busy", _busy),
-    _Column("GPU mem", lambda use: size(use.gpu_memory_bytes)),
-    _Column("RSS", lambda use: size(use.rss_bytes)),
-    _Column("lag s", _stall("loop")),
-    _Column("GC s", _stall("gc")),
-)
+def _columns(requests: int) -> tuple[_Column, ...]:
+    return (
+        _Column("CPU s", _cpu_s),
+        _Column("±", _error),
+        _Column("device s", _device_s),
+        _Column("GPU busy", _busy),
+        _Column("GPU mem", lambda use: size(use.gpu_memory_bytes)),
+        _Column("RSS", lambda use: size(use.rss_bytes)),
+        _Column("lag ms", _stall("loop", requests)),
+        _Column("GC ms", _stall("gc", requests)),
+    )
 
 
 def _cpu(cpu: CpuTotal | None, window_s: float) -> str:

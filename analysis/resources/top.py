@@ -2,31 +2,36 @@
 
 from __future__ import annotations
 
-import re
-import sys
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
+from dataclasses import dataclass
 from typing import Any
 
 import ibis.expr.types as ir
 
 from stagescope.analysis.resources.model import Launches, TopKernel, TopStack
 from stagescope.analysis.sources import RunTables, row_batches, rows
-from stagescope.stacks import parse_frame
+from stagescope.stacks import is_library, parse_frame
 from stagescope.stages import OTHER, stage_of
 
 TOP = 3
 """Places kept of each stage: running ones first, one of them a wait where there are waits."""
 
 _AT_A_TIME = 2_000
-_LIBRARY = re.compile(r"[/\\](site|dist)-packages[/\\]|[/\\]lib[/\\]python\d|^<", re.IGNORECASE)
 
 AgentLocation = tuple[str, str, bool]
 """The innermost frame of the user's, the innermost function where another, and if it ran."""
 
 
-def top_stacks(tables: RunTables, stacks: ir.Table) -> dict[str, tuple[TopStack, ...]]:
-    """Give the top places of *stacks*, which are of *tables*, by stage, both its full name and its outer stage's.
+@dataclass(frozen=True, slots=True)
+class StageStacks:
+    """The stack samples of one stage."""
+
+    samples: int
+    top: tuple[TopStack, ...]
+
+
+def top_stacks(tables: RunTables, stacks: ir.Table) -> dict[str, StageStacks]:
+    """Return the top places of *stacks*, which are of *tables*, by stage: full names and outer ones.
 
     Stacks of no stage are under `other`, those that ran only: an idle thread waits in none.
     """
@@ -40,7 +45,10 @@ def top_stacks(tables: RunTables, stacks: ir.Table) -> dict[str, tuple[TopStack,
                 for key in {name, stage_of(name)}:
                     places = counts.setdefault(key, {})
                     places[place] = places.get(place, 0) + int(row["samples"] or 0)
-    return {name: _top_stacks(places) for name, places in counts.items()}
+    return {
+        name: StageStacks(sum(places.values()), _top_stacks(places))
+        for name, places in counts.items()
+    }
 
 
 def _top_stacks(places: Mapping[AgentLocation, int]) -> tuple[TopStack, ...]:
@@ -61,19 +69,12 @@ def place_of(frames: Sequence[str]) -> tuple[str, str]:
 
     Where no frame is the user's, the innermost one stands for it.
     """
-    own = next((frame for frame in reversed(frames) if not is_library(frame)), frames[-1])
+    own = next((frame for frame in reversed(frames) if not _of_library(frame)), frames[-1])
     return own, "" if own == frames[-1] else parse_frame(frames[-1]).function
 
 
-@lru_cache(maxsize=16_384)
-def is_library(frame: str) -> bool:
-    """Tell whether *frame* is of Python itself or of an installed package, by its file."""
-    file = parse_frame(frame).file or frame
-    if _LIBRARY.search(file):
-        return True
-    # py-spy may give a file as it is below its folder of sys.path.
-    first = re.split(r"[/\\]", file)[0].removesuffix(".py")
-    return first in sys.stdlib_module_names
+def _of_library(frame: str) -> bool:
+    return is_library(parse_frame(frame).file or frame)
 
 
 _SUM = "stage"

@@ -55,6 +55,14 @@ def run_window(tables: RunTables, since_ns: int | None) -> Window | None:
     return Window(begin, int(row["end"]), warmup_included=since_ns is None)
 
 
+def requests_in(server: ir.Table, window: Window) -> int:
+    """Return how many requests began in *window*."""
+    known = with_timeline(server)
+    began = known.filter(known.start_ns >= window.begin_ns)
+    (row,) = rows(began.aggregate(count=began.count()))
+    return int(row["count"])
+
+
 def samples_in(samples: ir.Table, window: Window, *names: str) -> ir.Table:
     """Give the samples called one of *names* that lie in *window*, or partly, cut to it.
 

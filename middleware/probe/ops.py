@@ -42,17 +42,18 @@ def dump(question: Mapping[str, Any], asker: Connection) -> Mapping[str, Any]:
 #     {"op": "allow_ptrace", "pid": 4711}
 #
 # `prctl(PR_SET_PTRACER, pid)`, prctl(2): with `kernel.yama.ptrace_scope` 1 a process may be read by
-# its own ancestors, and by the one that it names itself and what that one starts.
+# its own ancestors, and by the one that it names itself and what that one starts. Only who asks is
+# named, as the kernel knows him: `pid` could be anybody, or (-1) PR_SET_PTRACER_ANY.
 
 
 PR_SET_PTRACER = 0x59616D61
 
 
 def allow_ptrace(question: Mapping[str, Any], asker: Connection) -> Mapping[str, Any]:
-    """Name the process `pid`; the socket is its owner's alone, so the asker is of the same user."""
-    pid = question.get("pid")
-    if not isinstance(pid, int) or pid <= 0:
-        raise Refused("`pid` is the process that may read this one")
+    """Name the process that asks; the socket is its owner's alone, so it is of the same user."""
+    pid = asker.peer_pid()
+    if pid <= 0 or question.get("pid") != pid:
+        raise Refused("`pid` is the process that may read this one: the one that asks")
     prctl = ctypes.CDLL(None, use_errno=True).prctl
     if prctl(PR_SET_PTRACER, ctypes.c_ulong(pid), 0, 0, 0):
         why = os.strerror(ctypes.get_errno())

@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
+from struct import Struct
 from threading import Thread
 from typing import Any
 
@@ -29,6 +30,8 @@ PROBE_VARIABLE = "STAGESCOPE_PROBE"
 """`off`: no probe; then stacks come from py-spy alone, and there are no captures."""
 MAX_QUESTION_BYTES = 1 << 16
 BACKLOG = 8
+_CREDENTIALS = Struct("3i")
+"""`struct ucred`: pid, uid, gid."""
 THREAD_NAME = "stagescope-probe"
 
 OPS: Mapping[str, str] = {
@@ -54,6 +57,12 @@ class Connection:
     def send(self, line: Mapping[str, Any]) -> None:
         """Send one line; raises OSError where nobody listens any more."""
         self._connection.sendall(json.dumps(line).encode() + b"\n")
+
+    def peer_pid(self) -> int:
+        """Return the process that asks, as it is seen from here; 0: from another PID namespace."""
+        told = self._connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+        pid: int = _CREDENTIALS.unpack(told)[0]
+        return pid
 
     def closed(self, wait_s: float = 0.0) -> bool:
         """Tell whether the asker has gone, or goes within *wait_s*; also the way to wait."""
@@ -82,8 +91,10 @@ class Probe:
         self._recorder = recorder
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
+            # Of the socket before it has a name, so nobody else can open it in between (unix(7)):
+            # the umask would be the whole process's.
+            os.fchmod(self._listener.fileno(), 0o600)
             bind(self._listener, path)
-            path.chmod(0o600)
             self._listener.listen(BACKLOG)  # before it, a connection is refused
         except OSError:
             self._listener.close()

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -83,6 +85,32 @@ def read_thread_cpu(process: Path, at_ns: int) -> ThreadCpu:
         except (OSError, ValueError, IndexError):
             continue
     return ThreadCpu(at_ns, used_ns)
+
+
+_LIBRARY = re.compile(
+    r"[/\\](site|dist)-packages[/\\]|[/\\]lib(64)?[/\\]python\d|^<|[/\\]s?bin[/\\][^/\\]+$",
+    re.IGNORECASE,
+)
+_SEPARATOR = re.compile(r"[/\\]")
+_MADE_UP = re.compile(r"[0-9a-f]{16,}|tmp\w{8}")
+"""Names of folders that say nothing: TorchServe unpacks each model into one."""
+
+
+@lru_cache(maxsize=16_384)
+def is_library(file: str) -> bool:
+    """Return whether *file* is Python's, an installed package's, or a launcher such as `bin/uvicorn`."""
+    # py-spy may give a file as it is below its folder of sys.path.
+    first = _SEPARATOR.split(file)[0].removesuffix(".py")
+    return bool(_LIBRARY.search(file)) or first in sys.stdlib_module_names
+
+
+def short_file(file: str) -> str:
+    """Return the last two names of a path; of an installed package its path inside that."""
+    _, packages, inside = file.partition("/site-packages/")
+    if packages:
+        return inside
+    names = [name for name in _SEPARATOR.split(file) if not _MADE_UP.fullmatch(name)]
+    return "/".join(names[-2:])
 
 
 _FRAME = re.compile(r"(.*?) \((.*):(\d+)\)", re.DOTALL)

@@ -181,20 +181,20 @@ def test_nothing_grew(report: Report) -> None:
 USED = """\
 what each stage used, over 12.0 s
 
-stage          CPU s     ± device s GPU busy GPU mem    RSS lag s  GC s
-queue           0.00 ±0.03        -      10% 20.0 GB 111 MB 0.600     -
-preprocess      3.00 ±0.30        -      10% 20.0 GB 111 MB     -     -
-  parse         3.00 ±0.30        -      10% 20.0 GB 111 MB     -     -
-inference       1.80 ±0.27     4.00      80% 20.0 GB 111 MB     - 0.240
-no stage        1.20 ±0.24        -        -       -      -     -     -
+stage          CPU s     ± device s GPU busy GPU mem    RSS lag ms GC ms
+queue           0.00 ±0.03        -      10% 20.0 GB 111 MB   5.00     -
+preprocess      3.00 ±0.30        -      10% 20.0 GB 111 MB      -     -
+  parse         3.00 ±0.30        -      10% 20.0 GB 111 MB      -     -
+inference       1.80 ±0.27     4.00      80% 20.0 GB 111 MB      -  2.00
+no stage        1.20 ±0.24        -        -       -      -      -     -
 total           6.00
 
-top stacks (share of the stage's samples)
-preprocess      80% hot (app/server.py:41)
-                20% cold (app/server.py:50)
-inference       60% predict (app/server.py:60) → forward
-                40% waits: predict (app/server.py:60) → forward
-no stage       100% main (app/server.py:1) → select
+top stacks (samples of the stage, share of them)
+preprocess      50  80% hot (app/server.py:41)
+                    20% cold (app/server.py:50)
+inference       50  60% predict (app/server.py:60) → forward
+                    40% waits: predict (app/server.py:60) → forward
+no stage        20 100% main (app/server.py:1) → select
 
 top kernels (share of the stage's busy time)
 inference           launch-bound: busy 40% of 20.0 ms captured
@@ -245,7 +245,7 @@ def test_a_column_without_a_figure_is_absent(planted: Report) -> None:
 
     screen = text(render(replace(planted, resources=few)))
 
-    assert re.search(r"^stage +lag s  GC s$", screen, re.MULTILINE)
+    assert re.search(r"^stage +lag ms GC ms$", screen, re.MULTILINE)
     assert "CPU" not in screen
     assert "top" not in screen
 

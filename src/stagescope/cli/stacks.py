@@ -56,6 +56,8 @@ def run(args: argparse.Namespace) -> int:
     """Read, choose, write."""
     if args.slow and args.format not in ("text", "html"):
         raise UsageError(f"--slow is told as text or html, not as {args.format}")
+    if args.format == "pprof" and args.out is None and sys.stdout.isatty():
+        raise UsageError("pprof is binary, nothing for a terminal: give --out FILE, or pipe it on")
     with needs("load"):
         from stagescope.analysis.stacks import read_stacks
     every = read_stacks(args.dir)

@@ -86,6 +86,8 @@ def _asks(probe: Path) -> bool:
         ("stacks", {"seconds": "long"}, "`seconds` and `hz` are numbers"),
         ("allow_ptrace", {}, "`pid` is the process that may read this one"),
         ("allow_ptrace", {"pid": -1}, "`pid` is the process that may read this one"),
+        ("allow_ptrace", {"pid": 2**64 - 1}, "`pid` is the process that may read this one"),
+        ("allow_ptrace", {"pid": 1}, "`pid` is the process that may read this one"),
     ],
 )
 def test_nonsense_is_refused(
