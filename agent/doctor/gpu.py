@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from importlib import import_module
+from pathlib import Path
 from typing import Any, Final
 
 from stagescope.agent.doctor.finding import GPU, KERNELS, NO, OK, WARN, Finding, plural
 from stagescope.agent.doctor.serving import hello
 from stagescope.agent.doctor.surroundings import Environment
+from stagescope.errors import StagescopeError
+from stagescope.recorder.reader import RecorderReader
+from stagescope.records import BatchRecord, RequestRecord
+from stagescope.stages import OTHER, stage_of
 
 PROFILERS: Final = {"nsys": "CUPTI", "ncu": "CUPTI", "nsight-sys": "CUPTI", "dynolog": "CUPTI",
                     "nv-hostengine": "counters", "dcgm-exporter": "counters"}  # fmt: skip
@@ -148,6 +154,9 @@ def torch(around: Environment) -> Finding:
         "loaded": {str(pid): _loaded(around, pid) for pid in around.pids()},
     }
     if able:
+        blind = _without_inference(around, able)
+        if blind:
+            return Finding(WARN, *blind, lacks=(KERNELS,), facts=facts)
         what = "kernels" if "cuda" in facts["loaded"][str(able[0])] else "operators, on the CPU"
         text = f"torch {with_torch[able[0]]['torch']} in pid {able[0]}: {what}"
         return Finding(OK, text, gives=(KERNELS,), facts=facts)
@@ -164,6 +173,32 @@ def torch(around: Environment) -> Finding:
     else:
         text, do = "no served process to capture in", ("start the server; see servers above",)
     return Finding(NO, text, do, lacks=(KERNELS,), facts=facts)
+
+
+def _without_inference(around: Environment, pids: list[int]) -> tuple[str, tuple[str, ...]] | None:
+    """Say why a capture in *pids* would see no call of a model, and what mends it; None: it would.
+
+    A capture records from one call to the next, and knows a call by its stage `inference`.
+    """
+    found = [_stages_met(one.ring) for one in around.served if one.process.pid in pids]
+    if any("inference" in met for met in found):
+        return None
+    if not any(found):
+        text = f"torch in pid {pids[0]}, which has served no request yet: a capture waits for the "
+        return text + "stage `inference`", ("send a request, then run this again",)
+    text = f"torch in pid {pids[0]}, but none of its requests opened the stage `inference`, for "
+    return text + "which a capture waits", ('with stage("inference"): around the model\'s call',)
+
+
+def _stages_met(ring: Path) -> set[str]:
+    """Return the outer stages of the requests and batches in a recorder file; `other` for none."""
+    met: set[str] = set()
+    with suppress(OSError, StagescopeError), RecorderReader(ring) as reader:
+        while "inference" not in met and (records := reader.poll()):
+            for record in records:
+                if isinstance(record, RequestRecord | BatchRecord):
+                    met |= {OTHER, *(stage_of(span.stage) for span in record.stages)}
+    return met
 
 
 def _loaded(around: Environment, pid: int) -> list[str]:

@@ -1,15 +1,22 @@
 """The doctor's judgement: grants for any mix of rights, and checks that hang or fail."""
 
 import threading
+from contextlib import closing
 from pathlib import Path
 
 from hypothesis import given
 from hypothesis import strategies as st
 
+from stagescope import stage
+from stagescope.agent.doctor import gpu
 from stagescope.agent.doctor.examine import Check, examine
-from stagescope.agent.doctor.finding import OK, SPANS, STACKS, WARN, Finding
+from stagescope.agent.doctor.finding import KERNELS, OK, SPANS, STACKS, WARN, Finding
 from stagescope.agent.doctor.ptrace import Rights
-from stagescope.agent.doctor.surroundings import Environment
+from stagescope.agent.doctor.surroundings import Environment, Served
+from stagescope.agent.probe import probe_of
+from stagescope.middleware.probe.server import Probe
+from stagescope.recorder.reader import RecorderReader
+from stagescope.testing.recording import Recording
 
 AROUND = Environment(Path("/nowhere"))
 
@@ -79,3 +86,27 @@ def test_a_check_that_hangs_or_fails_is_its_own_line_alone() -> None:
     assert found.possible(SPANS)
     assert not found.possible(STACKS)
     assert found.because(STACKS) == ["no"]
+
+
+def test_kernels_are_possible_where_the_model_s_call_is_a_stage(tmp_path: Path) -> None:
+    """torch alone is not enough: a capture waits for `inference`, and would wait in vain."""
+    import torch  # noqa: F401 - what the probe looks for
+
+    recording = Recording(tmp_path)
+    with closing(recording), RecorderReader(recording.path) as reader:
+        probe = Probe(probe_of(recording.path), recording.recorder)
+        try:
+            around = Environment(tmp_path, (Served(recording.path, reader.process),))
+            none_yet = gpu.torch(around)
+            with recording.request(), stage("preprocess"):
+                pass
+            unmarked = gpu.torch(around)
+            with recording.request(), stage("inference"):
+                pass
+            marked = gpu.torch(around)
+        finally:
+            probe.stop()
+    assert [one.status for one in (none_yet, unmarked, marked)] == [WARN, WARN, OK]
+    assert [one.gives for one in (none_yet, unmarked, marked)] == [(), (), (KERNELS,)]
+    assert none_yet.do == ("send a request, then run this again",)
+    assert "none of its requests opened the stage `inference`" in unmarked.told

@@ -190,11 +190,11 @@ no stage        1.20 ±0.24        -        -       -      -      -     -
 total           6.00
 
 top stacks (samples of the stage, share of them)
-preprocess      50  80% hot (app/server.py:41)
-                    20% cold (app/server.py:50)
-inference       50  60% predict (app/server.py:60) → forward
-                    40% waits: predict (app/server.py:60) → forward
-no stage        20 100% main (app/server.py:1) → select
+preprocess     50  80% hot (app/server.py:41)
+                   20% cold (app/server.py:50)
+inference      50  60% predict (app/server.py:60) → forward
+                   40% waits: predict (app/server.py:60) → forward
+no stage       20 100% main (app/server.py:1) → select
 
 top kernels (share of the stage's busy time)
 inference           launch-bound: busy 40% of 20.0 ms captured

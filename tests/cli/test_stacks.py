@@ -1,6 +1,9 @@
 """`stagescope stacks` on run folders."""
 
 import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -70,6 +73,21 @@ def test_every_format_is_written(run: Path, tmp_path: Path) -> None:
         assert main(["stacks", str(run), "--format", name, "--out", str(out)]) == 0
         assert out.read_bytes().startswith(head)
     assert json.loads((tmp_path / "out.speedscope").read_text())["profiles"]
+
+
+def test_pprof_is_never_written_to_a_terminal(run: Path) -> None:
+    """Binary would garble it: one sentence says what to do."""
+    ours, its = os.openpty()
+    try:
+        words = [sys.executable, "-m", "stagescope", "stacks", str(run), "--format", "pprof"]
+        done = subprocess.run(words, stdout=its, stderr=subprocess.PIPE, timeout=60, check=False)
+        os.write(its, b"end")
+        assert os.read(ours, 100) == b"end"
+    finally:
+        os.close(ours)
+        os.close(its)
+    assert done.returncode == 2
+    assert b"give --out FILE, or pipe it on" in done.stderr
 
 
 def test_slow_names_what_the_median_lacks(
