@@ -19,6 +19,7 @@ from stagescope.agent.events import Actions, EventQueue
 from stagescope.agent.overhead import OTHER, Governor, OwnCost, budget, costs_of
 from stagescope.agent.process_metrics import GROWING, PASSING, summed
 from stagescope.agent.sinks import Sink
+from stagescope.agent.store.live import LiveWindow
 from stagescope.agent.store.recent import ColdStarts, RecentRequests
 from stagescope.agent.store.runs import RunStore
 from stagescope.agent.store.telemetry import TelemetryBuffer
@@ -84,10 +85,12 @@ class Agent:
         self.runs = RunStore(spool / "runs")
         self.cold_starts = ColdStarts()
         self.recent = RecentRequests()
+        self.live = LiveWindow(clock)
         own: dict[str, Sink] = {
             "runs": self.runs,
             "cold_starts": self.cold_starts,
             "recent": self.recent,
+            "live": self.live,
         }
         self.sinks = own | sinks
         self._drain = Drain(

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from stagescope.agent.store.live import WINDOW_S, RouteSummary
 from stagescope.agent.store.runs import RunCounts
 from stagescope.agent.store.serialize import KERNELS, SAMPLES, STACKS, parse_lines
 from stagescope.errors import StagescopeError, UsageError
@@ -46,6 +47,11 @@ class AgentClient:
     def counters(self) -> dict[str, float]:
         """Give the agent's numbers, its writers' and its sinks', by name."""
         return self._json("GET", "/counters")
+
+    def live(self, window_s: int = WINDOW_S) -> list[RouteSummary]:
+        """Return the requests of the last *window_s* seconds, by service and route."""
+        answer = self._json("GET", f"/live?seconds={window_s}")
+        return [RouteSummary(**one) for one in answer["routes"]]
 
     def run_counts(self, run_id: str) -> RunCounts:
         """Count what is stored of a load run; all zero where nothing is yet."""

@@ -21,6 +21,7 @@ from stagescope.agent.api.http_server import (
 )
 from stagescope.agent.loop import Agent
 from stagescope.agent.pipeline import Render
+from stagescope.agent.store.live import WINDOW_S, to_json
 from stagescope.agent.store.serialize import KERNELS, SAMPLES, STACKS, in_blocks
 from stagescope.errors import StagescopeError, UsageError
 from stagescope.recorder.spool import SOCKET_NAME
@@ -60,6 +61,8 @@ class Control:
                     return self._run(run_id)
                 case "GET", ["runs", run_id, "records"]:
                     return self._records(run_id)
+                case "GET", ["live"]:
+                    return self._live(request)
                 case "GET", ["cold-starts"]:
                     return self._cold_starts()
                 case "GET", ["samples" | "stacks" | "kernels" as kind]:
@@ -93,6 +96,13 @@ class Control:
         self.agent.catch_up()
         blocks = self.agent.runs.read(run_id)
         return Reply(blocks, NDJSON) if blocks is not None else self._no_run(run_id)
+
+    def _live(self, request: Request) -> Reply:
+        text = request.query.get("seconds", str(WINDOW_S))
+        if not (text.isascii() and text.isdecimal() and 1 <= int(text[:9]) <= WINDOW_S):
+            raise UsageError(f"seconds={text[:40]!r}: give a whole number from 1 to {WINDOW_S}")
+        self.agent.catch_up()
+        return json_reply(to_json(self.agent.live.read(int(text)), int(text)))
 
     def _cold_starts(self) -> Reply:
         self.agent.catch_up()
@@ -146,7 +156,7 @@ def _nothing_there(request: Request) -> Reply:
     return problem(
         HTTPStatus.NOT_FOUND,
         f"{request.method} {request.path[:80]} is nothing the agent knows; it answers /health, "
-        "/counters, /metrics, /samples, /stacks, /kernels, /cold-starts, /runs/ID and "
+        "/counters, /metrics, /live, /samples, /stacks, /kernels, /cold-starts, /runs/ID and "
         "/runs/ID/records",
     )
 

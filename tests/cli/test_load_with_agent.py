@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ import pytest
 
 from stagescope import load_run, stage
 from stagescope.analysis.build import build_report
+from stagescope.cli import main
 from stagescope.middleware.asgi import StageMiddleware
 from stagescope.middleware.types import Receive, Scope, Send
 from stagescope.runfolder.run import read_run
@@ -116,3 +119,23 @@ def rows(folder: Path) -> list[dict[str, Any]]:
     """Read the server's side."""
     found: list[dict[str, Any]] = pq.read_table(folder / "server.parquet").to_pylist()
     return found
+
+
+def test_the_last_minute_without_a_load_run(
+    spool: Path, agents: AgentProcesses, url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`report --live` asks the agent beside a real server; nothing served is exit code 1."""
+    agents(spool)
+    assert main(["report", "--live", "--spool", str(spool)]) == 1
+    assert "no request ended in the last 60 s" in capsys.readouterr().err
+
+    for _ in range(5):
+        urllib.request.urlopen(url, timeout=30).read()
+    assert main(["report", "--live", "--spool", str(spool)]) == 0
+    out = capsys.readouterr().out
+    assert "requests/s, 0 errors, last 60 s" in out
+    assert "inference" in out
+
+    assert main(["report", "--live", "--spool", str(spool), "--format", "json"]) == 0
+    (route,) = json.loads(capsys.readouterr().out)["routes"]
+    assert (route["requests"], route["p99_ms"]) == (5, None)

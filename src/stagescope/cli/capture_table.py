@@ -29,7 +29,7 @@ def lines_of(facts: CaptureFacts, table: KernelTable) -> Iterator[str]:
     if not facts.device:  # who has no device waits for none, and launches nothing
         lines = [cells[:5] for cells in lines]
         lines[0] = ("stage", "calls", *lines[0][2:])
-    yield from _aligned(lines)
+    yield from aligned(lines)
     bounds = {row.bound for row in table.rows if row.bound}
     yield from (f"{name}-bound: {BOUNDS[name]}" for name in sorted(bounds & {*BOUNDS} - {"mixed"}))
     yield from _caveats(table)
@@ -50,7 +50,8 @@ def _cells(head: KernelRow, rows: Sequence[KernelRow]) -> Iterator[tuple[str, ..
         yield f"  {len(rest)} more", f"{launches:,}", "", _ms(busy), "", "", ""
 
 
-def _aligned(lines: Sequence[tuple[str, ...]]) -> Iterator[str]:
+def aligned(lines: Sequence[tuple[str, ...]]) -> Iterator[str]:
+    """Return the lines of a table: the first column to the left, the others to the right."""
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     for cells in lines:
         first, *others = zip(cells, widths, strict=True)

@@ -4,13 +4,15 @@ Reads a run folder that `stagescope load` wrote (`run.json` and its Parquet tabl
 an older version, joins the client's records with the server's, and splits client latency into
 client wait, connect, network, the server's stages, and what nothing explains.
 Of several runs it prints mean and p99 side by side, and which part grew from each to the next.
+With --live it reads no folder: it asks the agent what the last minute of requests looked like.
 
 examples:
   stagescope report runs/20250101-120000
   stagescope report runs/demo/low runs/demo/middle runs/demo/over
+  stagescope report --live
   stagescope report runs/20250101-120000 --format json | jq '.stages[] | {stage, p99_ms}'
 
-exit code: 0; 2 where a DIR is no readable run folder, or a run is INVALID (its report is printed
+exit code: 0; 1 where --live found no request; 2 where a DIR is no readable run folder, or a run is INVALID (its report is printed
 all the same, and says why).
 """
 
@@ -18,11 +20,18 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stagescope.errors import EXIT_DONE, EXIT_USAGE, needs
+from stagescope.agent.api.address import read_token
+from stagescope.agent.api.client import AgentClient
+from stagescope.agent.store.live import WINDOW_S, RouteSummary, to_json
+from stagescope.cli.capture_table import aligned
+from stagescope.errors import EXIT_DONE, EXIT_FAILED, EXIT_USAGE, UsageError, needs
+from stagescope.recorder.spool import SOCKET_NAME, default_spool
+from stagescope.stages import OTHER, STAGES
 
 if TYPE_CHECKING:
     from stagescope.analysis.report import Report
@@ -33,16 +42,99 @@ FORMATS = ("text", "json")
 
 def prepare_parser(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
-    parser.add_argument("dirs", type=Path, metavar="DIR", nargs="+", help="a run folder")
+    parser.add_argument("dirs", type=Path, metavar="DIR", nargs="*", help="a run folder")
     parser.add_argument(
         "--format", choices=FORMATS, default="text", help="text for people, json for machines"
     )
+    live = parser.add_argument_group("the last minute, without a load run")
+    live.add_argument(
+        "--live", action="store_true", help="ask the agent of this host, by service and route"
+    )
+    live.add_argument(
+        "--seconds",
+        type=int,
+        default=WINDOW_S,
+        metavar="N",
+        help=f"of the last N (default, and at most: {WINDOW_S})",
+    )
+    live.add_argument("--spool", type=Path, metavar="DIR", help="spool of the agent to ask")
+    live.add_argument("--agent", metavar="URL", help="agent elsewhere: http://HOST:PORT")
+    live.add_argument("--token-file", type=Path, metavar="FILE", help="token for --agent")
 
 
 def run(args: argparse.Namespace) -> int:
     """Print the report; an INVALID run's exit code is 2, so that a script can't miss it."""
+    if args.live:
+        return _print_live(args)
+    if not args.dirs:
+        raise UsageError("give a run folder, or --live for the last minute of a running server")
     reports = print_reports(args.dirs, args.format)
     return EXIT_DONE if all(report.valid for report in reports) else EXIT_USAGE
+
+
+def _print_live(args: argparse.Namespace) -> int:
+    """Print what the agent saw in the last seconds; return 1 where no request ended."""
+    if args.dirs:
+        raise UsageError("--live reads no run folder: leave out DIR, or --live")
+    if not 1 <= args.seconds <= WINDOW_S:
+        raise UsageError(f"--seconds {args.seconds}: give a whole number from 1 to {WINDOW_S}")
+    if args.agent:
+        client = AgentClient(args.agent, read_token(args.token_file) if args.token_file else None)
+    else:
+        client = AgentClient((args.spool or default_spool()) / SOCKET_NAME)
+    found = client.live(args.seconds)
+    if args.format == "json":
+        print(json.dumps(to_json(found, args.seconds), indent=2))
+    elif found:
+        print("\n".join(_live_lines(found, args.seconds)))
+    else:
+        print(f"no request ended in the last {args.seconds} s", file=sys.stderr)
+    return EXIT_DONE if found else EXIT_FAILED
+
+
+def _live_lines(found: Sequence[RouteSummary], seconds: int) -> Iterator[str]:
+    """Yield two tables a service: rates and latency of each route, and where its mean went."""
+    for service in dict.fromkeys(one.service for one in found):
+        routes = [one for one in found if one.service == service]
+        count, errors = sum(one.requests for one in routes), sum(one.errors for one in routes)
+        yield f"{service}: {count / seconds:,.1f} requests/s, {errors:,} errors, last {seconds} s"
+        yield ""
+        yield from aligned(
+            [
+                ("route", "per s", "errors", "mean ms", "p50", "p95", "p99"),
+                *(
+                    (
+                        one.route or "(no route)",
+                        f"{one.requests / seconds:,.1f}",
+                        f"{one.errors:,}",
+                        *(
+                            _ms(value)
+                            for value in (one.mean_ms, one.p50_ms, one.p95_ms, one.p99_ms)
+                        ),
+                    )
+                    for one in routes
+                ),
+            ]
+        )
+        yield ""
+        recorded = {stage for one in routes for stage in one.stages_ms}
+        custom = sorted(recorded - {*STAGES, OTHER})
+        stages = [stage for stage in (*STAGES, *custom, OTHER) if stage in recorded]
+        yield from aligned(
+            [
+                ("mean ms by stage", *stages),
+                *(
+                    (one.route or "(no route)", *(_ms(one.stages_ms.get(name)) for name in stages))
+                    for one in routes
+                ),
+            ]
+        )
+        yield ""
+    yield "Percentiles are at most 6 % too high; – is a stage not recorded, or too few requests."
+
+
+def _ms(value: float | None) -> str:
+    return "–" if value is None else f"{value:,.2f}"
 
 
 def print_reports(folders: Sequence[Path], fmt: str = "text") -> Sequence[Report]:
