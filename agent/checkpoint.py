@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from stagescope.agent.drain import Cursors, Drain, save_cursors
 from stagescope.agent.sinks import Mark, Sinks, mark, settled
+from stagescope.errors import StagescopeError
 
 _log = logging.getLogger("stagescope")
 
@@ -24,7 +26,11 @@ class _Taken:
 class Checkpoint:
     """At most one checkpoint waits for the sinks; when it is settled it is saved."""
 
-    def __init__(self, spool: Path, drain: Drain, sinks: Sinks) -> None:
+    def __init__(
+        self, spool: Path, drain: Drain, sinks: Sinks, *, holds: Callable[[], bool] = lambda: True
+    ) -> None:
+        """*holds* tells whether the spool is still ours: else its files are another agent's."""
+        self._holds = holds
         self._spool = spool
         self._drain = drain
         self._sinks = sinks
@@ -43,15 +49,16 @@ class Checkpoint:
             self._save(done.places)
 
     def _save(self, places: Cursors) -> None:
-        if places == self._saved:
+        if places == self._saved or not self._holds():
             return
         try:
             save_cursors(self._spool, places)
             self._saved = places
-        except OSError as problem:
+        except (OSError, StagescopeError) as problem:
             self.failures += 1
             if self.failures == 1:
+                why = problem.strerror if isinstance(problem, OSError) else problem
                 _log.warning(
                     "how far spool %s is read cannot be saved: %s; an agent that is restarted "
-                    "will read some records twice", self._spool, problem.strerror,
+                    "will read some records twice", self._spool, why,
                 )  # fmt: skip

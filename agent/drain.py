@@ -8,6 +8,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from stagescope.agent.process_metrics import GROWING, summed
 from stagescope.errors import RecorderFileError
 from stagescope.recorder import format as fmt
 from stagescope.recorder.reader import RecorderReader
-from stagescope.recorder.spool import ring_files
+from stagescope.recorder.spool import open_own, open_to_read, opened_spool, ring_files
 from stagescope.records import InstrumentCost, Process, Record
 
 FILE_NAME = "agent.cursors"
@@ -43,7 +44,8 @@ def load_cursors(spool: Path) -> Cursors:
     """
     path = spool / FILE_NAME
     try:
-        saved = json.loads(path.read_bytes())
+        with opened_spool(spool) as folder, open(open_to_read(folder, FILE_NAME), "rb") as file:
+            saved = json.loads(file.read())
         return {ring: Cursor(int(place[0]), int(place[1])) for ring, place in saved.items()}
     except FileNotFoundError:
         return {}
@@ -59,13 +61,14 @@ def load_cursors(spool: Path) -> Cursors:
 
 def save_cursors(spool: Path, cursors: Cursors) -> None:
     """Replace the file at once, so that a reader sees the old or the new; raises OSError."""
-    path = spool / FILE_NAME
-    hidden = path.with_suffix(".new")
+    hidden = FILE_NAME.replace(".cursors", ".new")
     text = json.dumps({ring: [at.next_seq, at.chains_from] for ring, at in cursors.items()})
-    fd = os.open(hidden, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    with os.fdopen(fd, "w") as file:
-        file.write(text)
-    hidden.replace(path)
+    with opened_spool(spool) as folder:
+        with suppress(FileNotFoundError):
+            os.unlink(hidden, dir_fd=folder)  # of an agent that was killed, or a link
+        with os.fdopen(open_own(folder, hidden, os.O_WRONLY | os.O_EXCL), "w") as file:
+            file.write(text)
+        os.rename(hidden, FILE_NAME, src_dir_fd=folder, dst_dir_fd=folder)
 
 
 Deliver = Callable[[Sequence[Record]], None]

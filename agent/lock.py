@@ -10,7 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from stagescope.errors import HeldError, StagescopeError
-from stagescope.recorder.spool import LOCK_NAME, try_lock
+from stagescope.recorder.spool import (
+    LOCK_NAME,
+    is_held,
+    open_own,
+    open_to_read,
+    opened_spool,
+    still_named,
+    try_lock,
+)
 
 AGENT, EMBEDDED = "agent", "embedded"
 
@@ -18,8 +26,13 @@ AGENT, EMBEDDED = "agent", "embedded"
 class SpoolLock:
     """The right to drain a spool; ends with `release`, or with the process however it ends."""
 
-    def __init__(self, fd: int) -> None:
+    def __init__(self, fd: int, path: Path) -> None:
         self._fd = fd
+        self._path = path
+
+    def valid(self) -> bool:
+        """Tell whether the lock file is still there: without it another agent may drain too."""
+        return self._fd >= 0 and still_named(self._fd, self._path)
 
     def release(self) -> None:
         """Let the next one have it."""
@@ -38,15 +51,17 @@ def try_hold(spool: Path, kind: str) -> SpoolLock | None:
     """Take the spool if nobody has it; raises StagescopeError where the lock file can't be made."""
     path = spool / LOCK_NAME
     try:
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        with opened_spool(spool) as folder:
+            fd = open_own(folder, LOCK_NAME, os.O_RDWR)
     except OSError as problem:
         raise StagescopeError(f"lock file {path} cannot be opened: {problem.strerror}") from None
     try:
-        if try_lock(fd):
+        # Whoever deleted the file meanwhile may have let another one have its successor.
+        if try_lock(fd) and still_named(fd, path):
             text = json.dumps({"pid": os.getpid(), "kind": kind, "since_s": time.time()})
             os.ftruncate(fd, 0)
             os.pwrite(fd, text.encode(), 0)
-            return SpoolLock(fd)
+            return SpoolLock(fd, path)
     except OSError as problem:
         os.close(fd)
         raise StagescopeError(f"lock file {path} cannot be written: {problem.strerror}") from None
@@ -57,10 +72,20 @@ def try_hold(spool: Path, kind: str) -> SpoolLock | None:
 def holder(spool: Path) -> dict[str, Any]:
     """Read who holds the spool: `pid`, `kind`, `since_s`; empty where that cannot be told."""
     try:
-        found = json.loads((spool / LOCK_NAME).read_bytes())
-    except (OSError, ValueError):
+        with opened_spool(spool) as folder, open(open_to_read(folder, LOCK_NAME), "rb") as file:
+            found = json.loads(file.read(4096))
+    except (OSError, ValueError, StagescopeError):
         return {}
     return found if isinstance(found, dict) else {}
+
+
+def held(spool: Path) -> bool:
+    """Tell whether somebody drains *spool*; False also where it is not there or not for us."""
+    try:
+        with opened_spool(spool) as folder:
+            return is_held(folder)
+    except StagescopeError:
+        return False
 
 
 def held_error(spool: Path) -> HeldError:

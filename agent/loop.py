@@ -70,14 +70,18 @@ class Agent:
         *,
         shared: bool = False,
         samplers: Samplers | None = None,
+        holds: Callable[[], bool] = lambda: True,
         clock: Callable[[], int] = time.monotonic_ns,
         cpu_s: Callable[[], float] = time.process_time,
     ) -> None:
         """*shared*: the process is a server's, so every bite ends with giving way to it.
 
-        *samplers* makes what samples, once the agent knows whom.
+        *samplers* makes what samples, once the agent knows whom. Where *holds* tells that the
+        spool is no longer ours, since somebody deleted it, `run` ends and `lost_spool` is True.
         """
         self.spool = spool
+        self.lost_spool = False
+        self._holds = holds
         self.actions = Actions()
         self.shared = shared
         self.evidence = TelemetryBuffer()
@@ -100,7 +104,7 @@ class Agent:
             give_way=_release_the_interpreter if shared else _go_on,
             clock=clock,
         )
-        self._checkpoint = Checkpoint(spool, self._drain, self.sinks)
+        self._checkpoint = Checkpoint(spool, self._drain, self.sinks, holds=holds)
         self._clock = clock
         self._cpu_s = cpu_s
         self._cpu_before_s = cpu_s()
@@ -115,6 +119,7 @@ class Agent:
         self._samplers = [Metered(one, clock) for one in (*made, self.governor)]
         self.governor.watch(self._samplers)
         self._collectors = [
+            Metered(PeriodicTask("lock", DISCOVER_S, self._check_lock), clock),
             self._discover,
             *self._samplers,
             Metered(PeriodicTask("tidy", TIDY_S, self.runs.forget_old), clock),
@@ -142,6 +147,15 @@ class Agent:
         self.hurry()
         while self.step() and self._clock() < last_ns:
             pass
+
+    def _check_lock(self) -> None:
+        if not self.lost_spool and not self._holds():
+            self.lost_spool = True
+            _log.warning(
+                "spool %s, or the lock in it, was deleted while it was read: what was in it and "
+                "not read is lost", self.spool,
+            )  # fmt: skip
+            self.stop_soon()
 
     def stop(self) -> None:
         """Make `run` come to its end now; from any thread, but not from a signal's handler."""

@@ -23,7 +23,7 @@ from stagescope.agent.api.address import (
 from stagescope.agent.api.client import AgentClient
 from stagescope.agent.api.control import Control, listen, metrics_only, serve_socket, serve_tcp
 from stagescope.agent.lock import AGENT, EMBEDDED, SpoolLock, held_error, holder, try_hold
-from stagescope.agent.loop import Agent
+from stagescope.agent.loop import Agent, Samplers
 from stagescope.agent.pipeline import ENDPOINT_VARIABLE, Pipeline, sinks_from_environment
 from stagescope.agent.samplers import chosen
 from stagescope.errors import EXIT_DONE, StagescopeError, UsageError
@@ -61,22 +61,29 @@ def run_agent(settings: Settings) -> int:
     if settings.otlp_url:
         os.environ[ENDPOINT_VARIABLE] = settings.otlp_url
     samplers = chosen("off" if settings.once else settings.samplers)
-    spool = ensure_spool(settings.spool or default_spool())
+    spool = settings.spool or default_spool()
+    with _printed_log(quiet=settings.quiet):
+        while _drained_until_lost(settings, ensure_spool(spool), samplers):
+            _log.warning("begins anew in spool %s", spool)
+    return EXIT_DONE
+
+
+def _drained_until_lost(settings: Settings, spool: Path, samplers: Samplers | None) -> bool:
+    """Work until a signal comes; True where the spool was deleted meanwhile."""
     with ExitStack() as cleanup:
-        cleanup.enter_context(_printed_log(quiet=settings.quiet))
         hold = take_spool(spool)
         cleanup.callback(hold.release)
         composed = sinks_from_environment()
-        agent = Agent(spool, composed.sinks, samplers=samplers)
+        agent = Agent(spool, composed.sinks, samplers=samplers, holds=hold.valid)
         composed.watch(agent)
         cleanup.callback(agent.close, FLUSH_S)
         _serve(settings, Control(agent, AGENT, spool, composed.render), composed, cleanup)
-        with _stopped_by_signals(agent):
+        with _stopped_by_signals(agent) as signals:
             if settings.once:
                 agent.stop()
             agent.run()
         _log.info("ends: %d records read", agent.counters()["records"])
-    return EXIT_DONE
+        return agent.lost_spool and not signals
 
 
 def _check(settings: Settings) -> None:
@@ -147,15 +154,19 @@ def _serve_metrics(settings: Settings, composed: Pipeline, cleanup: ExitStack) -
 
 
 @contextmanager
-def _stopped_by_signals(agent: Agent) -> Generator[None]:
+def _stopped_by_signals(agent: Agent) -> Generator[list[int]]:
+    """Let signals end *agent*; those that came are in the list."""
     numbers = (signal.SIGTERM, signal.SIGINT)
 
+    came: list[int] = []
+
     def stop(number: int, frame: object) -> None:
+        came.append(number)
         agent.stop_soon()
 
     before = [signal.signal(number, stop) for number in numbers]
     try:
-        yield
+        yield came
     finally:
         for number, handler in zip(numbers, before, strict=True):
             signal.signal(number, handler)

@@ -120,8 +120,8 @@ def begin(recorder: Recorder, scope: Scope) -> Timeline:
     """
     clock = recorder.clock
     now_ns = start_ns = clock()
-    if now_ns >= recorder.anchor_due_ns:
-        recorder.anchor(now_ns)
+    if now_ns >= recorder.upkeep_due_ns:
+        recorder.upkeep(now_ns)
     parent = None
     run = b""
     traceparents = 0

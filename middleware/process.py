@@ -7,7 +7,7 @@ import logging
 import os
 from functools import lru_cache
 from pathlib import Path
-from threading import Lock
+from threading import Lock, Thread
 
 from stagescope.errors import StagescopeError
 from stagescope.middleware.probe.server import Probe, start_probe
@@ -40,7 +40,10 @@ def process_recorder(spool: Path | None, service: str) -> Recorder | None:
     """
     key = (spool or default_spool(), service)
     with _lock:
-        if key not in _open:
+        found = _open.get(key)
+        if found and found[0].closed:
+            _retire(*found)
+        if key not in _open or (found and found[0].closed):
             _open[key] = _create(*key)
         found = _open[key]
     return found[0] if found else None
@@ -53,10 +56,28 @@ def _create(spool: Path, service: str) -> tuple[Recorder, RecorderFile] | None:
         log.warning("stagescope: nothing is recorded in this process: %s", reason)
         return None
     note(RECORDER)
-    recorder = Recorder(memoryview(file.memory), path=file.path)
+    recorder = Recorder(
+        memoryview(file.memory), ring_slots=file.ring_slots, path=file.path, fd=file.fd
+    )
+    for _ in range(file.swept):
+        recorder.count("files_swept")
     if probe := start_probe(file.path, recorder):
         _probes.append(probe)
     return recorder, file
+
+
+def _retire(recorder: Recorder, file: RecorderFile) -> None:
+    """Close a file that somebody deleted or cut off; what is still in flight ends in it."""
+    what = "cut off" if recorder.abandoned else "deleted"
+    log.warning(
+        "stagescope: recorder file %s was %s while it was written; a new one is made, and what no "
+        "agent had read is lost", file.path, what,
+    )  # fmt: skip
+    os.close(file.fd)
+    for probe in [probe for probe in _probes if probe.path.stem == file.path.stem]:
+        _probes.remove(probe)
+        # Its thread is waited for, which must not happen in a request.
+        Thread(target=probe.stop, name="stagescope-probe-end", daemon=True).start()
 
 
 def _stop_probes() -> None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import stat
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -144,8 +145,10 @@ def _memory_of(path: str) -> memoryview:
     """
     if Path(path).suffix != fmt.SUFFIX:
         raise ValueError(f"{path} is no recorder file")
-    fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    fd = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise ValueError(f"{path} is no recorder file")
         memory = memoryview(mmap.mmap(fd, 0))
     finally:
         os.close(fd)

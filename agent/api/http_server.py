@@ -117,9 +117,17 @@ class HttpServer(ThreadingMixIn, TCPServer):
             with contextlib.suppress(OSError):  # Linux: bind then makes the file with this mode
                 os.fchmod(self.socket.fileno(), 0o600)
             self.socket.bind(str(self._path))
-            self._path.chmod(0o600)
+            self._bound = self._path.lstat()
+            if self._bound.st_mode & 0o077:
+                self._path.chmod(0o600)
         else:
             super().server_bind()
+
+    def _is_ours(self, path: Path) -> bool:
+        """Tell whether the socket there is the one that we made: not a successor's."""
+        with contextlib.suppress(OSError):
+            return os.path.samestat(self._bound, path.lstat())
+        return False
 
     def _serve(self) -> None:
         # Not `serve_forever`: that wakes up twice a second to look whether it has to end.
@@ -181,7 +189,7 @@ class HttpServer(ThreadingMixIn, TCPServer):
             with contextlib.suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
             thread.join(2.0)
-        if self._path is not None:
+        if self._path is not None and self._is_ours(self._path):
             self._path.unlink(missing_ok=True)
 
     def close_inherited(self, *, shutdown: bool = False) -> None:

@@ -14,7 +14,7 @@ from stagescope.agent.api.control import version
 from stagescope.agent.api.http_server import SOCKET_PATH_BYTES
 from stagescope.agent.doctor.finding import NO, OK, SPANS, STACKS, WARN, Finding, plural
 from stagescope.agent.doctor.surroundings import Environment, Served
-from stagescope.agent.lock import holder
+from stagescope.agent.lock import held, holder
 from stagescope.agent.probe import ask
 from stagescope.errors import StagescopeError
 from stagescope.recorder.format import IN_FLIGHT_SLOTS, RING_SLOTS, file_bytes
@@ -22,15 +22,14 @@ from stagescope.recorder.spool import (
     LOCK_NAME,
     SOCKET_NAME,
     SPOOL_VARIABLE,
+    affordable_ring_slots,
     default_spool,
-    try_lock,
+    opened_spool,
 )
 
 PROBE_S: Final = 1.0
 AGENT_S: Final = 1.5
 IN_MEMORY: Final = ("tmpfs", "ramfs")
-ROOM_BYTES: Final = 4 * file_bytes(IN_FLIGHT_SLOTS, RING_SLOTS)
-"""Recorder files of four workers."""
 
 
 def python(around: Environment) -> Finding:
@@ -51,19 +50,34 @@ def spool(around: Environment) -> Finding:
         whose = f"of uid {where.stat().st_uid}, you are {os.geteuid()}"
         what = "is not writable" if where is path else f"cannot be made in {where}"
         return _no_spool(f"{path} {what} ({why}; {whose})", another, facts)
-    facts["free_bytes"] = free = _free_bytes(where)
+    if path.exists() and (why := _why_not_safe(path)):
+        return _no_spool(why, another, facts)
+    room = os.statvfs(where)
+    facts["free_bytes"] = free = room.f_bavail * room.f_frsize
     facts["in_memory"] = memory = _file_system(around, where) in IN_MEMORY
-    if free < ROOM_BYTES:
-        text = f"{path} has room for {free / 1e6:.0f} MB only; a worker's file takes 9 MB"
-        return _no_spool(text, another, facts)
+    facts["records_per_file"] = slots = affordable_ring_slots(room)
+    if not slots:
+        text = f"{path} has {free / 1e6:.0f} MB free, which are left to others; nothing is recorded"
+        return _no_spool(text, (*another, "docker run --shm-size=1g"), facts)
     if (length := len(os.fsencode(path / SOCKET_NAME))) > SOCKET_PATH_BYTES:
         text = f"{path}/{SOCKET_NAME} is {length} bytes long, a socket may have {SOCKET_PATH_BYTES}"
         return Finding(NO, text, another, gives=(SPANS,), facts=facts)
     kept = "in memory" if memory else "on disk, which sees a write at every request"
     made = "" if facts["exists"] else ", will be made by the first server"
+    size = f"a worker's file takes {file_bytes(IN_FLIGHT_SLOTS, slots) / 1e6:.1f} MB"
+    if slots < RING_SLOTS:
+        size += f" (it holds {slots} requests, not {RING_SLOTS}, since little is free)"
     status, do = (OK, ()) if memory else (WARN, (f"export {SPOOL_VARIABLE}=/dev/shm/stagescope",))
-    return Finding(status, f"{path}: {kept}, {free / 1e9:.1f} GB free{made}", do,
+    return Finding(status, f"{path}: {kept}, {free / 1e9:.1f} GB free, {size}{made}", do,
                    gives=(SPANS,), facts=facts)  # fmt: skip
+
+
+def _why_not_safe(path: Path) -> str:
+    try:
+        with opened_spool(path):
+            return ""
+    except StagescopeError as problem:
+        return str(problem)
 
 
 def _no_spool(text: str, do: tuple[str, ...], facts: dict[str, Any]) -> Finding:
@@ -81,11 +95,6 @@ def _why_not_written(folder: Path) -> str:
 
 def _nearest(path: Path) -> Path:
     return next((one for one in path.parents if one.exists()), Path("/"))
-
-
-def _free_bytes(path: Path) -> int:
-    found = os.statvfs(path)
-    return found.f_bavail * found.f_frsize
 
 
 def _file_system(around: Environment, path: Path) -> str:
@@ -119,7 +128,7 @@ def _no_answer(around: Environment, problem: StagescopeError) -> Finding:
         owner = lock.stat().st_uid
         text = f"the spool's agent is uid {owner}'s, and answers that user alone"
         return Finding(WARN, text, (_as_user(owner),), facts={"kind": None})
-    if not _held(lock):
+    if not held(around.spool):
         text = "none runs on this spool; records wait in the recorder files for one"
         return Finding(WARN, text, (start,), facts={"kind": None})
     who = holder(around.spool)
@@ -131,17 +140,6 @@ def _no_answer(around: Environment, problem: StagescopeError) -> Finding:
 
 def _by_variable(around: Environment) -> str:
     return "" if around.spool == default_spool() else f"{SPOOL_VARIABLE}={around.spool} "
-
-
-def _held(lock: Path) -> bool:
-    try:
-        fd = os.open(lock, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return False
-    try:
-        return not try_lock(fd, shared=True)
-    finally:
-        os.close(fd)
 
 
 def servers(around: Environment) -> Finding:

@@ -11,6 +11,7 @@ import logging
 import os
 import re
 import shutil
+import stat
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -202,8 +203,14 @@ class RunStore:
     ) -> None:
         try:
             folder.mkdir(mode=0o700, exist_ok=True)
+            found = folder.lstat()
         except OSError as wrong:
             raise StagescopeError(f"run store {folder} cannot be made: {wrong.strerror}") from None
+        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
+            raise StagescopeError(
+                f"run store {folder} is not this user's own folder: remove it, or name another "
+                "spool with STAGESCOPE_SPOOL"
+            )
         self._folder = folder
         self._max_bytes = room_for_runs(folder) if max_bytes is None else max_bytes
         self._wall = wall

@@ -118,8 +118,8 @@ def _timeline(
     recorder: Recorder, start_ns: int, headers: Mapping[str, bytes], path: bytes
 ) -> Timeline:
     bits = recorder.random_bits
-    if start_ns >= recorder.anchor_due_ns:
-        recorder.anchor(start_ns)
+    if start_ns >= recorder.upkeep_due_ns:
+        recorder.upkeep(start_ns)
     parent: TraceParent = (bits(128) or 1).to_bytes(16, "big"), b"", True
     parent = parse_traceparent(headers.get("traceparent", b"")) or parent
     trace_id, parent_id, sampled = parent

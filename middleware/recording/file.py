@@ -6,18 +6,30 @@ import mmap
 import os
 import platform
 import socket
+import stat
 import zlib
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from stagescope.errors import StagescopeError
 from stagescope.recorder import format as fmt
-from stagescope.recorder.spool import PROBE_SUFFIX, ensure_spool, ring_files, try_lock
+from stagescope.recorder.spool import (
+    PROBE_SUFFIX,
+    affordable_ring_slots,
+    ensure_spool,
+    is_held,
+    open_to_read,
+    opened_spool,
+    try_lock,
+)
 from stagescope.runfolder.run import boot_id
 
 MOST_LEFT_BEHIND = 32
 """Files of dead processes that may lie in a spool which no agent reads; the oldest go first."""
+MOST_UNREAD = 128
+"""The same where an agent reads it, and is behind."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +39,9 @@ class RecorderFile:
     path: Path
     fd: int
     memory: mmap.mmap
+    ring_slots: int
+    swept: int
+    """Unread files of dead processes that were deleted to make room."""
 
 
 def create_recorder_file(
@@ -34,21 +49,36 @@ def create_recorder_file(
     service: str,
     *,
     in_flight_slots: int = fmt.IN_FLIGHT_SLOTS,
-    ring_slots: int = fmt.RING_SLOTS,
+    ring_slots: int | None = None,
 ) -> RecorderFile:
-    """Make a new file in *spool* for this process.
+    """Make a new file in *spool* for this process; without *ring_slots* as large as there is room.
 
     Raises StagescopeError where the spool cannot be written or has no room.
     """
-    sweep(ensure_spool(spool))
+    with opened_spool(ensure_spool(spool)) as folder:
+        try:
+            swept = sweep(folder)
+            room = os.fstatvfs(folder)
+            ring_slots = ring_slots or affordable_ring_slots(room, in_flight_slots)
+            if not ring_slots:
+                raise StagescopeError(
+                    f"no recorder file in {spool}: {room.f_bavail * room.f_frsize / 1e6:.1f} MB are "
+                    "free there, which are left to others"
+                )
+            return _create(spool, folder, service, in_flight_slots, ring_slots, swept)
+        except OSError as problem:
+            raise StagescopeError(f"no recorder file in {spool}: {problem.strerror}") from None
+
+
+def _create(
+    spool: Path, folder: int, service: str, in_flight_slots: int, ring_slots: int, swept: int
+) -> RecorderFile:
     ring_id = os.urandom(16)
-    path = spool / f"{os.getpid()}-{ring_id.hex()[:8]}{fmt.SUFFIX}"
-    part = path.with_suffix(".part")
+    name = f"{os.getpid()}-{ring_id.hex()[:8]}{fmt.SUFFIX}"
+    part = f"{name.removesuffix(fmt.SUFFIX)}.part"
     size = fmt.file_bytes(in_flight_slots, ring_slots)
-    try:
-        fd = os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    except OSError as problem:
-        raise StagescopeError(f"no recorder file in {spool}: {problem.strerror}") from None
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    fd = os.open(part, flags, 0o600, dir_fd=folder)
     try:
         _reserve(fd, size)
         # Populated, where that can be asked for: a page fault costs as much as two stages.
@@ -57,14 +87,15 @@ def create_recorder_file(
             fmt.NAMES_AT, b"\0"
         )
         try_lock(fd)
-        os.rename(part, path)
+        os.rename(part, name, src_dir_fd=folder, dst_dir_fd=folder)
     except OSError as problem:
         os.close(fd)
-        part.unlink(missing_ok=True)
+        with suppress(OSError):
+            os.unlink(part, dir_fd=folder)
         raise StagescopeError(
             f"no recorder file of {size} bytes in {spool}: {problem.strerror}"
         ) from None
-    return RecorderFile(path, fd, memory)
+    return RecorderFile(spool / name, fd, memory, ring_slots, swept)
 
 
 def _reserve(fd: int, size: int) -> None:
@@ -97,17 +128,44 @@ def _own_version() -> str:
         return "0"
 
 
-def sweep(spool: Path) -> None:
-    """Delete the oldest files of dead processes, beyond a number, where no agent does it."""
-    files = ring_files(spool)
-    for path in files[: max(0, len(files) - MOST_LEFT_BEHIND)]:
-        try:
-            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError:
-            continue  # Somebody else was faster.
-        try:
-            if try_lock(fd):
-                path.unlink(missing_ok=True)
-                path.with_suffix(PROBE_SUFFIX).unlink(missing_ok=True)
-        finally:
-            os.close(fd)
+def sweep(folder: int) -> int:
+    """Delete the oldest files of dead processes, beyond a number; return how many.
+
+    *folder* is the descriptor of an opened spool.
+    """
+    dead = [name for name in _own_ring_files(folder) if _is_dead(folder, name)]
+    most = MOST_UNREAD if is_held(folder) else MOST_LEFT_BEHIND
+    return sum(_is_dead(folder, name, delete=True) for name in dead[: max(0, len(dead) - most)])
+
+
+def _own_ring_files(folder: int) -> list[str]:
+    """Return the names of this user's recorder files, oldest first."""
+    found: list[tuple[int, str]] = []
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.endswith(fmt.SUFFIX):
+                with suppress(OSError):  # Deleted by an agent while we look.
+                    status = entry.stat(follow_symlinks=False)
+                    if stat.S_ISREG(status.st_mode) and status.st_uid == os.geteuid():
+                        found.append((status.st_mtime_ns, entry.name))
+    return [name for _, name in sorted(found)]
+
+
+def _is_dead(folder: int, name: str, *, delete: bool = False) -> bool:
+    """Tell whether nobody holds the file, and *delete* it then."""
+    try:
+        fd = open_to_read(folder, name)
+    except OSError:
+        return False  # Somebody else was faster.
+    try:
+        if not try_lock(fd):
+            return False
+        if delete:
+            os.unlink(name, dir_fd=folder)
+            with suppress(FileNotFoundError):
+                os.unlink(name.removesuffix(fmt.SUFFIX) + PROBE_SUFFIX, dir_fd=folder)
+        return True
+    except OSError:
+        return False
+    finally:
+        os.close(fd)

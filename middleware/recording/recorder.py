@@ -6,6 +6,7 @@ handed out by iterators written in C; both are atomic in CPython.
 
 from __future__ import annotations
 
+import os
 import time
 from collections import deque
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from stagescope.middleware.recording.slots import Slot
 from stagescope.recorder import format as fmt
 
 REANCHOR_NS = 60_000_000_000
+UPKEEP_NS = 1_000_000_000
 
 _WAIT_WORD = {name: fmt.WAIT_WORDS + index for index, name in enumerate(fmt.WAITS)}
 
@@ -42,11 +44,13 @@ class Recorder:
         wall: Callable[[], int] = time.time_ns,
         random: Random | None = None,
         path: Path | None = None,
+        fd: int = -1,
     ) -> None:
         self.clock = clock
         self.closed = self.abandoned = False
         self.path = path
         """The file behind *buffer*, where there is one: other processes write to it by its name."""
+        self._fd = fd
         # Never the global generator: an app that seeds it would repeat our ids in each worker.
         self.random_bits = (random or Random()).getrandbits
         self.wall = wall
@@ -63,7 +67,8 @@ class Recorder:
         self.take_slot, self._free_slot = free.popleft, free.append
         """The first raises IndexError when all slots are taken; then `acquire` helps."""
         self._copy_names()
-        self.anchor(clock())
+        self.anchor(now_ns := clock())
+        self.upkeep_due_ns = now_ns + UPKEEP_NS
         live.add(self)
 
     def acquire(self) -> Slot:
@@ -98,9 +103,30 @@ class Recorder:
             free = self._free_slot
             free(slot)
 
+    def upkeep(self, now_ns: int) -> None:
+        """Do what the request that finds it due does once a second: look whether the file is there.
+
+        Closed where it was deleted: `process_recorder` makes a new one. Abandoned where it was cut
+        off, for touching what is gone would end the process (SIGBUS).
+        """
+        self.upkeep_due_ns = now_ns + UPKEEP_NS
+        if self._fd >= 0:
+            found = os.fstat(self._fd)
+            if found.st_size < (size := len(self._bytes)):
+                self.abandon()
+                # Until the next recorder is opened, requests are written where nobody reads them.
+                self._bytes = memoryview(bytearray(size))
+                self._words = self._bytes.cast("Q")
+                self.take_slot = deque[Slot]().popleft
+                self._fd = -1
+            if not found.st_nlink:
+                self.close()
+        if now_ns >= self._anchor_due_ns:
+            self.anchor(now_ns)
+
     def anchor(self, now_ns: int) -> None:
-        """Write a new (monotonic, wall) pair; done once a minute by the request that finds it due."""
-        self.anchor_due_ns = now_ns + REANCHOR_NS
+        """Write a new (monotonic, wall) pair, due once a minute."""
+        self._anchor_due_ns = now_ns + REANCHOR_NS
         done = self._words[fmt.ANCHOR_COUNT_WORD]
         pair = fmt.ANCHOR_WORDS + 2 * (done % 2)
         self._words[pair] = self.clock()
@@ -159,9 +185,9 @@ class Recorder:
         names.tables.discard(self)
 
     def abandon(self) -> None:
-        """In a forked child: cut every view, for the file and its timelines are the parent's.
+        """Cut every view: the file and its timelines are a forked parent's, or were cut off.
 
-        A timeline that the child inherited raises ValueError on writing, which its writers
+        A timeline that is still in flight raises ValueError on writing, which its writers
         take for "write nowhere".
         """
         self.close()

@@ -13,7 +13,7 @@ import threading
 import time
 from contextlib import suppress
 from typing import Any, Protocol
-from weakref import WeakSet
+from weakref import WeakKeyDictionary, WeakSet
 
 from stagescope.middleware.recording.recorder import Recorder
 from stagescope.middleware.recording.timeline import Timeline
@@ -116,7 +116,8 @@ PERIOD_S = 0.1
 pool: Any = None
 """anyio's limiter of worker threads, once its hook has seen one; its figures are read by the timer."""
 
-_watched: WeakSet[asyncio.AbstractEventLoop] = WeakSet()
+_watched: WeakKeyDictionary[asyncio.AbstractEventLoop, Recorder] = WeakKeyDictionary()
+"""Event loops, and to which recorder their timers write."""
 _collecting: WeakSet[Recorder] = WeakSet()
 
 
@@ -128,8 +129,8 @@ def watch(recorder: Recorder) -> None:
         gc.callbacks.append(Collections(recorder).tell)
     with suppress(RuntimeError):  # No asyncio loop: trio, or a server that has none.
         loop = asyncio.get_running_loop()
-        if loop not in _watched:
-            _watched.add(loop)
+        if loop not in _watched or _watched[loop].closed:
+            _watched[loop] = recorder
             LoopTimer(recorder, loop).start()
 
 

@@ -71,8 +71,8 @@ class EmbeddedAgent:
 
     def _live(self) -> None:
         try:
-            ensure_spool(self._spool)
             while not self._stopped.is_set():
+                ensure_spool(self._spool)
                 hold = try_hold(self._spool, EMBEDDED)
                 if hold:
                     self._drain(hold)
@@ -92,6 +92,7 @@ class EmbeddedAgent:
                 self._spool,
                 composed.sinks,
                 shared=True,
+                holds=hold.valid,
                 samplers=chosen(embedded=True),
                 cpu_s=time.thread_time,
             )

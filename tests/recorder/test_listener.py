@@ -1,11 +1,10 @@
 """Which spool the server behind a port records into, found by its open recorder file."""
 
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 
 from stagescope.recorder.listener import spool_of_listener
@@ -77,11 +76,10 @@ def test_a_deleted_spool_is_told(tmp_path: Path) -> None:
         assert (found.spool, found.deleted) == (spool, True)
 
 
-def test_who_records_nowhere_has_no_spool() -> None:
+def test_who_records_nowhere_has_no_spool(tmp_path: Path) -> None:
     """A listener without a recorder file, and a port on which nobody listens."""
-    with closing(socket.create_server(("127.0.0.1", 0))) as listener:
-        port = listener.getsockname()[1]
+    with server(tmp_path, "127.0.0.1", "nobody") as (port, pid):
         found = spool_of_listener(port)
-        assert (os.getpid() in found.pids, found.spool) == (True, None)
+        assert (found.pids, found.spool, found.closed) == ((pid,), None, False)
 
     assert spool_of_listener(port).pids == ()

@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 
 from stagescope.errors import StagescopeError
+from stagescope.recorder.format import IN_FLIGHT_SLOTS, file_bytes
 from stagescope.recorder.spool import (
     SPOOL_VARIABLE,
+    affordable_ring_slots,
     default_spool,
     default_spools,
     ensure_spool,
@@ -150,6 +152,41 @@ def test_a_spool_that_cannot_be_made_is_said() -> None:
     """A file system that takes no folders, as root finds one in /proc, is named with the cause."""
     with pytest.raises(StagescopeError, match="spool /proc/stagescope cannot be made: No such"):
         ensure_spool(Path("/proc/stagescope"))
+
+
+@pytest.mark.parametrize(
+    ("whole_mb", "free_mb", "slots"),
+    [
+        (16_000, 16_000, 8192),
+        (16_000, 143, 8192),
+        (16_000, 100, 4096),
+        (16_000, 60, 0),  # The last 64 MB are left to others.
+        (64, 64, 2048),  # Docker's /dev/shm.
+        (64, 40, 1024),
+        (64, 16, 0),
+        (0, 0, 8192),  # A file system that tells no size.
+    ],
+)
+def test_a_file_is_as_large_as_there_is_room(whole_mb: int, free_mb: int, slots: int) -> None:
+    """At most a sixteenth of what is free, and never from what others are left."""
+    blocks, free = whole_mb * 256, free_mb * 256
+    found = os.statvfs_result((4096, 4096, blocks, free, free, 0, 0, 0, 0, 255))
+
+    assert affordable_ring_slots(found) == slots
+
+
+def test_forty_workers_leave_room_in_a_small_file_system() -> None:
+    """In Docker's 64 MB of shared memory an app still gets a quarter, however many workers."""
+    free = 64 << 20
+    files = 0
+    while slots := affordable_ring_slots(
+        os.statvfs_result((4096, 4096, 16_384, free >> 12, free >> 12, 0, 0, 0, 0, 255))
+    ):
+        free -= file_bytes(IN_FLIGHT_SLOTS, slots)
+        files += 1
+
+    assert free >= 16 << 20
+    assert files >= 24
 
 
 def test_ring_files_come_oldest_first(tmp_path: Path) -> None:

@@ -6,7 +6,6 @@ wrote last. Where another agent holds the spool, that one reads, and ours takes 
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -15,11 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from stagescope.agent.api.address import parse_address
-from stagescope.agent.lock import AGENT, holder
+from stagescope.agent.lock import AGENT, held, holder
 from stagescope.agent.samplers import chosen
 from stagescope.cli.run_processes import wait_for
 from stagescope.errors import EXIT_DONE, EXIT_HELD
-from stagescope.recorder.spool import LOCK_NAME, ring_files, try_lock
+from stagescope.recorder.spool import ring_files
 
 STOP_S = 15.0
 """What it gets to read the rest and to flush; its own limits are shorter."""
@@ -139,14 +138,7 @@ class AgentBeside:
 
 def other_agent(spool: Path) -> int | None:
     """Give the pid of the agent process that holds *spool*; an embedded one yields to ours."""
-    try:
-        fd = os.open(spool / LOCK_NAME, os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
+    if not held(spool):
         return None
-    try:
-        if try_lock(fd, shared=True):
-            return None
-    finally:
-        os.close(fd)
     found = holder(spool)
     return int(found["pid"]) if found.get("kind") == AGENT else None

@@ -124,13 +124,19 @@ def supervise(program: str, settings: Settings) -> int:
 
     Raises StagescopeError for what keeps the server from being started.
     """
-    spool = ensure_spool((settings.spool or default_spool()).absolute())
+    spool = (settings.spool or default_spool()).absolute()
+    try:
+        # In the spool, since it is the one place that must be writable.
+        opened_notes = tempfile.NamedTemporaryFile(  # noqa: SIM115 - closed below
+            dir=ensure_spool(spool), prefix="run-", suffix=".notes"
+        )
+    except (StagescopeError, OSError) as problem:
+        return _unrecorded(program, settings, problem)
     adopt_orphans()
     prepare = before_exec(hold_back())
     agent = AgentBeside(_options(settings, spool), prepare, say)
     others = {child.pid for child in psutil.Process().children()}  # of a shell that was us before
-    # In the spool, since it is the one place that must be writable.
-    with tempfile.NamedTemporaryFile(dir=spool, prefix="run-", suffix=".notes") as notes:
+    with opened_notes as notes:
         environment = served_environment(
             os.environ, spool=spool, notes=Path(notes.name), service=settings.service
         )
@@ -145,6 +151,15 @@ def supervise(program: str, settings: Settings) -> int:
         if why := unrecorded(notes.read().decode(), settings.words[0]):
             say(why)
     return server.returncode if server.returncode >= 0 else 128 - server.returncode
+
+
+def _unrecorded(program: str, settings: Settings, problem: Exception) -> int:
+    """Become the server, as if we were not there: that it serves matters more than what we see."""
+    say(f"nothing is recorded: {problem}; the server is started without stagescope")
+    try:
+        os.execve(program, settings.words, os.environ)
+    except OSError as wrong:
+        raise CannotRunError(f"{program} cannot be run: {wrong.strerror}") from None
 
 
 def _options(settings: Settings, spool: Path) -> AgentOptions:

@@ -28,9 +28,12 @@ ANCHOR_WORDS = LIVE_WORD + 1
 COST_BASE_WORD = LIVE_WORD + 5
 COST_STAGE_WORD = LIVE_WORD + 6
 COUNTER_WORDS = LIVE_WORD + 8
-COUNTERS = ("faults", "unlisted", "names_refused", "chains_refused", "stale_writes")
+COUNTERS = (
+    "faults", "unlisted", "names_refused", "chains_refused", "stale_writes", "files_swept",
+)  # fmt: skip
 """Counters of the writer's: guarded faults, requests that found no in-flight slot, stage names
-refused, timelines that outgrew their slots, writes to a timeline already finished."""
+refused, timelines that outgrew their slots, writes to a timeline already finished, recorder files
+of dead processes that were deleted unread when this one was made."""
 WAIT_WORDS = LIVE_WORD + 24
 WAITS = (
     "loop_ticks", "loop_lag_ns", "loop_lag_max_ns", "pool_threads", "pool_busy", "pool_waiting",

@@ -36,7 +36,7 @@ _FEWEST_AHEAD, _MOST_AHEAD = 4, 64
 _BLOCK_SLOTS = 256
 _MAX_IN_FLIGHT, _MAX_RING = 1 << 16, 1 << 20
 """No writer makes files with more slots; a forged header must not make us read a sparse giant."""
-_MOST_COUNTED = 1 << 53
+_MOST_COUNTED = 1 << 61
 """A counter beyond this is damage: no process counts so far."""
 
 

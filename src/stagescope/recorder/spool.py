@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from stagescope.errors import StagescopeError
-from stagescope.recorder.format import SUFFIX
+from stagescope.recorder.format import IN_FLIGHT_SLOTS, RING_SLOTS, SUFFIX, file_bytes
 
 SPOOL_VARIABLE = "STAGESCOPE_SPOOL"
 SOCKET_NAME = "agent.sock"
@@ -25,6 +25,12 @@ PROBE_SUFFIX = ".probe"
 """Of the socket beside a recorder file, by which its process is asked things."""
 
 _SHARED_MEMORY = Path("/dev/shm")
+
+_RING_CHOICES = (RING_SLOTS, RING_SLOTS // 2, RING_SLOTS // 4, RING_SLOTS // 8, RING_SLOTS // 16)
+_SHARE_OF_FREE = 16
+"""A recorder file takes at most this part of what is free: the next workers and others want some."""
+_LEFT_TO_OTHERS_BYTES = 64 << 20
+"""So much is never taken, a quarter of a smaller file system (Docker's /dev/shm has 64 MB)."""
 
 
 def default_spool() -> Path:
@@ -145,6 +151,37 @@ def open_own(folder: int, name: str, flags: int) -> int:
         os.close(fd)
         raise PermissionError(1, "it is not this user's own file", name)
     return fd
+
+
+def affordable_ring_slots(found: os.statvfs_result, in_flight_slots: int = IN_FLIGHT_SLOTS) -> int:
+    """Return how many finished records a new recorder file may hold there; 0: there is no room."""
+    whole, free = found.f_blocks * found.f_frsize, found.f_bavail * found.f_frsize
+    if not whole:
+        return RING_SLOTS  # A file system without a size (ramfs).
+    left = min(whole // 4, _LEFT_TO_OTHERS_BYTES)
+    for slots in _RING_CHOICES:
+        size = file_bytes(in_flight_slots, slots)
+        if size <= free // _SHARE_OF_FREE and free - size >= left:
+            return slots
+    return 0
+
+
+def is_held(folder: int) -> bool:
+    """Tell whether an agent, embedded or not, drains the `opened_spool` *folder*."""
+    try:
+        fd = open_to_read(folder, LOCK_NAME)
+    except OSError:
+        return False
+    try:
+        return not try_lock(fd, shared=True)
+    finally:
+        os.close(fd)
+
+
+def open_to_read(folder: int, name: str) -> int:
+    """Open a file of an `opened_spool`; raises OSError for a link, and never waits for a pipe."""
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    return os.open(name, flags, dir_fd=folder)
 
 
 def ring_files(spool: Path) -> list[Path]:
