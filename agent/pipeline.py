@@ -5,10 +5,11 @@ By OTLP go spans and metrics, each where it is asked for.
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from stagescope.agent.context import AgentFigures
 from stagescope.agent.overhead import COUNTERS_OF
@@ -28,6 +29,10 @@ _ASKING_METRICS = (
     "OTEL_EXPORTER_OTLP_METRICS_ENDPOINT",
     "OTEL_METRICS_EXPORTER",
 )
+
+_log = logging.getLogger("stagescope")
+
+T = TypeVar("T")
 
 Render = Callable[[str], tuple[bytes, str]]
 """Takes an `Accept` header, gives metrics as text and its content type."""
@@ -82,11 +87,12 @@ class Pipeline:
 def sinks_from_environment(environment: Mapping[str, str] = os.environ) -> Pipeline:
     """Make the sinks; what a sink needs is imported only where the sink is wanted.
 
-    Raises UsageError, which names the variable, for a value that cannot be used.
+    The `OTEL_*` variables are the app's too, and may have values that are right for it and not
+    supported here: that turns off the one sink that reads them, with a line in the log.
     """
     from stagescope.exporters.prometheus import CostCollector, SampleCollector, StageMetrics
 
-    spans = _spans(environment)
+    spans = _or_off("spans", lambda: _spans(environment))
     metrics = StageMetrics(
         has_trace=spans.certain if spans else None,
         counters=lambda: composed.counters(),
@@ -97,15 +103,18 @@ def sinks_from_environment(environment: Mapping[str, str] = os.environ) -> Pipel
     metrics.registry.register(CostCollector(composed.costs))
     if spans:
         composed.sinks["otlp"] = spans
-    try:
-        sent = _sent_metrics(metrics, composed.shown, environment)
-    except UsageError:
-        if spans:
-            spans.close(1.0)  # its thread runs already
-        raise
+    sent = _or_off("metrics", lambda: _sent_metrics(metrics, composed.shown, environment))
     if sent:
         composed.sinks["otlp_metrics"] = sent
     return composed
+
+
+def _or_off(what: str, make: Callable[[], T | None]) -> T | None:
+    try:
+        return make()
+    except UsageError as problem:
+        _log.warning("no %s are sent by OTLP: %s; all else goes on", what, problem)
+        return None
 
 
 def _sent_metrics(

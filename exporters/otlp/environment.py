@@ -99,7 +99,8 @@ def _port(endpoint: str) -> int | None:
     try:
         return urlsplit(endpoint if "//" in endpoint else f"//{endpoint}").port
     except ValueError:
-        raise UsageError(f"the OTLP endpoint {endpoint!r} is not a URL") from None
+        host = endpoint.rpartition("@")[2]  # what comes before it may be a password
+        raise UsageError(f"the OTLP endpoint {host!r} is not a URL") from None
 
 
 def _is_seconds(text: str) -> bool:

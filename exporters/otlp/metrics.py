@@ -248,7 +248,9 @@ class OtlpMetrics:
             sent = not points or self._outlet.send(gathered.data())
         except Exception as problem:  # noqa: BLE001 the guard: a library may raise anything
             said.append(f"{type(problem).__name__}: {problem}")
-        self._counts["sent_points" if sent else "unsent_points"] += points
+        rejected = min(points, self._outlet.rejected) if sent else points
+        self._counts["sent_points"] += points - rejected
+        self._counts["unsent_points"] += rejected
         self._counts["failed_exports"] += not sent
         self._tell(sent, said)
 

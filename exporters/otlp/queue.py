@@ -44,6 +44,8 @@ class Outcome(StrEnum):
     """The queue had no room."""
     FAILED = "dropped_failed_spans"
     """The back end did not take them."""
+    REJECTED = "rejected_spans"
+    """The back end took the others of the same request, and said that it rejects these."""
     CLOSED = "dropped_closed_spans"
     """They were still waiting at the end."""
 
@@ -107,10 +109,13 @@ class SpanQueue:
                 return []
             return self._take_batch()
 
-    def settle(self, taken: Sequence[Waiting], outcome: Outcome) -> None:
-        """Count what was taken as sent, or as dropped."""
+    def settle(self, taken: Sequence[Waiting], outcome: Outcome, rejected: int = 0) -> None:
+        """Count what was taken as sent, or as dropped; *rejected* of its spans as rejected."""
         with self._changed:
-            self._counts[outcome] += sum([waiting.spans for waiting in taken])
+            spans = sum([waiting.spans for waiting in taken])
+            rejected = min(rejected, spans)
+            self._counts[outcome] += spans - rejected
+            self._counts[Outcome.REJECTED] += rejected
             self.unsettled -= len(taken)
 
     def close(self, flush_s: float) -> None:

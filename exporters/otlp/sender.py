@@ -44,6 +44,7 @@ class SpanSender(threading.Thread):
         self._builder = SpanBuilder()
         self._failures = 0
         """In a row."""
+        self._rejects = False
 
     def run(self) -> None:
         """Send until the end; a failure while closing is the end too."""
@@ -65,7 +66,15 @@ class SpanSender(threading.Thread):
         except Exception as problem:  # noqa: BLE001 the guard: a library may raise anything
             said.append(f"{type(problem).__name__}: {problem}")
         finally:
-            self._queue.settle(taken, Outcome.SENT if sent else Outcome.FAILED)
+            rejected = self._outlet.rejected if sent else 0
+            self._queue.settle(taken, Outcome.SENT if sent else Outcome.FAILED, rejected)
+        if rejected and not self._rejects:
+            self._rejects = True
+            _log.warning(
+                "%s rejects %d of the spans of one request; said once, counted in rejected_spans",
+                self._outlet.name,
+                rejected,
+            )
         self.failed_exports += not sent
         self._tell(sent, said)
         return sent

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
-import socket
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any, Final, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar
+from urllib.parse import urlsplit, urlunsplit
 
 from opentelemetry import context
 from opentelemetry.sdk.metrics.export import MetricsData
@@ -29,6 +29,9 @@ from stagescope.exporters.otlp.environment import (
     protocol,
 )
 
+if TYPE_CHECKING:
+    from stagescope.exporters.otlp.http_session import CheckedSession, Message
+
 T = TypeVar("T")
 T_contra = TypeVar("T_contra", contravariant=True)
 
@@ -39,6 +42,11 @@ class Transport(Protocol[T_contra]):
     @property
     def name(self) -> str:
         """What a person is told of when it fails."""
+        ...
+
+    @property
+    def rejected(self) -> int:
+        """How many of the newest sending's spans or points the back end said it did not take."""
         ...
 
     def send(self, what: T_contra, /) -> bool:
@@ -64,35 +72,47 @@ def otlp_transport(
     signal: str,
     grpc: Callable[[], Exporter[T]],
     http: Callable[[Any], Exporter[T]],
+    answer: Callable[[], Message],
     environ: Mapping[str, str] = os.environ,
 ) -> Transport[T]:
-    """Make the outlet that the environment asks for; *http* takes a `requests.Session`.
+    """Make the outlet that the environment asks for.
 
+    *http* takes a `requests.Session`; *answer* gives the class of the back end's answer.
     Raises UsageError for a value that cannot be used.
     """
     check(signal, environ)
     chosen = protocol(signal, environ)
-    endpoint = named_endpoint(signal, environ) or DEFAULT_ENDPOINT
+    endpoint = without_user_info(named_endpoint(signal, environ) or DEFAULT_ENDPOINT)
     try:
         if chosen == "grpc":
-            return ClosingTransport(f"{endpoint} (gRPC)", grpc())
-        sockets = OpenSockets()
-        return AbortableTransport(f"{endpoint} (HTTP)", http(sockets.session()), sockets)
+            exporter = grpc()
+            return GrpcTransport(f"{endpoint} (gRPC)", exporter, watched_answers(exporter))
+        from stagescope.exporters.otlp.http_session import CheckedSession
+
+        session = CheckedSession(answer())
+        return HttpTransport(f"{endpoint} (HTTP)", http(session), session)
     except (ValueError, KeyError, OSError, RuntimeError) as problem:
         raise UsageError(
             f"the OTLP exporter ({chosen}) refuses an OTEL_EXPORTER_OTLP_* variable: {problem}"
         ) from problem
 
 
+def without_user_info(url: str) -> str:
+    """Return *url* without user name and password: it is logged."""
+    parts = urlsplit(url)
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+
+
 @dataclass(frozen=True, slots=True)
-class ClosingTransport(Generic[T]):
-    """An exporter whose shutdown ends its calls: closing a gRPC channel cancels them."""
+class ConsoleTransport(Generic[T]):
+    """Prints; nothing of it can be refused."""
 
     name: str
     exporter: Exporter[T]
+    rejected: int = 0
 
     def send(self, what: T, /) -> bool:
-        """Send through the exporter, which retries within its own timeout."""
+        """Print all of it."""
         return self.exporter.export(what).name == "SUCCESS"
 
     def abort(self) -> None:
@@ -101,12 +121,74 @@ class ClosingTransport(Generic[T]):
 
 
 @dataclass(frozen=True, slots=True)
-class AbortableTransport(Generic[T]):
+class GrpcTransport(Generic[T]):
+    """An exporter whose shutdown ends its calls: closing a gRPC channel cancels them.
+
+    gRPC itself has a deadline for the whole call and takes no answer above 4 MiB.
+    """
+
+    name: str
+    exporter: Exporter[T]
+    answers: deque[Any]
+    """The newest answer."""
+
+    @property
+    def rejected(self) -> int:
+        """What the newest answer said was not taken."""
+        partial = getattr(self.answers[-1], "partial_success", None) if self.answers else None
+        counts = (getattr(partial, f"rejected_{what}", 0) for what in ("spans", "data_points"))
+        return max(0, *counts)
+
+    def send(self, what: T, /) -> bool:
+        """Send through the exporter, which retries within its own timeout."""
+        self.answers.clear()
+        return self.exporter.export(what).name == "SUCCESS"
+
+    def abort(self) -> None:
+        """Shut the exporter down."""
+        self.exporter.shutdown()
+
+
+def watched_answers(exporter: Any) -> deque[Any]:
+    """Return where the newest answer to *exporter* will be: the exporter itself drops it.
+
+    Its stub is private; where a release has another, rejected spans go unnoticed.
+    """
+    answers: deque[Any] = deque(maxlen=1)
+    inner = getattr(exporter, "_stub", None)
+    if not callable(inner):
+        return answers
+
+    def stub(channel: Any) -> Any:
+        client = inner(channel)
+        export = client.Export
+
+        def kept(*args: Any, **kwargs: Any) -> Any:
+            answer = export(*args, **kwargs)
+            answers.append(answer)
+            return answer
+
+        client.Export = kept
+        return client
+
+    exporter._stub = stub
+    if getattr(exporter, "_client", None) is not None:
+        exporter._client = stub(exporter._channel)
+    return answers
+
+
+@dataclass(frozen=True, slots=True)
+class HttpTransport(Generic[T]):
     """An HTTP exporter, whose shutdown leaves a request waiting: its sockets are shut as well."""
 
     name: str
     exporter: Exporter[T]
-    sockets: OpenSockets
+    session: CheckedSession
+
+    @property
+    def rejected(self) -> int:
+        """What the newest answer said was not taken."""
+        return self.session.rejected
 
     def send(self, what: T, /) -> bool:
         """Send through the exporter, which retries within its own timeout."""
@@ -114,66 +196,8 @@ class AbortableTransport(Generic[T]):
 
     def abort(self) -> None:
         """Shut the exporter down, and what it waits for."""
-        self.sockets.shut()
+        self.session.shut()
         self.exporter.shutdown()
-
-
-class OpenSockets:
-    """Knows the sockets of one `requests` session, so that another thread can shut them."""
-
-    def __init__(self) -> None:
-        self._open: list[socket.socket] = []
-        self.is_shut = False
-
-    def session(self) -> Any:
-        """Give a `requests.Session` whose connections are known here."""
-        import requests
-        from requests.adapters import HTTPAdapter
-
-        session = requests.Session()
-        for prefix in ("http://", "https://"):
-            adapter = HTTPAdapter(pool_connections=1, pool_maxsize=1)
-            adapter.poolmanager.pool_classes_by_scheme = self._pool_classes()
-            session.mount(prefix, adapter)
-        return session
-
-    def _pool_classes(self) -> dict[str, Any]:
-        from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
-
-        def known(pool: Any) -> Any:
-            connection = type("Known", (_KnownConnection, pool.ConnectionCls), {"owner": self})
-            return type("KnownPool", (pool,), {"ConnectionCls": connection})
-
-        return {"http": known(HTTPConnectionPool), "https": known(HTTPSConnectionPool)}
-
-    def add(self, opened: socket.socket) -> None:
-        """Remember a socket; raises ConnectionAbortedError once they are shut."""
-        self._open = [known for known in self._open if known.fileno() >= 0]
-        self._open.append(opened)
-        if self.is_shut:
-            opened.close()
-            raise ConnectionAbortedError("the exporter is being closed")
-
-    def shut(self) -> None:
-        """Shut all of them: who waits on one is told at once."""
-        self.is_shut = True
-        for known in self._open:
-            with suppress(OSError):
-                known.shutdown(socket.SHUT_RDWR)
-
-
-class _KnownConnection:
-    """Mixed into urllib3's connections: tells its socket to the owner."""
-
-    owner: OpenSockets
-
-    def _new_conn(self) -> socket.socket:
-        if self.owner.is_shut:
-            raise ConnectionAbortedError("the exporter is being closed")
-        inherited: Any = super()
-        opened: socket.socket = inherited._new_conn()
-        self.owner.add(opened)
-        return opened
 
 
 CHATTY: Final = (
@@ -247,7 +271,7 @@ def span_transport_from_environment(
     return (
         _console_spans()
         if exporter == CONSOLE
-        else otlp_transport(TRACES, _grpc_spans, _http_spans, environ)
+        else otlp_transport(TRACES, _grpc_spans, _http_spans, _answer_to_spans, environ)
     )
 
 
@@ -263,11 +287,17 @@ def _http_spans(session: Any) -> Exporter[Spans]:
     return OTLPSpanExporter(session=session)
 
 
+def _answer_to_spans() -> Message:
+    from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
+
+    return ExportTraceServiceResponse
+
+
 def _console_spans() -> Transport[Spans]:
     from opentelemetry.sdk.trace.export import ConsoleSpanExporter
 
     exporter: Exporter[Spans] = ConsoleSpanExporter()
-    return ClosingTransport("the console", exporter)
+    return ConsoleTransport("the console", exporter)
 
 
 def metric_transport_from_environment(
@@ -284,7 +314,7 @@ def metric_transport_from_environment(
     return (
         _console_metrics()
         if exporter == CONSOLE
-        else otlp_transport(METRICS, _grpc_metrics, _http_metrics, environ)
+        else otlp_transport(METRICS, _grpc_metrics, _http_metrics, _answer_to_metrics, environ)
     )
 
 
@@ -300,8 +330,16 @@ def _http_metrics(session: Any) -> Exporter[MetricsData]:
     return OTLPMetricExporter(session=session)
 
 
+def _answer_to_metrics() -> Message:
+    from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
+        ExportMetricsServiceResponse,
+    )
+
+    return ExportMetricsServiceResponse
+
+
 def _console_metrics() -> Transport[MetricsData]:
     from opentelemetry.sdk.metrics.export import ConsoleMetricExporter
 
     exporter: Exporter[MetricsData] = ConsoleMetricExporter()
-    return ClosingTransport("the console", exporter)
+    return ConsoleTransport("the console", exporter)

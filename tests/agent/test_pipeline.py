@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +12,6 @@ from prometheus_client.parser import text_string_to_metric_families as plain_tex
 from stagescope.agent.collectors import PeriodicTask
 from stagescope.agent.loop import Agent
 from stagescope.agent.pipeline import sinks_from_environment
-from stagescope.errors import UsageError
 from stagescope.testing.agents import short_spool
 from stagescope.testing.otlp import OtlpReceiver
 from stagescope.testing.rings import write_ring
@@ -67,11 +65,28 @@ def test_spans_and_metrics_go_where_the_environment_says(
         assert agent.counters()["otlp_metrics_sent_points"] == len(receiver.points)
 
 
-def test_a_bad_variable_of_metrics_leaves_no_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What was started for spans is ended before the sentence is said."""
+@pytest.mark.parametrize(
+    ("variable", "value", "left"),
+    [
+        ("OTEL_METRIC_EXPORT_INTERVAL", "often", {"metrics", "otlp"}),
+        ("OTEL_TRACES_SAMPLER", "xray", {"metrics", "otlp_metrics"}),
+        ("OTEL_TRACES_EXPORTER", "zipkin,otlp", {"metrics", "otlp_metrics"}),
+        ("OTEL_EXPORTER_OTLP_PROTOCOL", "udp", {"metrics"}),
+    ],
+)
+def test_a_variable_that_is_not_supported_turns_off_its_sink_alone(
+    variable: str,
+    value: str,
+    left: set[str],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A value that is the app's own costs one sink and one sentence, never the agent."""
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1")
-    monkeypatch.setenv("OTEL_METRIC_EXPORT_INTERVAL", "often")
-    with pytest.raises(UsageError, match="OTEL_METRIC_EXPORT_INTERVAL='often'"):
-        sinks_from_environment()
+    monkeypatch.setenv(variable, value)
+    composed = sinks_from_environment()
+    for sink in composed.sinks.values():
+        sink.close(0.2)
 
-    assert not [one for one in threading.enumerate() if one.name.startswith("stagescope-otlp")]
+    assert set(composed.sinks) == left
+    assert f"{variable}={value!r}" in caplog.text
