@@ -219,3 +219,17 @@ def test_a_lock_has_one_holder(tmp_path: Path) -> None:
     finally:
         os.close(second)
         os.close(third)
+
+
+def test_without_any_folder_to_write_a_default_is_named_all_the_same() -> None:
+    """A read-only host has no temporary folder either: asking for the default raises nothing."""
+    code = (
+        "import tempfile; from stagescope.recorder.spool import default_spools\n"
+        "tempfile._candidate_tempdir_list = lambda: ['/proc/nothing']\n"
+        "print(*default_spools())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd="/"
+    )
+
+    assert done.stdout.split()[-1] == f"/tmp/stagescope-{os.geteuid()}"
