@@ -50,10 +50,15 @@ async def _serve(variant: str, spool: Path) -> None:
     from overhead_in_process import WARM_UP, Lane, block, drive
 
     from stagescope.middleware.asgi import StageMiddleware
+    from stagescope.middleware.hooks.installer import FrameworkHooks
     from stagescope.middleware.stage import stage
 
     app = fastapi_app(stage if variant.endswith("-6") else None)
-    wrapped = app if variant == "apart-bare" else StageMiddleware(app, spool=spool)
+    wrapped = (
+        app
+        if variant == "apart-bare"
+        else StageMiddleware(app, spool=spool, installer=FrameworkHooks())
+    )
     lane = Lane(variant, wrapped)
     await drive(lane, WARM_UP)
     for line in sys.stdin:

@@ -117,9 +117,9 @@ def raw_apps(spool: Path) -> dict[str, Built]:
     mark = with_five[0].get_tracer("app").start_as_current_span
     return {
         "bare": (plain, None),
-        "stagescope-0": (StageMiddleware(plain, spool=spool, hooks=False), None),
-        "stagescope-6": (StageMiddleware(marked(stage), spool=spool, hooks=False), None),
-        "stagescope-6-run": (StageMiddleware(marked(stage), spool=spool, hooks=False), None),
+        "stagescope-0": (StageMiddleware(plain, spool=spool), None),
+        "stagescope-6": (StageMiddleware(marked(stage), spool=spool), None),
+        "stagescope-6-run": (StageMiddleware(marked(stage), spool=spool), None),
         "otel-asgi-0": (OpenTelemetryMiddleware(plain, tracer_provider=without[0]), without),
         "otel-asgi-5": (
             OpenTelemetryMiddleware(marked(mark), tracer_provider=with_five[0]),
@@ -138,7 +138,7 @@ def fastapi_apps(spool: Path) -> dict[str, Built]:
     return {
         "fastapi-bare": (fastapi_app(None), None),
         "fastapi-stagescope-6": (
-            StageMiddleware(fastapi_app(stage), spool=spool, hooks=False),
+            StageMiddleware(fastapi_app(stage), spool=spool),
             None,
         ),
         "fastapi-starlette-exporter": (exported, None),

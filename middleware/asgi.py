@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
 from stagescope.middleware import process
 from stagescope.middleware.exchange import Exchange, begin
-from stagescope.middleware.hooks.hook import install_loaded
-from stagescope.middleware.hooks.model_calls import wrap_loaded
 from stagescope.middleware.otel_context import Attached, Nesting
 from stagescope.middleware.process import default_service, process_recorder
 from stagescope.middleware.recording.guard import fault, guarded, say_once
@@ -25,9 +22,6 @@ from stagescope.recorder.spool import default_spool
 
 SERVICE_VARIABLE = process.SERVICE_VARIABLE
 DISABLE_VARIABLE = "STAGESCOPE_DISABLE"
-WEB_FRAMEWORKS = ("asyncio", "anyio", "starlette", "fastapi")
-"""Their hooks are installed where the framework is loaded by the time that the app is wrapped."""
-
 SCOPE_KEY = "stagescope.timeline"
 
 TWICE = (
@@ -43,13 +37,28 @@ class Companion(Protocol):
         """Finish what is there, within seconds, and end; a second call does nothing."""
 
 
+class Installer(Protocol):
+    """Installs what times the app's frameworks by itself: `hooks.installer.FrameworkHooks`.
+
+    The middleware calls it and knows no framework; the public package passes it in.
+    """
+
+    def wrapped(self) -> None:
+        """An app has been wrapped: install the hooks of what is loaded by now."""
+
+    def starting(self) -> None:
+        """The app is about to start: time the model loads of what is loaded by now."""
+
+    def opened(self, app: ASGIApp, scope: Scope, middleware: type[StageMiddleware]) -> None:
+        """The recorder is open: advise on what keeps *middleware* from seeing whole requests."""
+
+
 class StageMiddleware:
     """Record where each request's time goes.
 
     *service* names the service in every record (default `OTEL_SERVICE_NAME`, else
     `model-server`); *spool* is the folder of the recorder files (default: see
-    `stagescope.recorder.spool.default_spool`); *hooks* says whether Starlette, FastAPI and anyio are timed
-    by themselves where they are loaded (docs/hooks/fastapi.md); *beside* is called once in each
+    `stagescope.recorder.spool.default_spool`); *installer* installs the hooks of frameworks (none without it); *beside* is called once in each
     process, with the spool, when its recorder opens, and what it gives is stopped when the app's
     lifespan ends: the face passes the embedded agent.
     With `STAGESCOPE_DISABLE=1` in the environment every request goes straight to *app*.
@@ -63,7 +72,7 @@ class StageMiddleware:
         service: str | None = None,
         spool: str | Path | None = None,
         *,
-        hooks: bool = True,
+        installer: Installer | None = None,
         beside: Callable[[Path], Companion | None] | None = None,
     ) -> None:
         self.app = app
@@ -71,14 +80,13 @@ class StageMiddleware:
         self.spool = Path(spool) if spool else default_spool()
         self._beside = beside
         self._off = os.environ.get(DISABLE_VARIABLE, "") not in ("", "0")
-        self._hooks = hooks and not self._off
+        self._installer = None if self._off else installer
         self._recorder: Recorder | None = None
         """None until the first request: so that no further one asks whether it is the first."""
         self._opened: Recorder | None = None
         self._companion: Companion | None = None
-        if self._hooks:
-            install_loaded(WEB_FRAMEWORKS)
-            wrap_loaded()
+        if self._installer is not None:
+            self._installer.wrapped()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection scope, as ASGI says."""
@@ -138,8 +146,8 @@ class StageMiddleware:
         """
         if self._opened is None and self.open(scope):
             self._recorder = None
-        if self._hooks:
-            wrap_loaded()
+        if self._installer is not None:
+            self._installer.starting()
         startup = cold_start.Startup(send) if cold_start.begin() else None
         try:
             await self.app(scope, receive, startup.send if startup else send)
@@ -171,8 +179,8 @@ class StageMiddleware:
                 cold_start.keep(recorder)
                 calibrate(recorder, StageMiddleware.around)
                 watch(recorder)
-                if self._hooks and "starlette" in sys.modules:
-                    self._look_around(scope or {})
+                if self._installer is not None:
+                    self._installer.opened(self.app, scope or {}, StageMiddleware)
                 if self._beside is not None:
                     self._companion = self._beside(self.spool)
         except Exception as error:
@@ -183,15 +191,10 @@ class StageMiddleware:
         self._recorder = self._opened = recorder
         return recorder
 
-    def _look_around(self, scope: Scope) -> None:
-        from stagescope.middleware.hooks.starlette import advise
-
-        advise(self.app, scope, StageMiddleware)
-
     @classmethod
     def around(cls, app: ASGIApp, recorder: Recorder) -> StageMiddleware:
         """Wrap *app* with a given recorder, for tests and for measuring ourselves."""
-        middleware = cls(app, spool=os.devnull, hooks=False)
+        middleware = cls(app, spool=os.devnull)
         middleware._recorder = middleware._opened = recorder
         return middleware
 

@@ -15,7 +15,7 @@ from stagescope.middleware.recording import recorder as recorders
 from stagescope.middleware.recording.file import RecorderFile, create_recorder_file
 from stagescope.middleware.recording.recorder import Recorder
 from stagescope.middleware.run_notes import RECORDER, note
-from stagescope.recorder.reader import RecorderReader
+from stagescope.recorder.header import service_of
 from stagescope.recorder.spool import default_spool
 
 log = logging.getLogger("stagescope")
@@ -124,7 +124,6 @@ def recorder_beside(carrier: str) -> Recorder | None:
 @lru_cache(maxsize=64)
 def _service_of(path: str) -> str | None:
     try:
-        with RecorderReader(Path(path)) as owner:
-            return owner.process.service
+        return service_of(Path(path))
     except (OSError, StagescopeError):
         return None

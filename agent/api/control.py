@@ -24,8 +24,8 @@ from stagescope.agent.pipeline import Render
 from stagescope.agent.store.live import WINDOW_S, to_json
 from stagescope.agent.store.serialize import KERNELS, SAMPLES, STACKS, in_blocks
 from stagescope.errors import StagescopeError, UsageError
+from stagescope.identity import boot_id
 from stagescope.recorder.spool import SOCKET_NAME
-from stagescope.runfolder.run import boot_id
 
 NDJSON = "application/x-ndjson"
 END_OF_TIME_NS = (1 << 63) - 1

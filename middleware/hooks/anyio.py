@@ -12,7 +12,8 @@ from typing import Any
 
 import anyio.to_thread
 
-from stagescope.middleware.hooks.hook import Hook, wrap
+from stagescope.middleware.hooks.hook import Hook
+from stagescope.middleware.patching import wrap
 from stagescope.middleware.recording.guard import guarded
 from stagescope.middleware.recording.names import CODES
 from stagescope.middleware.recording.timeline import Timeline, current

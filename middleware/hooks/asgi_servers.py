@@ -6,8 +6,9 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from stagescope.middleware.hooks.hook import Hook, wrap
+from stagescope.middleware.hooks.hook import Hook
 from stagescope.middleware.hooks.wrapping import wrap_app
+from stagescope.middleware.patching import wrap
 
 
 def _install_uvicorn() -> None:

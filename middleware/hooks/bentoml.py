@@ -26,7 +26,8 @@ from bentoml._internal.marshal.dispatcher import CorkDispatcher, Job
 from stagescope.identity import format_traceparent
 from stagescope.middleware.batch import Ticket, batch
 from stagescope.middleware.hooks import hook
-from stagescope.middleware.hooks.hook import PATCHED, Hook, wrap
+from stagescope.middleware.hooks.hook import Hook
+from stagescope.middleware.patching import PATCHED, wrap
 from stagescope.middleware.recording.guard import guarded
 from stagescope.middleware.recording.names import CODES
 from stagescope.middleware.recording.timeline import Timeline, current

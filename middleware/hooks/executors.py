@@ -11,7 +11,8 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from stagescope.middleware.hooks.hook import Hook, wrap
+from stagescope.middleware.hooks.hook import Hook
+from stagescope.middleware.patching import wrap
 from stagescope.middleware.recording.guard import guarded
 from stagescope.middleware.stage import in_other_thread
 

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import fastapi.routing
 
-from stagescope.middleware.hooks.hook import Hook, wrap
+from stagescope.middleware.hooks.hook import Hook
 from stagescope.middleware.hooks.starlette import PARSE, SERIALIZE, staged
+from stagescope.middleware.patching import wrap
 from stagescope.middleware.recording.names import intern
 
 ENDPOINT = "endpoint"

@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
-from types import ModuleType
-from typing import Any
 
 from stagescope.errors import UsageError
 from stagescope.middleware.hooks import HOOKS
+from stagescope.middleware.patching import unwrap, wrapped_count
 from stagescope.middleware.recording.guard import fault, guarded
 
 log = logging.getLogger("stagescope")
 
-PATCHED = "__stagescope__"
-"""Set on every wrapper of ours, so that nothing is wrapped twice."""
 
 _installed: set[str] = set()
-_wrapped: list[tuple[Any, str, Any]] = []
-"""Owner, name and what was there before, in the order of wrapping."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,26 +55,19 @@ def install(name: str) -> bool:
     _installed.add(name)
     if not _known(hook):
         return False
-    before = len(_wrapped)
+    before = wrapped_count()
     try:
         hook.install()
     except AttributeError as gone:
-        _unwrap(before)
+        unwrap(before)
         log.warning("stagescope: hook %s stands back: %s; the server runs without it", name, gone)
         return False
     except Exception as error:
-        _unwrap(before)
+        unwrap(before)
         if fault(error, None):
             raise
         return False
     return True
-
-
-def _unwrap(first: int) -> None:
-    """Take off what was wrapped from number *first* on: half a hook would time half a truth."""
-    while len(_wrapped) > first:
-        owner, name, inner = _wrapped.pop()
-        setattr(owner, name, inner)
 
 
 def install_loaded(names: Sequence[str]) -> None:
@@ -116,23 +103,3 @@ def _numbers(text: str) -> tuple[int, ...]:
             break
         numbers.append(int(digits))
     return tuple(numbers)
-
-
-def wrap(owner: Any, name: str, make: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
-    """Replace `owner.name` by *make* of it, once; the wrapper keeps name, doc and signature.
-
-    Raises AttributeError, which `install` takes for "stand back", where there is no such name.
-    """
-    inner = getattr(owner, name)
-    if hasattr(inner, PATCHED):
-        return
-    wrapper = functools.wraps(inner)(make(inner))
-    setattr(wrapper, PATCHED, inner)
-    # By the name under which it is found, not the one it was made with: Ray pickles whole apps,
-    # and what is not found under its name is pickled by value, our context variables with it.
-    if isinstance(owner, ModuleType):
-        wrapper.__module__, wrapper.__qualname__ = owner.__name__, name
-    elif isinstance(owner, type):
-        wrapper.__module__, wrapper.__qualname__ = owner.__module__, f"{owner.__qualname__}.{name}"
-    setattr(owner, name, wrapper)
-    _wrapped.append((owner, name, inner))

@@ -28,8 +28,9 @@ from mlserver.rest.responses import Response
 from stagescope.middleware.asgi import SCOPE_KEY, StageMiddleware
 from stagescope.middleware.batch import Ticket, batch, working_for
 from stagescope.middleware.hooks import wrapping
-from stagescope.middleware.hooks.hook import PATCHED, Hook, wrap
+from stagescope.middleware.hooks.hook import Hook
 from stagescope.middleware.hooks.wrapping import disabled
+from stagescope.middleware.patching import PATCHED, wrap
 from stagescope.middleware.recording.guard import guarded
 from stagescope.middleware.recording.names import CODES
 from stagescope.middleware.recording.timeline import Timeline, TimelineGroup, current

@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Any
 
 from stagescope.middleware.hooks import LOADS
-from stagescope.middleware.hooks.hook import PATCHED
+from stagescope.middleware.patching import PATCHED
 from stagescope.middleware.recording.guard import guarded
 from stagescope.middleware.recording.names import CODES, intern
 from stagescope.middleware.recording.timeline import Timeline, current

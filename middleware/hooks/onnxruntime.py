@@ -10,8 +10,9 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-from stagescope.middleware.hooks.hook import Hook, wrap
+from stagescope.middleware.hooks.hook import Hook
 from stagescope.middleware.hooks.model_calls import timed_call
+from stagescope.middleware.patching import wrap
 from stagescope.middleware.recording.names import CODES
 from stagescope.middleware.recording.timeline import Timeline, current
 

@@ -18,7 +18,8 @@ from typing import Any
 from stagescope.identity import TraceParent, parse_run, parse_traceparent
 from stagescope.middleware.asgi import DISABLE_VARIABLE, SERVICE_VARIABLE
 from stagescope.middleware.batch import Ticket, batch
-from stagescope.middleware.hooks.hook import Hook, wrap
+from stagescope.middleware.hooks.hook import Hook
+from stagescope.middleware.patching import wrap
 from stagescope.middleware.process import process_recorder
 from stagescope.middleware.recording.guard import guarded
 from stagescope.middleware.recording.names import CODES

@@ -10,7 +10,8 @@ import starlette.responses
 import starlette.routing
 
 from stagescope.middleware.exchange import MOUNT_KEY
-from stagescope.middleware.hooks.hook import Hook, wrap
+from stagescope.middleware.hooks.hook import Hook
+from stagescope.middleware.patching import wrap
 from stagescope.middleware.recording.guard import guarded, say_once
 from stagescope.middleware.recording.names import CODES
 from stagescope.middleware.recording.timeline import current

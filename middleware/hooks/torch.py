@@ -13,8 +13,8 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from stagescope.middleware.hooks.hook import PATCHED
 from stagescope.middleware.hooks.model_calls import model_call
+from stagescope.middleware.patching import PATCHED
 from stagescope.middleware.recording.guard import guarded
 from stagescope.middleware.recording.timeline import Timeline, current
 from stagescope.middleware.stage import marked, stage

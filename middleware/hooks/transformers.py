@@ -10,8 +10,9 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from stagescope.middleware.hooks.hook import Hook, wrap
+from stagescope.middleware.hooks.hook import Hook
 from stagescope.middleware.hooks.model_calls import model_call, timed_call
+from stagescope.middleware.patching import wrap
 from stagescope.middleware.recording.names import CODES
 from stagescope.middleware.recording.timeline import Timeline, current
 from stagescope.middleware.stage import Steps, stage

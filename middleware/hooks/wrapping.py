@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from stagescope.middleware.asgi import DISABLE_VARIABLE, Companion, StageMiddleware
+from stagescope.middleware.hooks.installer import FrameworkHooks
 from stagescope.middleware.recording.guard import fault
 from stagescope.middleware.recording.recorder import Recorder
 from stagescope.middleware.types import ASGIApp, Receive, Scope, Send
@@ -31,7 +32,7 @@ def wrap_app(app: Any) -> Any:
         if _is_added(app):
             log.warning("stagescope: the app has added StageMiddleware itself; that one is used")
             return app
-        return StageMiddleware(app, beside=beside)
+        return around(app)
     except Exception as error:
         if fault(error, None):
             raise
@@ -63,8 +64,8 @@ def disabled() -> bool:
 
 
 def around(app: ASGIApp) -> StageMiddleware:
-    """Put the middleware around *app*, with what belongs beside it."""
-    return StageMiddleware(app, beside=beside)
+    """Put the middleware around *app*, with the hooks and what belongs beside it."""
+    return StageMiddleware(app, installer=FrameworkHooks(), beside=beside)
 
 
 def recorder() -> Recorder | None:

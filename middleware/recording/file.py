@@ -14,6 +14,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from stagescope.errors import StagescopeError
+from stagescope.identity import boot_id
 from stagescope.recorder import format as fmt
 from stagescope.recorder.spool import (
     PROBE_SUFFIX,
@@ -24,7 +25,6 @@ from stagescope.recorder.spool import (
     opened_spool,
     try_lock,
 )
-from stagescope.runfolder.run import boot_id
 
 MOST_LEFT_BEHIND = 32
 """Files of dead processes that may lie in a spool which no agent reads; the oldest go first."""

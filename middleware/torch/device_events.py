@@ -11,7 +11,7 @@ from collections.abc import Callable, Hashable
 from threading import Lock
 from typing import Any, Protocol
 
-from stagescope.middleware.hooks.hook import wrap
+from stagescope.middleware.patching import wrap
 from stagescope.middleware.recording.guard import guarded
 
 KINDS = ("cuda", "xpu")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from stagescope.middleware import asgi
+from stagescope.middleware.hooks.installer import FrameworkHooks
 from stagescope.middleware.types import ASGIApp
 
 
@@ -26,7 +27,8 @@ class StageMiddleware(asgi.StageMiddleware):
         *,
         hooks: bool = True,
     ) -> None:
-        super().__init__(app, service, spool, hooks=hooks, beside=start_embedded)
+        installer = FrameworkHooks() if hooks else None
+        super().__init__(app, service, spool, installer=installer, beside=start_embedded)
 
 
 def start_embedded(spool: Path) -> asgi.Companion | None:

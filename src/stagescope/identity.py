@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from binascii import Error as HexError
 from binascii import unhexlify
+from pathlib import Path
 from struct import Struct
 
 _GOLDEN = 0x9E3779B97F4A7C15
@@ -83,3 +84,11 @@ def parse_run(baggage: bytes) -> bytes:
 def format_run(run_id: str) -> str:
     """Give the `baggage` value that carries *run_id*."""
     return f"{RUN_KEY}={run_id}"
+
+
+def boot_id() -> str:
+    """Return this boot's id; empty where the system has none (then clocks count as different)."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
+    except OSError:
+        return ""

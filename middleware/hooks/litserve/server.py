@@ -13,8 +13,9 @@ import litserve.server
 from litserve.server import LitServer
 
 from stagescope.middleware.hooks import hook
-from stagescope.middleware.hooks.hook import Hook, wrap
+from stagescope.middleware.hooks.hook import Hook
 from stagescope.middleware.hooks.litserve.worker import inference_worker
+from stagescope.middleware.patching import wrap
 from stagescope.middleware.recording.guard import guarded
 from stagescope.middleware.recording.slots import ENDS, Slot
 from stagescope.middleware.recording.timeline import Timeline, current

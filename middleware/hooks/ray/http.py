@@ -9,6 +9,7 @@ from functools import cache
 from types import TracebackType
 from typing import Any
 
+from stagescope.identity import boot_id
 from stagescope.middleware.asgi import SCOPE_KEY, StageMiddleware
 from stagescope.middleware.exchange import begin
 from stagescope.middleware.hooks import wrapping
@@ -19,7 +20,6 @@ from stagescope.middleware.remote import AttachedTimeline, extract, inject
 from stagescope.middleware.stage import stage
 from stagescope.middleware.types import Message, Receive, Scope, Send
 from stagescope.recorder import format as fmt
-from stagescope.runfolder.run import boot_id
 
 # Ray Serve: calls of one deployment by another, `handle.remote(...)`.
 #

@@ -19,9 +19,10 @@ from ray.serve._private import default_impl, http_util, proxy, replica
 from ray.serve.batching import _BatchQueue as queue
 
 from stagescope.middleware.batch import batch, working_for
-from stagescope.middleware.hooks.hook import Hook, wrap
+from stagescope.middleware.hooks.hook import Hook
 from stagescope.middleware.hooks.ray import http
 from stagescope.middleware.hooks.wrapping import disabled
+from stagescope.middleware.patching import wrap
 from stagescope.middleware.recording.guard import guarded
 
 # Ray Serve: `@serve.batch`.

@@ -23,8 +23,9 @@ from typing import Any
 
 from stagescope.middleware.asgi import DISABLE_VARIABLE, SERVICE_VARIABLE
 from stagescope.middleware.exchange import begin
-from stagescope.middleware.hooks.hook import Hook, install, wrap
+from stagescope.middleware.hooks.hook import Hook, install
 from stagescope.middleware.hooks.torchserve.queue_waits import HeldBatch, HeldMember, Waits
+from stagescope.middleware.patching import wrap
 from stagescope.middleware.process import process_recorder
 from stagescope.middleware.recording.deferred import hold, move_start, reserve
 from stagescope.middleware.recording.guard import guarded

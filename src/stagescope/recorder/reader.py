@@ -11,7 +11,6 @@ import fcntl
 import os
 import stat
 import time
-import zlib
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -22,6 +21,7 @@ from typing import Any, Self
 from stagescope.errors import RecorderFileError
 from stagescope.recorder import format as fmt
 from stagescope.recorder.decoder import Chains, SlotDecoder
+from stagescope.recorder.header import bad_file, check_header, padded_text
 from stagescope.recorder.spool import try_lock
 from stagescope.records import Anchor, InstrumentCost, Process, Record, RequestRecord
 from stagescope.stages import Stall, overlap
@@ -34,8 +34,6 @@ Only a thread that was stopped between two instructions for that long leaves suc
 _FEWEST_AHEAD, _MOST_AHEAD = 4, 64
 """Slots read at once: few where little is written, more while there is more."""
 _BLOCK_SLOTS = 256
-_MAX_IN_FLIGHT, _MAX_RING = 1 << 16, 1 << 20
-"""No writer makes files with more slots; a forged header must not make us read a sparse giant."""
 _MOST_COUNTED = 1 << 61
 """A counter beyond this is damage: no process counts so far."""
 
@@ -70,7 +68,7 @@ class RecorderReader:
             self._fd = os.open(path, flags)
         except OSError as problem:
             if problem.errno == errno.ELOOP:
-                raise _bad(path, 0, "it is a symbolic link") from None
+                raise bad_file(path, 0, "it is a symbolic link") from None
             raise
         try:
             self._read_header(path)
@@ -82,7 +80,7 @@ class RecorderReader:
     def _read_header(self, path: Path) -> None:
         status = os.fstat(self._fd)
         if not stat.S_ISREG(status.st_mode):
-            raise _bad(path, 0, "it is no regular file")
+            raise bad_file(path, 0, "it is no regular file")
         header = os.pread(self._fd, fmt.NAMES_AT, 0)
         fields = check_header(path, header, status.st_size)
         (
@@ -110,7 +108,9 @@ class RecorderReader:
         data = os.pread(self._fd, size, at)
         if len(data) < size:
             end = at + len(data)
-            raise _bad(self.path, end, f"it was cut off while it was read, from {self._size} bytes")
+            raise bad_file(
+                self.path, end, f"it was cut off while it was read, from {self._size} bytes"
+            )
         return data
 
     def _read_word(self, at: int) -> int:
@@ -178,15 +178,15 @@ class RecorderReader:
         return Process(
             ring_id=ring_id.hex(),
             pid=pid,
-            service=_text(service),
-            host=_text(host),
-            boot_id=_text(boot),
+            service=padded_text(service),
+            host=padded_text(host),
+            boot_id=padded_text(boot),
             anchor=Anchor(word(pair), word(pair + 1)),
             cost=InstrumentCost(
                 self._counted(fmt.COST_BASE_WORD), self._counted(fmt.COST_STAGE_WORD)
             ),
-            version=_text(version),
-            python=_text(python),
+            version=padded_text(version),
+            python=padded_text(python),
         )
 
     def counters(self) -> dict[str, int]:
@@ -224,7 +224,7 @@ class RecorderReader:
         Raises RecorderFileError where the file was cut off since it was opened.
         """
         if (size := os.fstat(self._fd).st_size) < self._size:
-            raise _bad(
+            raise bad_file(
                 self.path, size, f"it was cut off while it was read, from {self._size} bytes"
             )
         process = self.process
@@ -386,40 +386,3 @@ def _with_stalls(record: RequestRecord, stalls: list[Stall]) -> RequestRecord:
     if not met:
         return record
     return replace(record, stalls=overlap(met, first_ns, record.duration_ns, record.stages))
-
-
-def check_header(path: Path, header: bytes, size: int) -> tuple[Any, ...]:
-    """Check and unpack a header; raises RecorderFileError with file, offset and cause."""
-    if header[:8] != fmt.MAGIC:
-        raise _bad(path, 0, f"it is no recorder file (begins {header[:8]!r})")
-    if len(header) < fmt.NAMES_AT:
-        raise _bad(path, len(header), f"it is cut off after {size} bytes, inside the header")
-    version = int.from_bytes(header[8:10], "little")
-    if version > fmt.VERSION:
-        raise _bad(path, 8, f"its format is {version}, this stagescope reads up to "
-                            f"{fmt.VERSION}: upgrade stagescope")  # fmt: skip
-    if version == 0:
-        raise _bad(path, 8, "its format is 0, which there never was")
-    crc_at = fmt.HEADER_CRC_AT
-    crc = int.from_bytes(header[crc_at : crc_at + 4], "little")
-    if zlib.crc32(header[:crc_at]) != crc:
-        raise _bad(path, crc_at, "its header is damaged (checksum differs)")
-    fields = fmt.HEADER.unpack_from(header)
-    _, _, _, data_at, slot_bytes, in_flight, ring, names, whole = fields[:9]
-    layout = (data_at, slot_bytes, names, whole)
-    known_size = 0 < ring <= _MAX_RING and in_flight <= _MAX_IN_FLIGHT
-    if not known_size or layout != (
-        fmt.DATA_AT, fmt.SLOT_BYTES, fmt.NAME_CAPACITY, fmt.file_bytes(in_flight, ring)
-    ):  # fmt: skip
-        raise _bad(path, 12, "its layout is not that of its format")
-    if size < fields[8]:
-        raise _bad(path, size, f"it is cut off: {size} bytes of {fields[8]}")
-    return fields
-
-
-def _bad(path: Path, offset: int, cause: str) -> RecorderFileError:
-    return RecorderFileError(f"recorder file {path}, byte {offset}: {cause}")
-
-
-def _text(padded: bytes) -> str:
-    return padded.rstrip(b"\0").decode("utf-8", "replace")

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from stagescope.errors import UsageError
+from stagescope.identity import boot_id
 from stagescope.runfolder.schema import SCHEMA_VERSION
 
 RUN_JSON = "run.json"
@@ -71,14 +72,6 @@ class Run:
     """The server side's own cost: `request_us`, `stage_us`, `overwritten`, ... of the agent."""
     versions: Mapping[str, str] = field(default_factory=dict[str, str])
     schema_version: int = SCHEMA_VERSION
-
-
-def boot_id() -> str:
-    """Give this boot's id; empty where the system has none (then clocks count as different)."""
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
-    except OSError:
-        return ""
 
 
 def this_host() -> Host:

@@ -21,8 +21,9 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ParentBased
 
 from stagescope import stage
-from stagescope.middleware.asgi import WEB_FRAMEWORKS, StageMiddleware
+from stagescope.middleware.asgi import StageMiddleware
 from stagescope.middleware.hooks.hook import install_loaded
+from stagescope.middleware.hooks.installer import WEB_FRAMEWORKS
 from stagescope.testing import wait_until
 from stagescope.testing.recording import Recording
 from stagescope.testing.serving import served

@@ -18,8 +18,9 @@ from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, field_serializer
 
 from stagescope import stage
-from stagescope.middleware.asgi import WEB_FRAMEWORKS, StageMiddleware
+from stagescope.middleware.asgi import StageMiddleware
 from stagescope.middleware.hooks.hook import install_loaded
+from stagescope.middleware.hooks.installer import WEB_FRAMEWORKS
 from stagescope.records import RequestRecord
 from stagescope.testing import wait_until
 from stagescope.testing.recording import Recording

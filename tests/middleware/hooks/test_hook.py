@@ -9,7 +9,8 @@ import types
 import pytest
 
 from stagescope.middleware.hooks import HOOKS
-from stagescope.middleware.hooks.hook import Hook, install, wrap
+from stagescope.middleware.hooks.hook import Hook, install
+from stagescope.middleware.patching import wrap
 
 
 class Framework:

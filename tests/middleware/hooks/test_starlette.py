@@ -15,13 +15,19 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Mount, Route
 
-from stagescope.middleware.asgi import StageMiddleware
+from stagescope.face import StageMiddleware
 from stagescope.middleware.recording import guard
 from stagescope.recorder.reader import RecorderReader
 from stagescope.recorder.spool import ring_files
 from stagescope.records import RequestRecord
 from stagescope.testing import wait_until
 from stagescope.testing.serving import served
+
+
+@pytest.fixture(autouse=True)
+def _no_agent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The public middleware, without an agent beside it."""
+    monkeypatch.setenv("STAGESCOPE_AGENT", "off")
 
 
 @pytest.fixture(autouse=True)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from stagescope.middleware.hooks.hook import wrap
+from stagescope.middleware.patching import wrap
 
 
 def inherited(make: Callable[..., Any]) -> Callable[..., Any]:

@@ -12,6 +12,7 @@ from typing import Any
 import uvicorn
 
 from stagescope.middleware.asgi import StageMiddleware
+from stagescope.middleware.hooks.installer import FrameworkHooks
 from stagescope.middleware.stage import stage
 
 SPOOL, WAIT_AT = sys.argv[1:3]
@@ -49,7 +50,7 @@ def serve() -> None:
     listener.bind(("127.0.0.1", 0))
     listener.listen()
     print(listener.getsockname()[1], flush=True)
-    wrapped = StageMiddleware(app, spool=Path(SPOOL))
+    wrapped = StageMiddleware(app, spool=Path(SPOOL), installer=FrameworkHooks())
     config = uvicorn.Config(wrapped, log_level="warning")
     uvicorn.Server(config).run(sockets=[listener])
 

@@ -1,0 +1,33 @@
+"""The hooks of web frameworks and model loads, as `StageMiddleware` has them installed."""
+
+from __future__ import annotations
+
+import sys
+
+from stagescope.middleware.asgi import StageMiddleware
+from stagescope.middleware.hooks.hook import install_loaded
+from stagescope.middleware.hooks.model_calls import wrap_loaded
+from stagescope.middleware.types import ASGIApp, Scope
+
+WEB_FRAMEWORKS = ("asyncio", "anyio", "starlette", "fastapi")
+"""Their hooks are installed where the framework is loaded by the time that the app is wrapped."""
+
+
+class FrameworkHooks:
+    """The installer that the public package passes to the middleware."""
+
+    def wrapped(self) -> None:
+        """Install the hooks of the web frameworks that are loaded, and time model loads."""
+        install_loaded(WEB_FRAMEWORKS)
+        wrap_loaded()
+
+    def starting(self) -> None:
+        """Time the loads of model libraries that were loaded since."""
+        wrap_loaded()
+
+    def opened(self, app: ASGIApp, scope: Scope, middleware: type[StageMiddleware]) -> None:
+        """Log once what in a Starlette app keeps *middleware* from seeing whole requests."""
+        if "starlette" in sys.modules:
+            from stagescope.middleware.hooks.starlette import advise
+
+            advise(app, scope, middleware)
