@@ -33,7 +33,7 @@ def _no_probe(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def served(tmp_path: Path) -> Iterator[StageMiddleware]:
     """The middleware, with a spool of its own, after its first request."""
-    middleware = StageMiddleware(app, "test", tmp_path / "spool", hooks=False)
+    middleware = StageMiddleware(app, "test", tmp_path / "spool")
     serve(middleware)
     yield middleware
     forget(tmp_path / "spool")

@@ -77,9 +77,9 @@ def test_a_deleted_spool_is_told(tmp_path: Path) -> None:
 
 
 def test_who_records_nowhere_has_no_spool(tmp_path: Path) -> None:
-    """A listener without a recorder file, and a port on which nobody listens."""
-    with server(tmp_path, "127.0.0.1", "nobody") as (port, pid):
+    """A listener without a recorder file, and a port on which nobody listens any more."""
+    with server(tmp_path / "spool", "127.0.0.1", "nobody") as (port, pid):
         found = spool_of_listener(port)
-        assert (found.pids, found.spool, found.closed) == ((pid,), None, False)
+        assert (found.pids, found.spool) == ((pid,), None)
 
     assert spool_of_listener(port).pids == ()
