@@ -72,6 +72,11 @@ def save_cursors(spool: Path, cursors: Cursors) -> None:
 
 
 Deliver = Callable[[Sequence[Record]], None]
+Note = Callable[[str, Cursor], None]
+"""Takes a ring id and how far that file is read."""
+
+RECALLED_SLOTS = 2048
+"""How far before its place an agent looks for batches whose members may still come."""
 
 FULL_BATCH = 256
 """Records read at once by an agent that has a process of its own."""
@@ -91,11 +96,18 @@ class Ring:
     ended: bool = False
     """Dead, and read to its end; the file goes when all sinks have settled."""
 
+    @property
+    def place(self) -> Cursor:
+        """How far it is read."""
+        return Cursor(self.reader.next_seq, self.reader.chains_from)
+
 
 class Drain:
     """Reads whatever the spool's processes write; one thread calls, any thread asks for counters.
 
-    *give_way* is called between two bites: an embedded agent lets the server run there.
+    *give_way* is called between two bites: an embedded agent lets the server run there. No bite
+    is read where *has_room* says no. *note* hears how far a file is read, after its records were
+    delivered; *recall* has again what was read shortly before the place of a cursor.
     """
 
     def __init__(
@@ -105,12 +117,20 @@ class Drain:
         *,
         bite: int = FULL_BATCH,
         give_way: Callable[[], None] = lambda: None,
+        has_room: Callable[[], bool] = lambda: True,
+        note: Note = lambda ring_id, place: None,
+        recall: Deliver = lambda records: None,
         clock: Callable[[], int] = time.monotonic_ns,
     ) -> None:
         self._spool = spool
         self._cursors = cursors
         self._bite = bite
         self._give_way = give_way
+        self._has_room = has_room
+        self._note = note
+        self._recall = recall
+        self.held = False
+        """The last `poll` left records where they are: a sink had no room."""
         self._clock = clock
         self._rings: dict[Path, Ring] = {}
         self._broken: dict[Path, str] = {}
@@ -146,6 +166,7 @@ class Drain:
             cursor = self._cursors.get(reader.process.ring_id)
             if cursor:
                 reader.close()
+                self._recall_before(path, cursor)
                 reader = RecorderReader(
                     path,
                     next_seq=cursor.next_seq,
@@ -163,6 +184,15 @@ class Drain:
             self._rings[path] = ring
         _log.info("worker %d of %s came", ring.process.pid, ring.process.service)
 
+    def _recall_before(self, path: Path, cursor: Cursor) -> None:
+        """Read again what an earlier agent read last: a batch comes before its members."""
+        first = max(0, cursor.next_seq - RECALLED_SLOTS)
+        with RecorderReader(path, next_seq=first, clock=self._clock) as reader:
+            while left := cursor.next_seq - reader.next_seq:
+                if left < 0 or not (records := reader.poll(min(left, self._bite))):
+                    break
+                self._recall(records)
+
     def _set_aside(self, path: Path, problem: str) -> None:
         """Leave a file that cannot be read where it is; said once, tried again at each look."""
         if path in self._broken:
@@ -173,7 +203,7 @@ class Drain:
 
     def poll(self, deliver: Deliver) -> bool:
         """Hand over what is new in every file; True where one had more than its turn."""
-        more = False
+        more = self.held = False
         for ring in [ring for ring in self._rings.values() if not ring.ended]:
             try:
                 more = self._poll_ring(ring, deliver) or more
@@ -184,10 +214,16 @@ class Drain:
 
     def _poll_ring(self, ring: Ring, deliver: Deliver) -> bool:
         for _ in range(0, TURN, self._bite):
+            if not self._has_room():
+                self.held = True
+                return True
+            before = ring.reader.next_seq
             records = ring.reader.poll(self._bite)
             if records:
                 deliver(records)
                 self._counts["records"] += len(records)
+            if ring.reader.next_seq != before:
+                self._note(ring.process.ring_id, ring.place)
             if len(records) < self._bite:
                 if ring.dead:
                     self._end(ring, deliver)
@@ -209,10 +245,7 @@ class Drain:
 
     def places(self) -> Cursors:
         """Tell how far each file is read."""
-        return {
-            ring.process.ring_id: Cursor(ring.reader.next_seq, ring.reader.chains_from)
-            for ring in self._rings.values()
-        }
+        return {ring.process.ring_id: ring.place for ring in self._rings.values()}
 
     def ended(self) -> list[Path]:
         """Name the files that are read to their end for good."""

@@ -18,7 +18,7 @@ from stagescope.agent.drain import FULL_BATCH, Drain, load_cursors
 from stagescope.agent.events import Actions, EventQueue
 from stagescope.agent.overhead import OTHER, Governor, OwnCost, budget, costs_of
 from stagescope.agent.process_metrics import GROWING, PASSING, summed
-from stagescope.agent.sinks import Sink
+from stagescope.agent.sinks import QueuedSink, Sink
 from stagescope.agent.store.live import LiveWindow
 from stagescope.agent.store.recent import ColdStarts, RecentRequests
 from stagescope.agent.store.runs import RunStore
@@ -97,14 +97,19 @@ class Agent:
             "live": self.live,
         }
         self.sinks = own | sinks
+        self._queued = [sink for sink in self.sinks.values() if isinstance(sink, QueuedSink)]
+        cursors = load_cursors(spool)
+        self._checkpoint = Checkpoint(spool, self.sinks, cursors, holds=holds)
         self._drain = Drain(
             spool,
-            load_cursors(spool),
+            cursors,
             bite=SHARED_BATCH if shared else FULL_BATCH,
             give_way=_release_the_interpreter if shared else _go_on,
+            has_room=lambda: all(sink.has_room for sink in self._queued),
+            note=self._checkpoint.note,
+            recall=self._recall,
             clock=clock,
         )
-        self._checkpoint = Checkpoint(spool, self._drain, self.sinks, holds=holds)
         self._clock = clock
         self._cpu_s = cpu_s
         self._cpu_before_s = cpu_s()
@@ -118,12 +123,14 @@ class Agent:
         made = samplers(self) if samplers else ()
         self._samplers = [Metered(one, clock) for one in (*made, self.governor)]
         self.governor.watch(self._samplers)
+        save = partial(self._checkpoint.advance, self._drain)
+        self._saving = Metered(PeriodicTask("checkpoint", CHECKPOINT_S, save), clock)
         self._collectors = [
             Metered(PeriodicTask("lock", DISCOVER_S, self._check_lock), clock),
             self._discover,
             *self._samplers,
             Metered(PeriodicTask("tidy", TIDY_S, self.runs.forget_old), clock),
-            Metered(PeriodicTask("checkpoint", CHECKPOINT_S, self._checkpoint.advance), clock),
+            self._saving,
             Metered(OwnCost(self.evidence.samples, self._own_cpu_s, clock), clock),
         ]
         self._stopping = False
@@ -134,6 +141,8 @@ class Agent:
         self._late_max_ns = 0
         self._cpu = 0.0
         self._said: set[str] = set()
+        for sink in self._queued:
+            sink.call_when_settled(self._save_soon)
 
     def run(self) -> None:
         """Work until `stop` is called; then read what is there. `close` is still to be called."""
@@ -141,12 +150,14 @@ class Agent:
         while not self._stopping:
             before = self._drain.records
             more = self.step()
+            more = more and not self._drain.held
             pause_s = next_pause_s(pause_s, records=self._drain.records - before, more=more)
             self._sleep(pause_s)
         last_ns = self._clock() + int(LAST_PASSES_S * 1e9)
         self.hurry()
         while self.step() and self._clock() < last_ns:
-            pass
+            if self._drain.held:
+                time.sleep(SHORTEST_PAUSE_S / 5)
 
     def _check_lock(self) -> None:
         if not self.lost_spool and not self._holds():
@@ -179,8 +190,7 @@ class Agent:
         for name, sink in self.sinks.items():
             left_s = max(0.1, (deadline - self._clock()) / 1e9)
             self._guarded(f"closing {name}", partial(sink.close, left_s))
-        self._checkpoint.advance()  # the one that waited
-        self._checkpoint.advance()  # what was read since
+        self._checkpoint.advance(self._drain)
         self._drain.close()
 
     def step(self) -> bool:
@@ -291,6 +301,15 @@ class Agent:
     def _deliver(self, records: Sequence[Record]) -> None:
         for name, sink in self.sinks.items():
             self._guarded(f"giving records to {name}", partial(sink.accept, records))
+
+    def _recall(self, records: Sequence[Record]) -> None:
+        for sink in self._queued:
+            self._guarded("recalling batches", partial(sink.recall, records))
+
+    def _save_soon(self) -> None:
+        """Save how far is settled at once: what is sent and not saved is sent again after a kill."""
+        self._saving.due_ns = 0
+        self._wake.set()
 
     def _sleep(self, pause_s: float) -> None:
         if not pause_s:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol, runtime_checkable
 
 from stagescope.records import Record
 
@@ -21,7 +21,7 @@ class Sink(Protocol):
 
     @property
     def settled(self) -> int:
-        """How many of the accepted are sent or given up; a sink without a queue settles at once."""
+        """Up to which of the accepted all are sent or given up; without a queue, all of them."""
         ...
 
     def accept(self, records: Sequence[Record]) -> None:
@@ -35,6 +35,22 @@ class Sink(Protocol):
         """Flush within the time and let go of everything."""
 
 
+@runtime_checkable
+class QueuedSink(Sink, Protocol):
+    """A sink that settles later, from a thread of its own."""
+
+    @property
+    def has_room(self) -> bool:
+        """False where records had better wait in their files for a moment."""
+        ...
+
+    def recall(self, records: Sequence[Record]) -> None:
+        """Learn again what an earlier agent had read shortly before its end; nothing is sent."""
+
+    def call_when_settled(self, call: Callable[[], None]) -> None:
+        """Call *call* from any thread whenever something was settled."""
+
+
 Sinks = Mapping[str, Sink]
 """By the name under which their counters are shown."""
 
@@ -44,8 +60,3 @@ Mark = dict[str, int]
 def mark(sinks: Sinks) -> Mark:
     """Note what each sink has accepted."""
     return {name: sink.accepted for name, sink in sinks.items()}
-
-
-def settled(sinks: Sinks, mark: Mark) -> bool:
-    """Tell whether every sink has settled what it had accepted at *mark*."""
-    return all(sinks[name].settled >= accepted for name, accepted in mark.items())

@@ -69,9 +69,12 @@ class SpanQueue:
 
     def __init__(self, limits: QueueLimits) -> None:
         self.limits = limits
-        self.unsettled = 0
-        """What was put in and is neither sent nor given up."""
-        self._waiting: deque[tuple[Waiting, int]] = deque()
+        self.offered = 0
+        """Spans that were put in or dropped at the door."""
+        self._waiting: deque[tuple[Waiting, int, int]] = deque()
+        """With its spans and its number."""
+        self._in_hand: int | None = None
+        """The number of the first of what is being sent."""
         self._spans = 0
         self._counts = dict.fromkeys(Outcome, 0)
         self._changed = threading.Condition()
@@ -83,16 +86,19 @@ class SpanQueue:
         """True once nothing more is taken in."""
         return self._closing
 
-    def put(self, waiting: Waiting) -> bool:
-        """Take *waiting* in; False, and counted as dropped, where there is no room."""
+    def put(self, waiting: Waiting, number: int) -> bool:
+        """Take *waiting* in; False, and counted as dropped, where there is no room.
+
+        *number* only grows: it tells `oldest` what has not been settled.
+        """
         spans = waiting.spans
         with self._changed:
+            self.offered += spans
             if self._closing or self._spans + spans > self.limits.max_spans:
                 self._counts[Outcome.CLOSED if self._closing else Outcome.FULL] += spans
                 return False
-            self._waiting.append((waiting, spans))
+            self._waiting.append((waiting, spans, number))
             self._spans += spans
-            self.unsettled += 1
             if self._spans >= self.limits.batch_spans:
                 self._changed.notify()
         return True
@@ -116,7 +122,15 @@ class SpanQueue:
             rejected = min(rejected, spans)
             self._counts[outcome] += spans - rejected
             self._counts[Outcome.REJECTED] += rejected
-            self.unsettled -= len(taken)
+            self._in_hand = None
+
+    @property
+    def oldest(self) -> int | None:
+        """Return the number of the oldest that is neither sent nor given up; None where none is."""
+        with self._changed:
+            if self._in_hand is not None:
+                return self._in_hand
+            return self._waiting[0][2] if self._waiting else None
 
     def close(self, flush_s: float) -> None:
         """Take nothing more in; go on giving for *flush_s*."""
@@ -129,7 +143,6 @@ class SpanQueue:
         """Drop what still waits."""
         with self._changed:
             self._counts[Outcome.CLOSED] += self._spans
-            self.unsettled -= len(self._waiting)
             self._waiting.clear()
             self._spans = 0
 
@@ -150,7 +163,9 @@ class SpanQueue:
         taken: list[Waiting] = []
         room = self.limits.batch_spans
         while self._waiting and (not taken or self._waiting[0][1] <= room):
-            waiting, spans = self._waiting.popleft()
+            waiting, spans, number = self._waiting.popleft()
+            if not taken:
+                self._in_hand = number
             taken.append(waiting)
             self._spans -= spans
             room -= spans

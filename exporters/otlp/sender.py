@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from stagescope.exporters.otlp.queue import (
@@ -29,6 +30,14 @@ from stagescope.exporters.tail_sampling import TailSampler
 from stagescope.records import BatchRecord, ColdStartRecord, Record, RequestRecord
 
 MAX_PAUSE_S: Final = 30.0
+CATCH_UP: Final = 3.0
+"""After an outage spans are sent at most so many times as fast as they come."""
+LEAST_PACE: Final = 100.0
+"""Spans a second, where hardly any came."""
+STUCK_S: Final = 2.0
+"""A call that takes longer is no reason to let records wait unread."""
+LONGEST_HOLD_S: Final = 10.0
+"""How long records wait unread at most, at a back end that is well and too slow."""
 
 _log = logging.getLogger(__name__)
 
@@ -45,6 +54,25 @@ class SpanSender(threading.Thread):
         self._failures = 0
         """In a row."""
         self._rejects = False
+        self._sending_since_s = 0.0
+        self._outage_since_s = 0.0
+        self._offered_before = 0
+        """Spans offered until the outage began."""
+        self._pace = 0.0
+        """Spans a second while what an outage left is sent; else 0."""
+        self._sent_last = 0
+        self._on_settled: Callable[[], None] = lambda: None
+
+    def call_when_settled(self, call: Callable[[], None]) -> None:
+        """Call *call*, on this thread, after each sending."""
+        self._on_settled = call
+
+    @property
+    def keeps_up(self) -> bool:
+        """False in an outage, in a call that hangs, and until an outage is caught up with."""
+        since_s = self._sending_since_s
+        stuck = since_s and time.monotonic() - since_s > STUCK_S
+        return not (self._failures or self._pace or stuck)
 
     def run(self) -> None:
         """Send until the end; a failure while closing is the end too."""
@@ -55,19 +83,22 @@ class SpanSender(threading.Thread):
 
     def _pause_s(self) -> float:
         if not self._failures:
-            return 0.0
+            return self._sent_last / self._pace if self._pace else 0.0
         return float(min(self._queue.limits.delay_s * 2**self._failures, MAX_PAUSE_S))
 
     def _send(self, taken: list[Waiting], said: deque[str]) -> bool:
         said.clear()
         sent = False
+        self._sending_since_s = time.monotonic()
         try:
             sent = self._outlet.send(self._spans(taken))
         except Exception as problem:  # noqa: BLE001 the guard: a library may raise anything
             said.append(f"{type(problem).__name__}: {problem}")
         finally:
+            self._sending_since_s = 0.0
             rejected = self._outlet.rejected if sent else 0
             self._queue.settle(taken, Outcome.SENT if sent else Outcome.FAILED, rejected)
+            self._on_settled()
         if rejected and not self._rejects:
             self._rejects = True
             _log.warning(
@@ -77,7 +108,24 @@ class SpanSender(threading.Thread):
             )
         self.failed_exports += not sent
         self._tell(sent, said)
+        self._set_pace(taken, sent=sent)
+        self._failures = 0 if sent else min(self._failures + 1, 16)
         return sent
+
+    def _set_pace(self, taken: list[Waiting], *, sent: bool) -> None:
+        """Note when an outage begins; after it, send what waited no faster than is polite."""
+        now_s = time.monotonic()
+        if not sent:
+            if not self._failures and not self._pace:
+                self._outage_since_s, self._offered_before = now_s, self._queue.offered
+            return
+        if self._failures:
+            came = self._queue.offered - self._offered_before
+            rate = came / max(1.0, now_s - self._outage_since_s)
+            self._pace = max(LEAST_PACE, CATCH_UP * rate)
+        if self._pace and self._queue.queued_spans < self._queue.limits.batch_spans:
+            self._pace = 0.0
+        self._sent_last = sum([waiting.spans for waiting in taken])
 
     def _spans(self, taken: list[Waiting]) -> Spans:
         return [
@@ -100,7 +148,6 @@ class SpanSender(threading.Thread):
                 self._outlet.name,
                 reason,
             )
-        self._failures = 0 if sent else min(self._failures + 1, 16)
 
 
 def otlp_from_environment(keep: TailSampler | None = None) -> OtlpSpans | None:
@@ -129,14 +176,48 @@ class OtlpSpans:
         self._batches = HeldBatches()
         self._not_kept = 0
         self._unknown_batches = 0
+        self._full_since_s = 0.0
+        self._abandoned: int | None = None
+        """The number of the first record that was still waiting at the end."""
         self._queue = SpanQueue(limits or QueueLimits())
         self._sender = SpanSender(self._queue, outlet)
         self._sender.start()
 
     @property
     def settled(self) -> int:
-        """Records that were sent or given up; a batch that waits for its members counts so."""
-        return self.accepted - self._queue.unsettled
+        """Records, counted from the first, all of which were sent or given up.
+
+        A batch that waits for its members counts so: it is recalled after a restart. What was
+        waiting at the end does not: the next agent reads it again.
+        """
+        accepted = self.accepted
+        oldest = self._queue.oldest if self._abandoned is None else self._abandoned
+        return accepted if oldest is None else oldest - 1
+
+    @property
+    def has_room(self) -> bool:
+        """False where records had better wait in their files: the queue is half full.
+
+        True, whatever the queue, where waiting would not help soon: what finds it full is then
+        dropped and counted, and all other sinks go on.
+        """
+        limit = self._queue.limits.max_spans
+        if self._queue.queued_spans <= limit // 2 or not self._sender.keeps_up:
+            self._full_since_s = 0.0
+            return True
+        now_s = time.monotonic()
+        self._full_since_s = self._full_since_s or now_s
+        return now_s - self._full_since_s > LONGEST_HOLD_S
+
+    def call_when_settled(self, call: Callable[[], None]) -> None:
+        """Call *call*, on the sender's thread, after each sending."""
+        self._sender.call_when_settled(call)
+
+    def recall(self, records: Sequence[Record]) -> None:
+        """Remember the batches among *records*, which an earlier agent has settled."""
+        for record in records:
+            if isinstance(record, BatchRecord):
+                self._batches.add(record, kept=keeps_batch(record))
 
     @property
     def queued_spans(self) -> int:
@@ -152,10 +233,10 @@ class OtlpSpans:
         for record in records:
             self.accepted += 1
             if isinstance(record, BatchRecord):
-                kept = keeps_batch(record) and self._queue.put(Waiting((record,)))
+                kept = keeps_batch(record) and self._queue.put(Waiting((record,)), self.accepted)
                 self._batches.add(record, kept=kept)
             elif isinstance(record, ColdStartRecord):
-                self._queue.put(Waiting((record,)))
+                self._queue.put(Waiting((record,)), self.accepted)
             elif self._keep.reason(record):
                 self._put_request(record)
             else:
@@ -171,12 +252,13 @@ class OtlpSpans:
         }
 
     def close(self, timeout_s: float) -> None:
-        """Send what waits for at most *timeout_s*, count the rest as dropped, end the thread."""
+        """Send what waits for at most *timeout_s*, count the rest, end the thread."""
         if self._queue.closing:
             return
         grace_s = min(0.5, timeout_s / 2)
         self._queue.close(timeout_s - grace_s)
         self._sender.join(timeout_s - grace_s)
+        self._abandoned = self._queue.oldest
         self._outlet.abort()
         self._sender.join(grace_s)
         self._queue.give_up()
@@ -187,6 +269,6 @@ class OtlpSpans:
         self._unknown_batches += len(record.batch_ids) - len(known)
         links = tuple([BatchLink(batch.trace_id, batch.batch_id) for batch in known])
         held = [batch for batch in known if self._batches.is_held(batch.batch_id)]
-        if self._queue.put(Waiting((*held, record), links)):
+        if self._queue.put(Waiting((*held, record), links), self.accepted):
             for batch in held:
                 self._batches.release(batch.batch_id)

@@ -107,10 +107,13 @@ class RingWriter:
         path: str = "/predict",
         error: str = "",
         span_id: str = "",
+        batch_id: str = "",
     ) -> int:
         """Commit one finished request; gives its sequence number."""
         start_ns = time.monotonic_ns()
         entries = self._entries(stages, start_ns)
+        if batch_id:
+            entries.append((fmt.CODE_BATCH, int(batch_id, 16), start_ns))
         span = bytes.fromhex(span_id) if span_id else secrets.token_bytes(8)
         chained = entries[fmt.ENTRIES_PER_SLOT :]
         for index in range(0, len(chained), fmt.ENTRIES_PER_SLOT):
@@ -129,15 +132,18 @@ class RingWriter:
             )
         )
 
-    def batch(self, run_id: str = "", *, members: int = 2, model: str = "resnet") -> int:
+    def batch(
+        self, run_id: str = "", *, members: int = 2, model: str = "resnet", span_id: str = ""
+    ) -> int:
         """Commit one finished batch; gives its sequence number."""
         start_ns = time.monotonic_ns()
         entries = self._entries([Opening("inference", 0, 1_000_000)], start_ns)
         for number in range(1, members + 1):
             entries += [(fmt.CODE_MEMBER, number, number), (fmt.CODE_MEMBER_TRACE, number, 0)]
+        span = bytes.fromhex(span_id) if span_id else secrets.token_bytes(8)
         finished = fmt.FINISHED.pack(1_000_000, 0, 0, 0, 0, members, 0, 0, 0, 0, b"", b"")
         slot = self._slot(
-            fmt.KIND_BATCH, fmt.STATE_FINISHED, secrets.token_bytes(8), entries, start_ns, run_id,
+            fmt.KIND_BATCH, fmt.STATE_FINISHED, span, entries, start_ns, run_id,
             model, finished,
         )  # fmt: skip
         return self._commit(slot)
