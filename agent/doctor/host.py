@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from stagescope.agent.doctor.finding import HOST, NO, OK, WARN, Finding
 from stagescope.agent.doctor.surroundings import Environment
+from stagescope.agent.host.cgroups import cgroup_of
 
 SLOW_CLOCKS: Final = ("hpet", "acpi_pm", "jiffies", "xen")
 """Read by a system call or a device: microseconds a reading."""
@@ -52,7 +53,7 @@ def _quota(around: Environment) -> float | None:
     """Give the smallest `cpu.max` on the way from our control group up; None: no limit."""
     mount = _cgroup2(around)
     found: list[float] = []
-    path = mount + _group(around, "self")
+    path = mount + _group(around)
     while mount and path.startswith(mount):
         limit, _, period = around.read(around.sys / path / "cpu.max").partition(" ")
         if limit.isdigit() and period.isdigit():
@@ -70,9 +71,8 @@ def _cgroup2(around: Environment) -> str:
     return ""
 
 
-def _group(around: Environment, pid: int | str) -> str:
-    lines = around.read(around.proc / str(pid) / "cgroup").splitlines()
-    return next((line[3:].rstrip("/") for line in lines if line.startswith("0::")), "")
+def _group(around: Environment) -> str:
+    return (cgroup_of(str(around.proc), "self") or "").rstrip("/")
 
 
 def cgroup(around: Environment) -> Finding:
@@ -88,7 +88,7 @@ def cgroup(around: Environment) -> Finding:
     if lacking:
         told = f"cgroup v2 has no {' and no '.join(lacking)} here (version 1 holds them): no "
         return Finding(WARN, told + "limits, throttling or OOM counts", unified, facts=facts)
-    where = around.sys / (mount + _group(around, "self"))
+    where = around.sys / (mount + _group(around))
     limit = around.read(where / "memory.max")
     facts["memory_max_bytes"] = int(limit) if limit.isdigit() else None
     most = f"memory limit {int(limit) / 1e9:.1f} GB" if limit.isdigit() else "no memory limit"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Generator
@@ -15,6 +14,7 @@ from stagescope.agent.doctor.finding import NO, OK, STACKS, WARN, Finding
 from stagescope.agent.doctor.ptrace import rights
 from stagescope.agent.doctor.surroundings import Environment, Served
 from stagescope.agent.probe import ask
+from stagescope.agent.stacks.py_spy import find_py_spy
 from stagescope.errors import StagescopeError
 
 DUMP_S: Final = 1.0
@@ -24,7 +24,7 @@ CHILD: Final = "import time\nprint(flush=True)\ntime.sleep(10)"
 
 def py_spy(around: Environment) -> Finding:
     """Is there a py-spy, and does it give stacks?"""
-    program = find(around)
+    program = find_py_spy(around.environment)
     if program is None:
         do = (f"{sys.executable} -m pip install py-spy",)
         text = "py-spy is not installed: stacks only from within the server, 20 a second"
@@ -71,14 +71,6 @@ def _ask_leave(around: Environment, one: Served) -> None:
     found = rights(around, one.process.pid)
     if found.yama == 1 and found.asks_leave and not found.capable:
         ask(one.probe, "allow_ptrace", timeout_s=DUMP_S, pid=os.getpid())
-
-
-def find(around: Environment) -> Path | None:
-    """Find the program: beside this interpreter, else on the search path."""
-    beside = str(Path(sys.executable).parent)
-    places = os.pathsep.join([beside, around.environment.get("PATH", "")])
-    found = shutil.which("py-spy", path=places)
-    return Path(found) if found else None
 
 
 @contextmanager

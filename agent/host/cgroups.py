@@ -60,7 +60,7 @@ def find_mount(root: str) -> Mount | None:
     return None
 
 
-def cgroup_of(proc: str, pid: int) -> str | None:
+def cgroup_of(proc: str, pid: int | str) -> str | None:
     """Name the cgroup of a process; None where it cannot be told."""
     for line in (read(f"{proc}/{pid}/cgroup") or b"").decode(errors="replace").splitlines():
         if line.startswith("0::/"):

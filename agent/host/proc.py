@@ -44,6 +44,7 @@ def counts(text: bytes | None) -> dict[str, int]:
 
 TICK_S = 1.0 / os.sysconf("SC_CLK_TCK")
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+ENDED = ("Z", "X")
 _FIELDS = 22
 """As many as we need of those behind the name."""
 
@@ -52,6 +53,8 @@ _FIELDS = 22
 class ProcessStat:
     """What the line holds."""
 
+    state: str
+    """One letter: `R` runs, `T` is stopped, `Z` has ended and is not waited for yet."""
     parent: int
     minor_faults: int
     major_faults: int
@@ -65,20 +68,27 @@ class ProcessStat:
 
 
 def parse(text: bytes | None) -> ProcessStat | None:
-    """Read the line; None where there is none, or it is not one of a living process."""
+    """Read the line; None where there is none, or it is not one of a process."""
     # The name, in brackets, may hold spaces and brackets.
     fields = (text or b"").rpartition(b")")[2].split()
-    if len(fields) < _FIELDS or fields[0] in (b"Z", b"X"):
+    if len(fields) < _FIELDS:
         return None
     wanted = [fields[i] for i in (1, 7, 9, 11, 12, 17, 19, 21)]
     if not all(field.isdigit() and len(field) < 20 for field in wanted):
         return None
-    return ProcessStat(*(int(field) for field in wanted))
+    return ProcessStat(fields[0].decode("ascii", "replace"), *(int(field) for field in wanted))
 
 
 def process_stat(proc: str, pid: int) -> ProcessStat | None:
-    """Read the line of the process *pid* in *proc*, the folder `/proc`."""
-    return parse(read(f"{proc}/{pid}/stat"))
+    """Read the line of the living process *pid* in *proc*, the folder `/proc`."""
+    found = parse(read(f"{proc}/{pid}/stat"))
+    return found if found and found.state not in ENDED else None
+
+
+def cpu_s(pid: int) -> float:
+    """Return the CPU seconds of a child, also of one that has ended; 0 where it cannot be read."""
+    found = parse(read(f"/proc/{pid}/stat"))
+    return (found.user_ticks + found.system_ticks) * TICK_S if found else 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ from typing import Final
 from stagescope.agent.collectors import Collector
 from stagescope.agent.context import AgentContext
 from stagescope.agent.events import LOOP_LAG, EventQueue, Notice
+from stagescope.agent.host.proc import process_stat
 from stagescope.agent.stacks.in_process import InProcess, StackSampler, Target
 from stagescope.agent.stacks.labels import RawStack, StageLabels
 from stagescope.agent.stacks.permissions import why_not
@@ -241,11 +242,8 @@ def culprit_of(frames: Sequence[Frame]) -> Frame:
 
 def _is_stopped(pid: int) -> bool:
     """Tell whether a process is stopped by a signal or a debugger: then it is not its loop's fault."""
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text("utf-8", "replace").rpartition(")")[2].split()
-    except OSError:
-        return False  # not to be seen from here
-    return state[:1] in (["T"], ["t"])
+    found = process_stat("/proc", pid)
+    return found is not None and found.state in ("T", "t")
 
 
 Waits = Mapping[str, int]

@@ -6,16 +6,97 @@ ptrace(2), "Ptrace access mode checking"; Yama: Documentation/admin-guide/LSM/Ya
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Final
 
 from stagescope.agent.probe import ask, probe_of
 from stagescope.agent.stacks.in_process import Target
 from stagescope.errors import StagescopeError
 
-CAP_SYS_PTRACE = 19
+CAP_SYS_PTRACE: Final = 19
 YAMA = Path("sys/kernel/yama/ptrace_scope")
 ALLOW_S = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Rights:
+    """What decides whether we may read a process."""
+
+    yama: int | None
+    """`kernel.yama.ptrace_scope`; None: there is no Yama."""
+    capable: bool
+    """CAP_SYS_PTRACE is in our effective set."""
+    container: str
+    """`docker`, `podman`, `kubernetes`, or empty."""
+    owner: int | None = None
+    """Uid of the process; None: no process is asked about."""
+    me: int = 0
+    """Our own."""
+    same_namespace: bool = True
+    """The process sees the PIDs that we see."""
+    asks_leave: bool = False
+    """It lets us in by `PR_SET_PTRACER` where Yama is 1 (its probe can be asked to)."""
+
+    def obstacles(self) -> list[str]:
+        """Say what stands in the way; empty: nothing."""
+        found: list[str] = []
+        if not self.same_namespace:
+            found.append("it lives in another PID namespace")
+        if self.capable and self.yama != 3:
+            return found
+        if self.owner not in (None, self.me):
+            found.append(f"it belongs to uid {self.owner}, you are {self.me}")
+        if self.yama and not (self.yama == 1 and self.asks_leave):
+            found.append(f"kernel.yama.ptrace_scope is {self.yama} and CAP_SYS_PTRACE is missing")
+        return found
+
+    def grants(self) -> list[str]:
+        """Give what mends it: the first suffices, the others are other ways."""
+        if not self.obstacles():
+            return []
+        if self.yama == 3:  # until the next boot nothing can
+            return ["set kernel.yama.ptrace_scope=1 in /etc/sysctl.d and reboot: 3 is final"]
+        found = [] if self.same_namespace else self._shared_namespace()
+        if self.capable:
+            return found
+        found += self._capability()
+        if self.owner not in (None, self.me):
+            whose = f"-u '#{self.owner}' " if self.owner else ""
+            found.append(f"sudo {whose}stagescope agent (as the server's user)")
+        elif self.yama:
+            found.append("sudo sysctl kernel.yama.ptrace_scope=0 (on the host)")
+        return found
+
+    def _shared_namespace(self) -> list[str]:
+        pod = "shareProcessNamespace: true (in the pod's spec)"
+        run = "docker run --pid=container:SERVER"
+        return [pod] if self.container == "kubernetes" else [run, pod]
+
+    def _capability(self) -> list[str]:
+        pod = 'securityContext: {capabilities: {add: ["SYS_PTRACE"]}} (of the agent\'s container)'
+        if self.container == "kubernetes":
+            return [pod]
+        if self.container:
+            return [f"{self.container} run --cap-add SYS_PTRACE", pod]
+        return ['sudo setcap cap_sys_ptrace+ep "$(command -v py-spy)"']
+
+
+def read_rights(proc: Path, pid: int = 0, *, container: str = "") -> Rights:
+    """Read what decides, for *pid* or (0) for a process of our own user and namespace."""
+    try:
+        yama = int((proc / YAMA).read_text("ascii"))
+    except (OSError, ValueError):
+        yama = None
+    held = int(_status(proc, "self", "CapEff") or "0", 16)
+    known = Rights(yama, bool(held >> CAP_SYS_PTRACE & 1), container, me=os.geteuid())
+    if not pid:
+        return known
+    owner = _status(proc, pid, "Uid").split()
+    mine, its = (_status(proc, one, "NSpid").split() for one in ("self", pid))
+    return replace(
+        known, owner=int(owner[0]) if owner else None, same_namespace=len(mine) == len(its)
+    )
 
 
 def why_not(target: Target, proc: Path = Path("/proc")) -> str:
@@ -23,18 +104,20 @@ def why_not(target: Target, proc: Path = Path("/proc")) -> str:
 
     Where Yama is the only obstacle the process is asked, by its probe, to name us.
     """
-    pid = target.pid
     if why := _hidden(target, proc):
         return why
-    if _has_capability(proc):
+    found = replace(read_rights(proc, target.pid), asks_leave=True)
+    refused = ""
+    if not found.obstacles() and found.yama == 1 and not found.capable:
+        try:
+            ask(probe_of(target.ring), "allow_ptrace", timeout_s=ALLOW_S, pid=os.getpid())
+        except StagescopeError as problem:
+            found, refused = replace(found, asks_leave=False), f", and {problem}"
+    obstacles = found.obstacles()
+    if not obstacles:
         return ""
-    owner = _status(proc / str(pid), "Uid").split()[0]
-    if owner != str(os.geteuid()):
-        return (
-            f"process {pid} belongs to user {owner} and this agent to {os.geteuid()}: run the "
-            "agent as that user, or grant it CAP_SYS_PTRACE"
-        )
-    return _yama(target, _scope(proc), _ask_leave)
+    grants = ", or ".join(found.grants())
+    return f"process {target.pid} may not be read: {'; '.join(obstacles)}{refused}; do: {grants}"
 
 
 def _hidden(target: Target, proc: Path) -> str:
@@ -68,41 +151,11 @@ def _link(fd: Path) -> str:
         return ""
 
 
-def _status(process: Path, name: str) -> str:
+def _status(proc: Path, pid: int | str, name: str) -> str:
+    """Return one value of `/proc/PID/status`; empty where it cannot be read."""
     try:
-        for line in (process / "status").read_text("utf-8", "replace").splitlines():
-            key, _, value = line.partition(":")
-            if key == name:
-                return value.strip()
+        lines = (proc / str(pid) / "status").read_text("utf-8", "replace").splitlines()
     except OSError:
-        pass
-    return "-1"
-
-
-def _has_capability(proc: Path) -> bool:
-    held = int(_status(proc / "self", "CapEff"), 16)
-    return held > 0 and bool(held >> CAP_SYS_PTRACE & 1)
-
-
-def _scope(proc: Path) -> int:
-    try:
-        return int((proc / YAMA).read_text("ascii"))
-    except (OSError, ValueError):  # no Yama
-        return 0
-
-
-def _yama(target: Target, scope: int, ask_leave: Callable[[Target], None]) -> str:
-    if scope == 0:
         return ""
-    grant = "grant the agent CAP_SYS_PTRACE, or set kernel.yama.ptrace_scope to 0"
-    if scope != 1:
-        return f"kernel.yama.ptrace_scope is {scope}: {grant}"
-    try:
-        ask_leave(target)
-    except StagescopeError as problem:
-        return f"kernel.yama.ptrace_scope is 1, and {problem}: {grant}"
-    return ""
-
-
-def _ask_leave(target: Target) -> None:
-    ask(probe_of(target.ring), "allow_ptrace", timeout_s=ALLOW_S, pid=os.getpid())
+    found = (line.partition(":") for line in lines)
+    return next((value.strip() for key, _, value in found if key == name), "")

@@ -22,6 +22,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import IO, Any
 
+from stagescope.agent.host.proc import cpu_s
 from stagescope.agent.stacks.in_process import Target
 from stagescope.agent.stacks.labels import RawStack
 from stagescope.agent.stacks.thread_cpu import A_THREAD_NS, READ_EVERY_NS
@@ -143,9 +144,9 @@ def _leash() -> tuple[str, ...]:
     return words if tried is not None and tried.returncode == 0 else ()
 
 
-def find_py_spy() -> Path | None:
+def find_py_spy(environment: Mapping[str, str] = os.environ) -> Path | None:
     """Find the program: beside this interpreter, else on the search path."""
-    places = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    places = os.pathsep.join([str(Path(sys.executable).parent), environment.get("PATH", "")])
     found = shutil.which("py-spy", path=places)
     return Path(found) if found else None
 
@@ -252,7 +253,7 @@ class PySpyWindow:
         """Give what was seen once it is over (`Window`)."""
         for process in self._processes:
             if process.returncode is None:  # one that has ended tells until it is waited for
-                self._used_s[process.pid] = _used_s(process.pid)
+                self._used_s[process.pid] = cpu_s(process.pid)
         going_on = any(process.poll() is None for process in self._processes)
         self._read_thread_cpu(at_once=not going_on)
         if going_on:
@@ -317,15 +318,6 @@ def record_words(py_spy: Path, pid: int, seconds: float, rate_hz: int, trace: Pa
 def dump_words(py_spy: Path, pid: int) -> list[str]:
     """Give the command line of a dump."""
     return [str(py_spy), "dump", "-p", str(pid), "--json", "--nonblocking"]
-
-
-def _used_s(pid: int) -> float:
-    """Give the CPU seconds of a child, proc(5); 0 where it cannot be read."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text("utf-8").rpartition(")")[2].split()
-    except OSError:
-        return 0.0
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def _environment() -> dict[str, str]:

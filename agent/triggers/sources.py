@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from stagescope.agent.events import KINDS, OOM, SLOW, EventQueue, Notice
+from stagescope.agent.host.cgroups import cgroup_of
+from stagescope.agent.host.proc import counts, read
 from stagescope.exporters.tail_sampling import SlowTail
 from stagescope.records import Process, Record, RequestRecord, State
 
@@ -162,22 +164,14 @@ class CgroupOom:
             self._notices.put(Notice(OOM, process.pid, "", now_ns, sentence))
 
     def _events_of(self, pid: int) -> Path:
-        try:
-            lines = (self._proc / str(pid) / "cgroup").read_text().splitlines()
-        except OSError:
-            lines = []
-        group = next((line[3:] for line in lines if line.startswith("0::")), "/")
+        group = cgroup_of(str(self._proc), pid) or "/"
         return self._mount / group.lstrip("/") / "memory.events"
 
 
 def _counts(path: Path) -> dict[str, int]:
-    """Give the counts; empty where there are none, as in the root group or under version 1."""
-    try:
-        pairs = [line.split() for line in path.read_text().splitlines()]
-    except OSError:
-        return {}
-    found = {pair[0]: int(pair[1]) for pair in pairs if len(pair) == 2}
-    return {name: found.get(name, 0) for name in COUNTED}
+    """Return the counts; empty where there are none, as in the root group or under version 1."""
+    found = counts(read(str(path)))
+    return {name: found.get(name, 0) for name in COUNTED} if found else {}
 
 
 # Takes the notices that served processes leave in the spool: `notices/*.json`, one object each.

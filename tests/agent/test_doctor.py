@@ -11,9 +11,9 @@ from stagescope import stage
 from stagescope.agent.doctor import gpu
 from stagescope.agent.doctor.examine import Check, examine
 from stagescope.agent.doctor.finding import KERNELS, OK, SPANS, STACKS, WARN, Finding
-from stagescope.agent.doctor.ptrace import Rights
 from stagescope.agent.doctor.surroundings import Environment, Served
 from stagescope.agent.probe import probe_of
+from stagescope.agent.stacks.permissions import Rights
 from stagescope.middleware.probe.server import Probe
 from stagescope.recorder.reader import RecorderReader
 from stagescope.testing.recording import Recording

@@ -172,9 +172,13 @@ def proc(folder: Path, ring: Path, *, uid: int = os.geteuid(), scope: str = "") 
     [
         (os.geteuid(), "", ""),
         (os.geteuid(), "0", ""),
-        (os.geteuid(), "1", "ptrace_scope is 1, and no process answers at"),
-        (os.geteuid(), "2", "ptrace_scope is 2: grant the agent CAP_SYS_PTRACE"),
-        (4242, "", "belongs to user 4242 and this agent to"),
+        (
+            os.geteuid(),
+            "1",
+            "ptrace_scope is 1 and CAP_SYS_PTRACE is missing, and no process answers at",
+        ),
+        (os.geteuid(), "2", "ptrace_scope is 2 and CAP_SYS_PTRACE is missing; do: sudo setcap"),
+        (4242, "", "it belongs to uid 4242, you are"),
     ],
 )
 def test_the_missing_grant_is_named(tmp_path: Path, uid: int, scope: str, sentence: str) -> None:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stagescope.analysis.resources.leak import LEAST_SPAN_S, MOST_POINTS, slope
+from stagescope.analysis.resources.leak import LEAST_SPAN_S, slope
 
 S = 1_000_000_000
 MB = 1e6
@@ -36,7 +36,6 @@ def test_a_leak_is_told_with_its_slope(seed: int) -> None:
     found = slope(series(300, MB, 2 * MB, seed))
 
     assert found.leak, found.doubt
-    assert found.low_per_s <= found.per_s <= found.high_per_s
     assert found.per_s == pytest.approx(MB, rel=0.1)
 
 
@@ -50,7 +49,7 @@ def test_a_server_that_warms_up_does_not_leak() -> None:
     """What grows fast at first and ever slower then is told to be warming up."""
     found = slope([(i * S, 1e9 * (1 - math.exp(-i / 60))) for i in range(300)])
 
-    assert found.low_per_s > 0
+    assert found.per_s > 0
     assert "warming up" in found.doubt
 
 
@@ -83,11 +82,10 @@ def test_a_short_run_tells_nothing() -> None:
 
 @given(SERIES)
 def test_anything_has_a_slope(readings: list[tuple[int, float]]) -> None:
-    """Any readings, none included, give finite slopes within their bounds, and a reason or none."""
+    """Any readings, none included, give a finite slope, and a reason or none."""
     found = slope(readings)
 
     assert math.isfinite(found.per_s)
-    assert found.low_per_s <= found.per_s <= found.high_per_s
     assert found.leak == (found.doubt == "")
 
 
@@ -111,8 +109,8 @@ def test_the_slope_is_in_the_readings_unit(
     assert scaled.per_s == slope(readings).per_s * factor
 
 
-@given(st.integers(MOST_POINTS, 5 * MOST_POINTS), st.integers(-1000, 1000))
-def test_long_runs_are_folded_and_keep_their_slope(seconds: int, per_s: int) -> None:
+@given(st.integers(200, 1000), st.integers(-1000, 1000))
+def test_long_runs_keep_their_slope(seconds: int, per_s: int) -> None:
     """A straight line has its slope however long it is; falling is no leak, nor is standing."""
     found = slope([(i * S, float(per_s * i)) for i in range(seconds)])
 
