@@ -217,6 +217,7 @@ class PySpyWindow:
         self._used_s: dict[int, float] = {}
         self.thread_cpu: list[ThreadCpu] = []
         self._read_again_ns = 0
+        self._cut_short = False
         pid = target.pid
         try:
             with self._names.open("wb") as names, self._errors.open("wb") as errors:
@@ -257,6 +258,8 @@ class PySpyWindow:
         going_on = any(process.poll() is None for process in self._processes)
         self._read_thread_cpu(at_once=not going_on)
         if going_on:
+            if self._cut_short:
+                self.finish()  # again: a signal before it listens is lost where it is ignored
             if self._clock() < self._deadline_ns:
                 return None
             self.close()
@@ -293,6 +296,7 @@ class PySpyWindow:
 
     def finish(self) -> None:
         """Let it write what it has (`Window`)."""
+        self._cut_short = True
         if self._record.poll() is None:
             self._record.send_signal(signal.SIGINT)
 
