@@ -109,6 +109,15 @@ def sinks_from_environment(environment: Mapping[str, str] = os.environ) -> Pipel
     return composed
 
 
+def exports_wanted(environment: Mapping[str, str] = os.environ) -> bool:
+    """Tell whether spans or metrics are to be sent, by the environment alone."""
+    if environment.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
+        return False
+    return any(
+        environment.get(name, "none") not in ("", "none") for name in _ASKING + _ASKING_METRICS
+    )
+
+
 def _or_off(what: str, make: Callable[[], T | None]) -> T | None:
     try:
         return make()

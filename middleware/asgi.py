@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -51,6 +52,16 @@ class Installer(Protocol):
 
     def opened(self, app: ASGIApp, scope: Scope, middleware: type[StageMiddleware]) -> None:
         """The recorder is open: advise on what keeps *middleware* from seeing whole requests."""
+
+
+async def stopped(companion: Companion) -> None:
+    """Stop *companion* without holding the event loop meanwhile; under trio it holds it."""
+    try:
+        loop = asyncio.get_running_loop()
+    except RuntimeError:
+        companion.stop()
+    else:
+        await loop.run_in_executor(None, companion.stop)
 
 
 class StageMiddleware:
@@ -155,7 +166,7 @@ class StageMiddleware:
             if startup:
                 startup.left()
             if self._companion is not None:
-                self._companion.stop()
+                await stopped(self._companion)
 
     async def _serve_first(self, scope: Scope, receive: Receive, send: Send) -> None:
         first = cold_start.FirstRequest(send)

@@ -9,15 +9,20 @@ from __future__ import annotations
 import atexit
 import logging
 import os
+import signal
+import subprocess
+import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Final
 
 from stagescope.agent.api.control import Control, serve_socket
 from stagescope.agent.api.http_server import HttpServer
 from stagescope.agent.lock import EMBEDDED, SpoolLock, try_hold
 from stagescope.agent.loop import RAISE_VARIABLE, Agent
-from stagescope.agent.pipeline import sinks_from_environment
+from stagescope.agent.pipeline import exports_wanted, sinks_from_environment
 from stagescope.agent.samplers import chosen
 from stagescope.errors import StagescopeError
 from stagescope.recorder.spool import ensure_spool
@@ -29,14 +34,72 @@ STANDBY_S = 2.0
 STOP_S = 3.0
 """How long `stop` takes at most for sinks to flush."""
 
+READY: Final = b"ready\n"
+HOLD_S: Final = 3.0
+"""How long a helper tries for the spool that its server found free."""
+
 _log = logging.getLogger("stagescope")
 _running: dict[Path, EmbeddedAgent] = {}
+
+
+class Helper:
+    """The embedded agent in a process of its own, as its server sees it; used where it exports.
+
+    It lives no longer than its server, which holds the other end of its standard input.
+    """
+
+    def __init__(self, spool: Path) -> None:
+        """Start it; raises OSError where there is no Python to start."""
+        # An embedding program (uWSGI, a frozen app) names itself here: it must not be run again.
+        if not Path(sys.executable or "").name.startswith("python"):
+            raise OSError("this process is no plain Python")
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "stagescope.embedded", str(spool)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+        )
+
+    def wait_ready(self) -> bool:
+        """Wait until it drains; False where it ended before."""
+        assert self._process.stdout
+        return self._process.stdout.readline() == READY
+
+    def wait(self) -> int:
+        """Wait for its end; returns its exit status."""
+        return self._process.wait()
+
+    def end(self) -> None:
+        """Tell it to flush and end; returns at once."""
+        assert self._process.stdin
+        self._process.stdin.close()
+
+    def close(self) -> None:
+        """Close the pipes of one that has ended."""
+        for file in (self._process.stdin, self._process.stdout):
+            if file:
+                file.close()
+
+    def kill(self) -> None:
+        """End it, whatever it is doing."""
+        self._process.kill()
+
+    def close_inherited(self) -> None:
+        """In a forked child: close the copies, so that the helper sees its server's end."""
+        self.close()
+        self._process.returncode = 0  # it is no child of this process
 
 
 class EmbeddedAgent:
     """Drains *spool* on a daemon thread, when nobody else does, until `stop`."""
 
-    def __init__(self, spool: Path, *, standby_s: float = STANDBY_S) -> None:
+    def __init__(
+        self, spool: Path, *, standby_s: float = STANDBY_S, in_helper: bool = False
+    ) -> None:
+        """*in_helper*: this process is the helper, and serves nothing else."""
+        self._in_helper = in_helper
+        self._helper: Helper | None = None
+        self._helper_fails = False
         self._spool = spool
         self._standby_s = standby_s
         self._stopped = threading.Event()
@@ -49,7 +112,7 @@ class EmbeddedAgent:
     @property
     def drains(self) -> bool:
         """True while this one holds the spool."""
-        return self._agent is not None
+        return self._agent is not None or self._helper is not None
 
     @property
     def alive(self) -> bool:
@@ -65,8 +128,12 @@ class EmbeddedAgent:
         self._stopped.set()
         if agent := self._agent:
             agent.stop()
+        if helper := self._helper:
+            helper.end()
         if self._thread.is_alive():
             self._thread.join(timeout_s)
+            if self._thread.is_alive() and (helper := self._helper):
+                helper.kill()
         _running.pop(self._spool, None)
 
     def _live(self) -> None:
@@ -74,8 +141,11 @@ class EmbeddedAgent:
             while not self._stopped.is_set():
                 ensure_spool(self._spool)
                 hold = try_hold(self._spool, EMBEDDED)
-                if hold:
-                    self._drain(hold)
+                if hold and exports_wanted() and not self._helper_fails:
+                    hold.release()
+                    self._drain_beside()
+                elif hold:
+                    self.drain(hold)
                 self._stopped.wait(self._standby_s)
         except (StagescopeError, OSError, ImportError) as problem:
             _log.warning("stagescope's embedded agent is off: %s", problem)
@@ -84,23 +154,46 @@ class EmbeddedAgent:
                 raise
             _log.exception("stagescope's embedded agent is off, by a fault of its own")
 
-    def _drain(self, hold: SpoolLock) -> None:
+    def _drain_beside(self) -> None:
+        """Let a helper drain, until it ends; where none can be had, this thread does from now on."""
+        try:
+            helper = Helper(self._spool)
+        except (OSError, subprocess.SubprocessError) as problem:
+            self._helper_fails = True
+            _log.info("spans are sent from a thread of the server: %s", problem)
+            return
+        if helper.wait_ready():
+            self._helper = helper
+            if self._stopped.is_set():
+                helper.end()
+        status = helper.wait()
+        self._helper = None
+        helper.close()
+        if status:
+            self._helper_fails = True
+            _log.warning(
+                "the process that sends spans ended with %d; a thread of the server goes on", status
+            )
+
+    def drain(self, hold: SpoolLock, on_ready: Callable[[], object] = lambda: None) -> None:
+        """Drain until `stop`, or until the spool is wanted by an agent process."""
         self._hold = hold
         try:
             composed = sinks_from_environment()
             agent = Agent(
                 self._spool,
                 composed.sinks,
-                shared=True,
+                shared=not self._in_helper,
                 holds=hold.valid,
                 samplers=chosen(embedded=True),
-                cpu_s=time.thread_time,
+                cpu_s=time.process_time if self._in_helper else time.thread_time,
             )
             composed.watch(agent)
             control = Control(agent, EMBEDDED, self._spool, composed.render, agent.stop)
             self._server = serve_socket(control)
             try:
                 self._agent = agent
+                on_ready()
                 if not self._stopped.is_set():
                     agent.run()
             finally:
@@ -118,6 +211,8 @@ class EmbeddedAgent:
             self._hold.close_inherited()
         if self._server:
             self._server.close_inherited()
+        if self._helper:
+            self._helper.close_inherited()
 
 
 def start_embedded_agent(spool: Path) -> EmbeddedAgent:
@@ -149,3 +244,29 @@ def _forget_all() -> None:
 
 atexit.register(_stop_all)
 os.register_at_fork(after_in_child=_forget_all)
+
+
+def main() -> int:
+    """Be a helper: drain the spool until standard input ends."""
+    for number in (signal.SIGINT, signal.SIGTERM):  # its server gets them too, and ends it
+        signal.signal(number, signal.SIG_IGN)
+    spool = Path(sys.argv[1])
+    agent = EmbeddedAgent(spool, in_helper=True)
+
+    def stop_with_server() -> None:
+        while os.read(0, 4096):
+            pass
+        agent.stop()
+
+    threading.Thread(target=stop_with_server, daemon=True).start()
+    deadline_s = time.monotonic() + HOLD_S
+    while not (hold := try_hold(spool, EMBEDDED)):
+        if time.monotonic() > deadline_s:
+            return 0
+        time.sleep(0.02)
+    agent.drain(hold, on_ready=lambda: os.write(1, READY))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

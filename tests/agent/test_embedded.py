@@ -19,6 +19,7 @@ from stagescope.embedded import EmbeddedAgent, start_embedded_agent
 from stagescope.errors import StagescopeError
 from stagescope.testing import wait_until
 from stagescope.testing.agents import AgentProcesses, short_spool
+from stagescope.testing.otlp import OtlpReceiver
 from stagescope.testing.rings import write_ring
 
 
@@ -226,3 +227,59 @@ def test_twenty_starts_and_stops_leave_nothing(spool: Path) -> None:
     assert threading.active_count() == threads
     assert len(os.listdir("/proc/self/fd")) <= descriptors
     assert (spool / "runs" / "run.ndjson").read_text().count('"kind":"request"') == 26
+
+
+@pytest.fixture
+def receiver(monkeypatch: pytest.MonkeyPatch) -> Iterator[OtlpReceiver]:
+    """A back end, to which the environment points."""
+    with OtlpReceiver() as receiver:
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", receiver.http_endpoint)
+        yield receiver
+
+
+def test_where_it_exports_a_helper_process_does(spool: Path, receiver: OtlpReceiver) -> None:
+    """Spans are built and sent outside the served process; its stop flushes and ends the helper."""
+    agent = start_embedded_agent(spool)
+    wait_until(lambda: agent.drains, 30)
+    found = holder(spool)
+    with write_ring(spool / "a.ring", 20, run_id="run"):
+        agent.stop()
+
+    assert found["kind"] == "embedded"
+    assert found["pid"] != os.getpid()
+    assert len([span for span in receiver.spans if span.kind == "server"]) == 20
+    assert holder(spool) == {}
+
+
+def test_a_program_that_is_no_python_is_not_started_as_one(
+    spool: Path, receiver: OtlpReceiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a program that embeds Python a thread sends the spans."""
+    monkeypatch.setattr(sys, "executable", "/usr/bin/uwsgi")
+    agent = start_embedded_agent(spool)
+    wait_until(lambda: agent.drains, 30)
+    with write_ring(spool / "a.ring", 5, run_id="run"):
+        assert holder(spool)["pid"] == os.getpid()
+        agent.stop()
+
+    assert len([span for span in receiver.spans if span.kind == "server"]) == 5
+
+
+def test_the_helper_of_a_server_that_is_killed_ends(spool: Path, receiver: OtlpReceiver) -> None:
+    """Nothing of a killed server stays: its helper sees the end, flushes and goes."""
+    code = (
+        "import sys, time\nfrom pathlib import Path\n"
+        "from stagescope.embedded import start_embedded_agent\n"
+        "start_embedded_agent(Path(sys.argv[1]))\ntime.sleep(600)\n"
+    )
+    server = subprocess.Popen(
+        [sys.executable, "-c", code, str(spool)], env=os.environ | {"PYTHONPATH": str(SOURCE)}
+    )
+    try:
+        wait_until(lambda: health(spool), 30)
+        helper = int(holder(spool)["pid"])
+        assert helper != server.pid
+    finally:
+        server.kill()
+        server.wait()
+    wait_until(lambda: not holder(spool), 30)
