@@ -23,6 +23,7 @@ from stagescope.agent.store.live import LiveWindow
 from stagescope.agent.store.recent import ColdStarts, RecentRequests
 from stagescope.agent.store.runs import RunStore
 from stagescope.agent.store.telemetry import TelemetryBuffer
+from stagescope.recorder.spool import RUNS_FOLDER
 from stagescope.records import Process, Record
 
 SHORTEST_PAUSE_S = 0.05
@@ -86,7 +87,7 @@ class Agent:
         self.shared = shared
         self.evidence = TelemetryBuffer()
         self.notices = EventQueue()
-        self.runs = RunStore(spool / "runs")
+        self.runs = RunStore(spool / RUNS_FOLDER)
         self.cold_starts = ColdStarts()
         self.recent = RecentRequests()
         self.live = LiveWindow(clock)

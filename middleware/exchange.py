@@ -15,7 +15,7 @@ from stagescope.middleware.recording.slots import ENDS
 from stagescope.middleware.recording.timeline import Timeline
 from stagescope.middleware.request_start import HEADERS as _STAMPS
 from stagescope.middleware.request_start import waited_ns
-from stagescope.middleware.server_timing import header_value
+from stagescope.middleware.server_timing import answers, header_value
 from stagescope.middleware.stage import mark
 from stagescope.middleware.types import Message, Receive, Scope, Send
 from stagescope.recorder import format as fmt
@@ -256,7 +256,7 @@ class Exchange:
         timeline = self._timeline
         clock = timeline.clock
         now = clock()
-        if timeline.run:
+        if timeline.run:  # A client names one; whether it is answered is looked up then only.
             message = self._with_server_timing(message, now)
         index = self._respond_index = next(timeline.indices)
         try:
@@ -303,6 +303,8 @@ class Exchange:
 
     def _with_server_timing(self, message: Message, now_ns: int) -> Message:
         try:
+            if not answers(self._timeline, now_ns):
+                return message
             timing = (b"server-timing", header_value(self._timeline, now_ns))
         except Exception as error:
             if fault(error, self._timeline.recorder):

@@ -60,6 +60,15 @@ class AgentClient:
                 return RunCounts(run_id, 0, 0, 0, 0)
             return RunCounts(**json.loads(response.read()))
 
+    def open_run(self, run_id: str) -> bool:
+        """Open a load run before its first request; False where the agent is too old for it."""
+        with self._exchange("POST", f"/runs/{run_id}", missing_ok=True) as response:
+            return response.status == 200
+
+    def close_run(self, run_id: str) -> None:
+        """Close a run that was opened: its records may give way to those of others."""
+        self._json("POST", f"/runs/{run_id}/close")
+
     def run_records(self, run_id: str) -> Iterator[Record]:
         """Give the records that are stored of a load run, as they arrive."""
         with self._exchange("GET", f"/runs/{run_id}/records") as response:

@@ -59,6 +59,12 @@ class Control:
                     return metrics_reply(self.render, request)
                 case "GET", ["runs", run_id]:
                     return self._run(run_id)
+                case "POST", ["runs", run_id]:
+                    self.agent.runs.open(run_id)
+                    return json_reply({"run_id": run_id, "open": True})
+                case "POST", ["runs", run_id, "close"]:
+                    self.agent.runs.close_run(run_id)
+                    return json_reply({"run_id": run_id, "open": False})
                 case "GET", ["runs", run_id, "records"]:
                     return self._records(run_id)
                 case "GET", ["live"]:

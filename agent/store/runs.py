@@ -22,6 +22,7 @@ from typing import BinaryIO
 from stagescope.agent.store.serialize import process_line, record_line
 from stagescope.errors import StagescopeError, UsageError
 from stagescope.identity import RUN_ID
+from stagescope.recorder.spool import OPEN_RUN_SUFFIX
 from stagescope.records import BatchRecord, Process, Record, RequestRecord, State
 
 _HEAD = re.compile(
@@ -106,7 +107,7 @@ class RunFile:
         """Write the lines; raises OSError, with the file as it was, where they find no room."""
         if not addition.data:
             return
-        flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC
+        flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
         fd = os.open(self.path, flags, 0o600)
         try:
             _write_whole(fd, addition.data, self.size)
@@ -184,8 +185,13 @@ def _read_blocks(file: BinaryIO, size: int, block_bytes: int) -> Iterator[bytes]
 
 
 MAX_AGE_S = 24 * 3600
+MAX_UNOPENED = 16
+"""Runs kept that no driver has opened: anybody who sends requests can invent one."""
+IDLE_S = 60.0
+"""A run that nobody opened gives way to a new one when nothing was added to it for so long."""
 MAX_BYTES = 1 << 30
 """All runs together; less where the file system has less room (see `room_for_runs`)."""
+BLOCK_BYTES = 4096
 SUFFIX = ".ndjson"
 
 _log = logging.getLogger("stagescope")
@@ -194,7 +200,9 @@ _log = logging.getLogger("stagescope")
 class RunStore:
     """A sink that keeps the records of load runs, each once, within bounds.
 
-    The oldest whole run goes first; the run being written is never cut to make room.
+    A driver opens its run here; a run that only its requests name (k6, a driver elsewhere) is
+    kept too, but of those there are few at a time. The oldest whole run goes first, and those
+    that were not opened before those that were; the run being written is never cut to make room.
     Safe to use from several threads.
     """
 
@@ -218,6 +226,11 @@ class RunStore:
         self._runs = {
             path.name.removesuffix(SUFFIX): RunFile(path) for path in folder.glob(f"*{SUFFIX}")
         }
+        self._opened = {
+            path.name.removesuffix(OPEN_RUN_SUFFIX) for path in folder.glob(f"*{OPEN_RUN_SUFFIX}")
+        }
+        self._full_until_s = 0.0
+        """Until then no run that was not opened is idle, so none can give way."""
         self.accepted = 0
         names = ("stored", "duplicates", "refused", "evicted_runs")
         self._counts: dict[str, int] = dict.fromkeys(names, 0)
@@ -253,6 +266,9 @@ class RunStore:
             return
         run = self._runs.get(run_id)
         if run is None:
+            if run_id not in self._opened and not self._has_place():
+                self._counts["refused"] += len(records)
+                return
             run = self._runs[run_id] = RunFile(self._folder / f"{run_id}{SUFFIX}")
         try:
             addition = run.prepare(records)
@@ -264,12 +280,61 @@ class RunStore:
         self._counts["stored"] += len(addition.records)
         self._counts["duplicates"] += len(records) - len(addition.records)
 
+    def open(self, run_id: str) -> None:
+        """Note that a driver has opened *run_id*: it is kept, and `Server-Timing` may answer it.
+
+        Raises UsageError for a bad id, StagescopeError where the mark cannot be written.
+        """
+        _check_id(run_id)
+        with self._lock:
+            try:
+                flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+                os.close(os.open(self._mark(run_id), flags, 0o600))
+            except OSError as problem:
+                raise StagescopeError(
+                    f"load run {run_id} cannot be opened in {self._folder}: {problem.strerror}"
+                ) from None
+            self._opened.add(run_id)
+
+    def close_run(self, run_id: str) -> None:
+        """Note that the driver has what it wanted of *run_id*; what is stored stays for now."""
+        _check_id(run_id)
+        with self._lock:
+            self._mark(run_id).unlink(missing_ok=True)
+            self._opened.discard(run_id)
+            self._full_until_s = 0.0
+
+    def _mark(self, run_id: str) -> Path:
+        return self._folder / f"{run_id}{OPEN_RUN_SUFFIX}"
+
+    def _has_place(self) -> bool:
+        """Tell whether one more run may come that no driver has opened; an idle one gives way."""
+        now_s = self._wall()
+        if now_s < self._full_until_s:
+            return False  # Decided without a look at the disk: a stranger may ask it every time.
+        unopened = [
+            (run.written_s(), name) for name, run in self._runs.items() if name not in self._opened
+        ]
+        if len(unopened) < MAX_UNOPENED:
+            return True
+        written_s, oldest = min(unopened)
+        if now_s - written_s < IDLE_S:
+            self._full_until_s = min(written_s, now_s) + IDLE_S
+            return False
+        self._evict(oldest)
+        return True
+
     def _make_room(self, keep: RunFile, needed: int) -> None:
-        while (total := self._total_bytes()) + needed > self._max_bytes:
-            others = [(run.written_s(), name) for name, run in self._runs.items() if run != keep]
+        more = _on_disk(keep.size + needed) - _on_disk(keep.size)
+        while (total := self._total_bytes()) + more > self._max_bytes:
+            others = [
+                (name in self._opened, run.written_s(), name)
+                for name, run in self._runs.items()
+                if run != keep
+            ]
             if not others:
                 raise OSError(f"it alone has {total} of the {self._max_bytes} bytes for runs")
-            self._evict(min(others)[1])
+            self._evict(min(others)[2])
 
     def _evict(self, run_id: str) -> None:
         self._runs.pop(run_id).delete()
@@ -283,7 +348,7 @@ class RunStore:
                          "said once, counted as runs_refused", run.path.stem, problem)  # fmt: skip
 
     def _total_bytes(self) -> int:
-        return sum(run.size for run in self._runs.values())
+        return sum(_on_disk(run.size) for run in self._runs.values())
 
     def forget_old(self) -> None:
         """Delete the runs that nothing was added to for a day."""
@@ -291,6 +356,9 @@ class RunStore:
             limit = self._wall() - MAX_AGE_S
             for run_id in [name for name, run in self._runs.items() if run.written_s() < limit]:
                 self._evict(run_id)
+            for run_id in [name for name in self._opened if _age(self._mark(name)) < limit]:
+                self._mark(run_id).unlink(missing_ok=True)
+                self._opened.discard(run_id)
 
     def counts(self, run_id: str) -> RunCounts | None:
         """Count what is stored of a run; None where nothing is. Raises UsageError for a bad id."""
@@ -305,10 +373,7 @@ class RunStore:
             return run.blocks(block_bytes) if run else None
 
     def _find(self, run_id: str) -> RunFile | None:
-        if not RUN_ID.fullmatch(run_id):
-            raise UsageError(
-                f"{run_id[:60]!r} is no run id: 1 to 40 of letters, digits, '.', '_', '-'"
-            )
+        _check_id(run_id)
         run = self._runs.get(run_id)
         return run if run and run.size else None
 
@@ -326,13 +391,30 @@ class RunStore:
         """Nothing to do: no file is kept open."""
 
 
+def _check_id(run_id: str) -> None:
+    if not RUN_ID.fullmatch(run_id):
+        raise UsageError(f"{run_id[:60]!r} is no run id: 1 to 40 of letters, digits, '.', '_', '-'")
+
+
+def _on_disk(size: int) -> int:
+    """Return the bytes that a file of *size* takes: a file of one line takes a whole block."""
+    return -(-size // BLOCK_BYTES) * BLOCK_BYTES
+
+
+def _age(mark: Path) -> float:
+    try:
+        return mark.stat().st_mtime
+    except OSError:
+        return 0.0
+
+
 def room_for_runs(folder: Path) -> int:
     """Give the bytes that runs may take: a quarter of what is free there, at most MAX_BYTES.
 
     The spool is in memory by default, so what runs take is taken from the models.
     """
     try:
-        used = sum(path.stat().st_size for path in folder.glob(f"*{SUFFIX}"))
+        used = sum(_on_disk(path.stat().st_size) for path in folder.glob(f"*{SUFFIX}"))
         return min(MAX_BYTES, (shutil.disk_usage(folder).free + used) // 4)
     except OSError as problem:
         raise StagescopeError(f"run store {folder} cannot be read: {problem.strerror}") from None

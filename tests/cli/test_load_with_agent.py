@@ -7,6 +7,7 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 
 import pyarrow.parquet as pq
 import pytest
@@ -101,6 +102,8 @@ def test_a_wrong_token_costs_the_agent_and_not_the_run(
     agent = agents(spool, "--listen", "127.0.0.1:0", "--token-file", str(token))
     where = address(agent.stdout)
 
+    with urlopen(url) as answer:  # opens the recorder, by which the run's spool is found
+        assert answer.status == 200
     folder = run(url, tmp_path / "run", spool=tmp_path, agent_url=where, token="wrong")
 
     assert read_run(folder).server_source == "server-timing"

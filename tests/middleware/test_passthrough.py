@@ -22,6 +22,7 @@ from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocket
 
+from stagescope.agent.store.runs import RunStore
 from stagescope.middleware.asgi import SCOPE_KEY, StageMiddleware
 from stagescope.testing import wait_until
 from stagescope.testing.recording import Recording
@@ -372,19 +373,34 @@ def test_a_failing_lifespan_fails_as_it_does_bare(
     assert "no model" in "".join(bare[1])
 
 
-def test_server_timing_answers_a_load_run_alone(recording: Recording) -> None:
-    """The header is sent where the request carries a run's baggage, beside the app's own headers."""
+def test_server_timing_answers_an_opened_load_run_alone(recording: Recording) -> None:
+    """The header is sent where the request carries its baggage, beside the app's own headers."""
+    RunStore(recording.path.parent / "runs").open("r-1")
     app = StageMiddleware.around(make_app([]), recording.recorder)
     with served(app) as port:
         without = exchange(port, get("/plain"))
         within = exchange(port, get("/plain", headers="baggage: a=b, stagescope.run=r-1;p=1\r\n"))
         other = exchange(port, get("/plain", headers="baggage: stagescope.runs=r-1\r\n"))
+        stranger = exchange(port, get("/plain", headers="baggage: stagescope.run=guess\r\n"))
 
-    assert b"server-timing" not in without + other
+    assert b"server-timing" not in without + other + stranger
     timing = re.search(rb"server-timing: ([^\r]*)\r\n", within)
     assert timing
     assert re.fullmatch(rb"([a-z]+;dur=[0-9.]+, )*total;dur=[0-9.]+", timing[1])
-    assert [record.run_id for record in recording.requests] == ["", "r-1", ""]
+    assert [record.run_id for record in recording.requests] == ["", "r-1", "", "guess"]
+
+
+@pytest.mark.parametrize(("mode", "answered"), [("all", True), ("off", False)])
+def test_server_timing_can_be_chosen(
+    recording: Recording, monkeypatch: pytest.MonkeyPatch, mode: str, answered: bool
+) -> None:
+    """`all` answers a run that nobody opened, `off` not even an opened one."""
+    monkeypatch.setenv("STAGESCOPE_SERVER_TIMING", mode)
+    if not answered:
+        RunStore(recording.path.parent / "runs").open("r-1")
+    with served(StageMiddleware.around(make_app([]), recording.recorder)) as port:
+        reply = exchange(port, get("/plain", headers="baggage: stagescope.run=r-1\r\n"))
+    assert (b"server-timing" in reply) == answered
 
 
 # --- raw ASGI, for what no server sends --------------------------------------------------------

@@ -33,7 +33,7 @@ from stagescope.middleware.recording.names import CODES
 from stagescope.middleware.recording.recorder import Recorder
 from stagescope.middleware.recording.timeline import Timeline, TimelineGroup, current
 from stagescope.middleware.runtime import cold_start
-from stagescope.middleware.server_timing import header_value
+from stagescope.middleware.server_timing import answers, header_value
 from stagescope.middleware.stage import stage
 from stagescope.recorder import format as fmt
 
@@ -87,7 +87,7 @@ class Call:
         """Say that the handler returned; what follows is the making of the response."""
         self._open = self.together.open(_SERIALIZE)
         for index, member in enumerate(self.members):
-            if member.run:
+            if member.run and answers(member, member.clock()):
                 timing = header_value(member, member.clock()).decode()
                 context.set_response_header(index, "Server-Timing", timing)
 

@@ -12,10 +12,10 @@ from typing import Any, Protocol
 
 from stagescope.errors import StagescopeError
 from stagescope.kernels import KernelRow
+from stagescope.load_run.locate import AgentLocation
 from stagescope.load_run.server_timing import server_rows
 from stagescope.loadgen.client_log import ClientLog
-from stagescope.recorder.spool import SOCKET_NAME, default_spool
-from stagescope.records import Record
+from stagescope.records import BatchRecord, Record, RequestRecord
 from stagescope.runfolder.rows import (
     ServerSide,
     write_kernels,
@@ -90,6 +90,8 @@ def _missing(folder: Path) -> str:
 
 SETTLED_S = 3.0
 """An agent drains several times a second: three seconds without news is the end of them."""
+LONGEST_S = 60.0
+"""Not for ever, where somebody else's requests keep the run's records growing."""
 _POLL_S = 0.1
 SPANS_SETTLED_S = 7.0
 """Model servers send spans in batches; OpenTelemetry's default is one each five seconds."""
@@ -139,15 +141,6 @@ class SpanInbox(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class AgentLocation:
-    """Where an agent may be: a spool folder of this host, or the URL of a remote agent."""
-
-    spool: Path | None = None
-    agent_url: str = ""
-    token: str = ""
-
-
 @dataclass(slots=True)
 class Collected:
     """Where the server's side came from, and what its instrument said of itself."""
@@ -156,6 +149,8 @@ class Collected:
     instrument: Mapping[str, float] = field(default_factory=dict[str, float])
     problems: list[str] = field(default_factory=list[str])
     """Sentences for the person: what was asked and gave nothing."""
+    foreign: int = 0
+    """Records that name the run and are of none of its requests."""
     incomplete: list[str] = field(default_factory=list[str])
     """Why a part of the server's side is missing: the run is invalid."""
 
@@ -189,7 +184,18 @@ def collect_server_side(
         try:
             source = open_source()
             if _settled(source, run_id, log.responded):
-                side = write_records(folder, source.run_records(run_id), broken=_tell(collected))
+                ours = _trace_ids(log)
+                records = (r for r in source.run_records(run_id) if _is_ours(r, ours, collected))
+                side = write_records(folder, records, broken=_tell(collected))
+                if collected.foreign:
+                    collected.problems.append(
+                        f"{collected.foreign:,} records that name this run are of requests that it "
+                        "did not send; they are left out"
+                    )
+                if side.damaged:
+                    collected.incomplete.append(
+                        f"server side incomplete: {side.damaged:,} damaged records are left out"
+                    )
                 collected.source = name
                 collected.instrument = _instrument(source, side, before)
                 if missing := collect_evidence(folder, source, side):
@@ -197,7 +203,7 @@ def collect_server_side(
                 return collected
             collected.problems.append(
                 f"the {name} has no record of this run: "
-                "is the server wrapped, and does it write to the agent's spool?"
+                f"is the server wrapped, and does it record into {place.spool or 'its spool'}?"
             )
         except StagescopeError as problem:
             collected.problems.append(str(problem))
@@ -206,12 +212,29 @@ def collect_server_side(
     rows = (row for chunk in log.chunks() for row in server_rows(chunk))
     if write_rows(folder, rows).requests:
         collected.source = "server-timing"
-    elif not collected.problems:
         collected.problems.append(
-            f"no server side: no agent listens in {_spool(place)} and no answer had Server-Timing; "
-            "wrap the app in StageMiddleware, and start `stagescope agent` beside it"
+            "the server's side is from the Server-Timing header (sums until the response began), "
+            f"because {place.reason or 'no agent has records of this run'}"
         )
+    elif place.reason:
+        collected.problems.append(f"no server side: {place.reason}")
     return collected
+
+
+def _trace_ids(log: ClientLog) -> set[str]:
+    return {trace_id for chunk in log.chunks() for trace_id in chunk["trace_id"]}
+
+
+def _is_ours(record: Record, trace_ids: set[str], collected: Collected) -> bool:
+    """Tell whether *record* is of a request that this run sent; count those that are not.
+
+    Anybody who has seen the run's id can name it in requests of his own.
+    """
+    if isinstance(record, BatchRecord):
+        return any(member.trace_id in trace_ids for member in record.members)
+    ours = not isinstance(record, RequestRecord) or record.trace_id in trace_ids
+    collected.foreign += not ours
+    return ours
 
 
 def _write_spans(folder: Path, log: ClientLog, inbox: SpanInbox, collected: Collected) -> bool:
@@ -219,7 +242,7 @@ def _write_spans(folder: Path, log: ClientLog, inbox: SpanInbox, collected: Coll
     from stagescope.load_run.otlp_spans import server_rows as rows_of_spans
     from stagescope.load_run.otlp_spans import spans_of
 
-    ours = {trace_id for chunk in log.chunks() for trace_id in chunk["trace_id"]}
+    ours = _trace_ids(log)
     _spans_settled(inbox)
     try:
         spans = [
@@ -255,11 +278,10 @@ def _tell(collected: Collected) -> Callable[[StagescopeError], None]:
 
 def _agents(place: AgentLocation) -> Iterator[tuple[str, Callable[[], RunSource]]]:
     """Give the agents to ask: a named one alone, else the one of this host, if there is one."""
-    socket = _spool(place) / SOCKET_NAME
     if place.agent_url:
         yield "remote agent", lambda: _client(place.agent_url, place.token)
-    elif socket.exists():
-        yield "agent", lambda: _client(str(socket), "")
+    elif place.socket.exists():
+        yield "agent", lambda: _client(str(place.socket), "")
 
 
 def _client(where: str, token: str) -> RunSource:
@@ -268,17 +290,15 @@ def _client(where: str, token: str) -> RunSource:
     return AgentClient(where, token=token or None)
 
 
-def _spool(place: AgentLocation) -> Path:
-    return place.spool or default_spool()
-
-
 def _settled(source: RunSource, run_id: str, expected: int) -> bool:
     """Wait until the agent has all that was answered, or has no news; say if it has anything."""
     seen = -1
-    news = time.monotonic()
+    news = begun = time.monotonic()
     while True:
         counts = source.run_counts(run_id)
-        if counts.finished >= expected or time.monotonic() - news > SETTLED_S:
+        # More than were answered: somebody else names this run, and ours may be still to come.
+        whole = counts.finished == expected
+        if whole or time.monotonic() - news > SETTLED_S or time.monotonic() - begun > LONGEST_S:
             return counts.finished + counts.died > 0
         if counts.finished != seen:
             seen, news = counts.finished, time.monotonic()

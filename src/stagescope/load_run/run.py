@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 from stagescope.errors import StagescopeError, UsageError
 from stagescope.identity import RUN_ID
-from stagescope.load_run.collect import AgentLocation, Collected, collect_server_side, losses_so_far
+from stagescope.load_run.collect import Collected, collect_server_side, losses_so_far
+from stagescope.load_run.locate import HANDOVER_S, AgentLocation, locate, opened_run
 from stagescope.load_run.otlp_receiver import Endpoint, endpoint
 from stagescope.load_run.plan import LoadPlan, RunFolder
 from stagescope.loadgen.arrivals import schedule
@@ -51,16 +52,18 @@ def execute(plan: LoadPlan, url: str, watch: Watch | None = None) -> RunFolder:
             f"timeout {plan.timeout_s:g} is not usable: it is seconds, above 0, at most a day"
         )
     inboxes = tuple(endpoint(text) for text in plan.otlp_listen)
-    place = AgentLocation(plan.spool, plan.agent_url, plan.token)
     run_id = fresh_run_id()
     folder = _free_folder(plan.out or RUNS / run_id)
     driver = Driver(aim, arrivals, run_id, timeout_s=plan.timeout_s)
+    place = locate(plan, aim)
     before = losses_so_far(place)
-    with _inbox(inboxes) as inbox:
+    with _inbox(inboxes) as inbox, opened_run(place, aim, run_id):
         loop = drive(driver, aim, arrivals.end_ns / 1e9, watch)
         run = _run(plan, aim, run_id, driver, loop)
         _make(folder)
         _keep(folder, run, driver.log)
+        if place.reason:  # The server may have opened its recorder file at the first request.
+            place = locate(plan, aim, wait_s=HANDOVER_S)
         collected = _collect(folder, run_id, driver.log, place, before, inbox)
     run = replace(
         run,
@@ -85,8 +88,8 @@ def _inbox(endpoints: tuple[Endpoint, ...]) -> Iterator[OtlpInbox | None]:
 
 
 def fresh_run_id() -> str:
-    """Give a run id that sorts by time: `20260131-235959-1a2b`, local time."""
-    run_id = f"{time.strftime('%Y%m%d-%H%M%S')}-{os.urandom(2).hex()}"
+    """Return a run id that sorts by time and cannot be guessed: local time and 64 random bits."""
+    run_id = f"{time.strftime('%Y%m%d-%H%M%S')}-{os.urandom(8).hex()}"
     assert RUN_ID.fullmatch(run_id)
     return run_id
 

@@ -21,6 +21,9 @@ from stagescope.recorder.format import IN_FLIGHT_SLOTS, RING_SLOTS, SUFFIX, file
 SPOOL_VARIABLE = "STAGESCOPE_SPOOL"
 SOCKET_NAME = "agent.sock"
 LOCK_NAME = "agent.lock"
+RUNS_FOLDER = "runs"
+OPEN_RUN_SUFFIX = ".open"
+"""`runs/RUN-ID.open` below the spool: a load driver that may write here has opened this run."""
 PROBE_SUFFIX = ".probe"
 """Of the socket beside a recorder file, by which its process is asked things."""
 

@@ -55,6 +55,9 @@ _TYPES: Mapping[str, pa.DataType] = {
     STALL_TYPE: _STALL,
 }
 
+_UNFIT = (OverflowError, ValueError, TypeError)
+"""How Arrow says that a value does not fit its type (`ArrowInvalid` is a ValueError)."""
+
 _UNIQUE = frozenset({"trace_id", "span_id", "parent_span_id", "batch_id"})
 """Strings that hardly repeat: a dictionary of them would only cost."""
 
@@ -79,6 +82,8 @@ class TableFile:
         self.table = table
         self.file = folder / table.file_name
         self.rows = 0
+        self.damaged = 0
+        """Rows left out since a value does not fit its column: somebody damaged the record."""
         self._part = folder / f"{table.file_name}.part"
         self._schema = arrow_schema(table)
         self._rows_a_group = rows_a_group
@@ -117,7 +122,23 @@ class TableFile:
     def _flush(self) -> None:
         if self._pending:
             rows, self._pending = self._pending, []
-            self._write({c.name: [row[c.name] for row in rows] for c in self.table.columns})
+            try:
+                self._write(self._columns(rows))
+            except _UNFIT:
+                sound = [row for row in rows if self._fits(row)]
+                self.damaged += len(rows) - len(sound)
+                self._write(self._columns(sound))
+
+    def _columns(self, rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Sequence[Any]]:
+        return {c.name: [row[c.name] for row in rows] for c in self.table.columns}
+
+    def _fits(self, row: Mapping[str, Any]) -> bool:
+        try:
+            for field in self._schema:
+                pa.array([row[field.name]], field.type)
+        except _UNFIT:
+            return False
+        return True
 
     def _write(self, columns: Mapping[str, Sequence[Any]]) -> None:
         assert self._writer is not None, "inside its `with` block"

@@ -24,6 +24,8 @@ class ServerSide:
 
     requests: int = 0
     batches: int = 0
+    damaged: int = 0
+    """Records that fit no row: their numbers are out of range."""
     costs: dict[str, InstrumentCost] = field(default_factory=dict[str, InstrumentCost])
     """By ring id: what the middleware measured of itself in each served process."""
     since_ns: int = 0
@@ -61,6 +63,7 @@ def write_records(
             elif isinstance(record, BatchRecord):
                 batches.append(batch_row(record))
                 side.batches += 1
+    side.damaged = server.damaged + batches.damaged
     return side
 
 

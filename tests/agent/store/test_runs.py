@@ -3,13 +3,14 @@
 import errno
 import logging
 import os
+import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from stagescope.agent.store import runs
-from stagescope.agent.store.runs import MAX_AGE_S, RunStore
+from stagescope.agent.store.runs import BLOCK_BYTES, IDLE_S, MAX_AGE_S, MAX_UNOPENED, RunStore
 from stagescope.agent.store.serialize import parse_lines
 from stagescope.errors import UsageError
 from stagescope.recorder.reader import RecorderReader
@@ -128,7 +129,7 @@ def test_a_run_that_is_larger_than_the_cap_keeps_what_it_has(
 ) -> None:
     """What finds no room is left out, counted and said once; what is there stays whole."""
     records = some_records(tmp_path)
-    store = RunStore(tmp_path / "runs", max_bytes=4000)
+    store = RunStore(tmp_path / "runs", max_bytes=BLOCK_BYTES)
     with caplog.at_level(logging.WARNING, "stagescope"):
         for record in records:
             store.accept([record])
@@ -180,6 +181,51 @@ def test_a_file_that_somebody_cut_is_left_alone(tmp_path: Path) -> None:
     store.accept(records[5:])
     assert store.counters()["refused"] == 5
     assert (tmp_path / "runs" / "run.ndjson").stat().st_size == 10
+
+
+def test_invented_runs_are_few_and_the_opened_one_is_whole(tmp_path: Path) -> None:
+    """A client that names a new run in every request makes neither files nor room for itself."""
+    store = RunStore(tmp_path / "runs")
+    store.open("mine")
+    mine = some_records(tmp_path, "mine")
+    for number, record in enumerate(mine):
+        invented = (replace(record, run_id=f"x{number}-{n}") for n in range(MAX_UNOPENED))
+        store.accept([*invented, record])
+    files = [path.stem for path in (tmp_path / "runs").glob("*.ndjson")]
+    assert len(files) == MAX_UNOPENED + 1
+    assert stored(store, "mine") == mine
+    assert store.counters()["refused"] == (len(mine) - 1) * MAX_UNOPENED
+    assert store.gauges()["runs_bytes"] >= len(files) * BLOCK_BYTES
+
+
+def test_an_idle_run_gives_way_to_a_new_one(tmp_path: Path) -> None:
+    """The one that was written to longest ago, and never one that was opened."""
+    now = [time.time()]
+    store = RunStore(tmp_path / "runs", wall=lambda: now[0])
+    (record, *_) = some_records(tmp_path)
+    store.open("opened")
+    for name in ("opened", *(f"r{n}" for n in range(MAX_UNOPENED))):
+        store.accept([replace(record, run_id=name)])
+        os.utime(tmp_path / "runs" / f"{name}.ndjson", (now[0], now[0]))
+    os.utime(tmp_path / "runs" / "opened.ndjson", (now[0] - 50, now[0] - 50))
+    os.utime(tmp_path / "runs" / "r7.ndjson", (now[0] - 10, now[0] - 10))
+    store.accept([replace(record, run_id="new")])
+    assert store.counts("new") is None
+    now[0] += IDLE_S
+    store.accept([replace(record, run_id="new")])
+    assert store.counts("new") is not None
+    assert store.counts("r7") is None
+    assert store.counts("opened") is not None
+
+
+def test_a_run_stays_open_across_a_restart_of_the_agent(tmp_path: Path) -> None:
+    """Until it is closed."""
+    RunStore(tmp_path / "runs").open("mine")
+    assert (tmp_path / "runs" / "mine.open").exists()
+    RunStore(tmp_path / "runs").close_run("mine")
+    assert not (tmp_path / "runs" / "mine.open").exists()
+    with pytest.raises(UsageError, match="is no run id"):
+        RunStore(tmp_path / "runs").open("../elsewhere")
 
 
 def test_old_runs_are_forgotten(tmp_path: Path) -> None:
