@@ -94,6 +94,7 @@ def test_waiting_comes_from_the_log_after_the_end(
     """Records wait for their log lines; queue.batch ends and batch.wait begins when it formed."""
     path = tmp_path / "ts_log.log"
     path.write_text("W-9000-m Sending response for jobId job-1\n")
+    monkeypatch.setenv("STAGESCOPE_SERVER_TIMING", "all")
     monkeypatch.setenv("STAGESCOPE_TORCHSERVE_LOG", str(path))
     monkeypatch.setattr(queue_waits, "PATIENCE_NS", 10**12)
     waits = Waits("W-9000")
