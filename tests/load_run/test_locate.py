@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -86,17 +85,6 @@ def test_without_an_agent_the_header_steps_in_and_the_reason_is_said(
     assert "Server-Timing" in note
     assert f"`stagescope agent --spool {spool}`" in note
     assert list((spool / RUNS_FOLDER).iterdir()) == []
-
-
-def test_a_deleted_spool_is_named(spool: Path, elsewhere: Path, tmp_path: Path) -> None:
-    """The server still writes into the deleted file; the note leads to that."""
-    with served(StageMiddleware(app, spool=spool), lifespan="off") as port:
-        url = f"http://127.0.0.1:{port}/"
-        run(url, tmp_path / "before")
-        shutil.rmtree(spool)
-        spool.mkdir(mode=0o700)
-        folder = run(url, tmp_path / "after")
-    assert any("was deleted while the server" in note for note in folder.notes), folder.notes
 
 
 def test_a_server_that_records_nothing_is_named(elsewhere: Path, tmp_path: Path) -> None:
