@@ -17,6 +17,7 @@ from stagescope.analysis.breakdown import (
     stage_slots,
     unknown_slots,
 )
+from stagescope.analysis.client_view import in_flight, is_overloaded, rejections, token_latencies
 from stagescope.analysis.join import (
     Join,
     Spans,
@@ -68,6 +69,17 @@ def _build(tables: RunTables) -> Report:
     run = tables.run
     client = client_columns(tables)
     seen, unsent = client_side(client, run)
+    first_token, inter_token = token_latencies(client)
+    middle, end = in_flight(client, run)
+    seen = replace(
+        seen,
+        rejected=rejections(client, tables),
+        overloaded=is_overloaded(middle, end, seen.count),
+        in_flight_middle=middle,
+        in_flight_end=end,
+        first_token=first_token,
+        inter_token=inter_token,
+    )
     spans = find_spans(tables.server, SUB_STAGES)
     pairs = stored(tables, split(pair(tables, spans), spans))
     chosen, extra = choose(pairs, tables)
@@ -157,8 +169,8 @@ def _joined(join: Join, source: str) -> Joined:
 
 def _unmatched(seen: Client, join: Join, unsent: int) -> Unmatched:
     before = unsent - join.unsent_matched
-    total = seen.count - join.matched
-    answered = seen.answered - seen.profiled - join.joined
+    total = seen.count - join.matched - seen.rejected
+    answered = seen.answered - seen.profiled - join.joined - seen.rejected
     return Unmatched(
         client=UnmatchedClient(
             total=total,

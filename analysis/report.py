@@ -69,6 +69,17 @@ class Client:
     latency: Latency | None
     """None where no request was answered, or all were profiled."""
     service_time: Latency | None
+    rejected: int = 0
+    """Answered with 429 or 503 by something before the server: they have no server record."""
+    overloaded: bool = False
+    """The server did not keep up: the requests in flight grew beyond the arrivals' scatter."""
+    in_flight_middle: int = 0
+    """Requests in flight in the middle of the measured phase."""
+    in_flight_end: int = 0
+    first_token: Latency | None = None
+    """Of streams, from `intended` until the body's first bytes; None without streams."""
+    inter_token: Latency | None = None
+    """Of streams: each request's mean time between pieces of its body."""
 
 
 @dataclass(frozen=True, slots=True)

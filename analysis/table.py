@@ -63,9 +63,34 @@ def _head(report: Report) -> list[RenderableType]:
         + (" (interrupted)" if report.run.interrupted else ""),
         "requests": f"{client.count:,} measured, {client.answered:,} answered{_status(client)}",
         "errors": f"{client.failed:,}: {words}" if client.failed else "0",
+        **_said_only_where_true(client),
         "server": _source(report.join),
     }
     return [Text(f"{plan.method} {plan.url}", style="bold", overflow="fold"), _lines(lines)]
+
+
+def _said_only_where_true(client: Client) -> dict[str, str]:
+    """Return the lines on rejections, overload and tokens that this run has."""
+    lines: dict[str, str] = {}
+    if client.rejected:
+        lines["rejected"] = (
+            f"{client.rejected:,} by what stands before the server (429 or 503 without a server "
+            "record)"
+        )
+    if client.overloaded:
+        lines["overload"] = (
+            f"the server did not keep up: {client.in_flight_middle:,} requests in flight "
+            f"in the middle of the run, {client.in_flight_end:,} at its end; "
+            "percentiles grow with the duration"
+        )
+    tokens = (("first token", client.first_token), ("per token", client.inter_token))
+    for name, figure in tokens:
+        if figure:
+            lines[name] = (
+                f"mean {ms(figure.mean_ms)} ms, p50 {ms(figure.p50_ms)}, p95 {ms(figure.p95_ms)}, "
+                f"p99 {ms(figure.p99_ms)}"
+            )
+    return lines
 
 
 def _lines(lines: Mapping[str, str]) -> Table:
