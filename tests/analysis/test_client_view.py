@@ -56,7 +56,7 @@ def test_without_streams_there_are_no_token_times(tmp_path: Path) -> None:
 def test_a_503_of_a_front_end_is_a_rejection_and_no_missing_record(tmp_path: Path) -> None:
     """One that the server recorded is an answer like any other."""
     client = [client_row(seq, status=503 if seq % 4 == 0 else 200) for seq in range(200)]
-    server = [server_row(seq, []) for seq in range(200) if seq % 4 or seq == 0]
+    server = [server_row(client[seq], {}) for seq in range(200) if seq % 4 or seq == 0]
     run = example_run(server_source="agent")
     report = build_report(write_run_folder(tmp_path, run=run, client=client, server=server))
     assert report.client.rejected == 49
