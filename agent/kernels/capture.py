@@ -24,6 +24,7 @@ from stagescope.exporters.perfetto import (
     thread_group,
     write_trace,
 )
+from stagescope.kernels import CaptureRequest
 from stagescope.recorder.reader import RecorderReader
 from stagescope.records import BatchRecord, Record, RequestRecord
 
@@ -35,23 +36,6 @@ STALE_S = 3600.0
 """After which what nobody fetched is removed."""
 KEPT = 8
 """Captures of triggers that stay in the spool, with their traces."""
-
-
-@dataclass(frozen=True, slots=True)
-class CaptureRequest:
-    """What to capture."""
-
-    batches: int = 3
-    seconds: float = 10.0
-    """How long to wait for traffic, and how long to record, at most each."""
-    deep: bool = False
-    max_events: int = 20_000
-    force: bool = False
-    """Also right after another capture of the same process."""
-    device_only: bool = False
-    """Only where the process works on a device."""
-    background: bool = False
-    """One of a duty cycle, which keeps its own pace."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,15 +52,15 @@ class State:
 class Capture:
     """One capture of the process that writes *ring*; closed by `close` or the end of a `with`."""
 
-    def __init__(self, ring: Path, wish: CaptureRequest, *, capture_id: str = "") -> None:
+    def __init__(self, ring: Path, request: CaptureRequest, *, capture_id: str = "") -> None:
         self.capture_id = capture_id or new_id()
         self.folder = ring.parent / FOLDER / self.capture_id
         """Where its files lie once it is exported; they are the asker's then."""
         self.facts: Mapping[str, Any] = {}
         """What the process told at the end."""
         self._talk = Conversation(
-            probe_of(ring), "capture", timeout_s=SILENCE_S, capture_id=self.capture_id,
-            **asdict(wish),
+            probe_of(ring), "capture", timeout_s=SILENCE_S,
+            **asdict(request) | {"capture_id": self.capture_id},
         )  # fmt: skip
 
     def states(self) -> Iterator[State]:

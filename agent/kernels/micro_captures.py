@@ -22,7 +22,6 @@ from stagescope.agent.context import AgentContext
 from stagescope.agent.kernels.capture import (
     FOLDER,
     Capture,
-    CaptureRequest,
     export,
     new_id,
     recorded,
@@ -31,6 +30,7 @@ from stagescope.agent.kernels.capture import (
 from stagescope.agent.kernels.rows import ROWS_NAME, Recorded, read_rows
 from stagescope.agent.store.telemetry import TelemetryBuffer
 from stagescope.errors import StagescopeError, UsageError
+from stagescope.kernels import CaptureRequest
 from stagescope.records import Process
 from stagescope.samples import Sample
 
@@ -114,12 +114,12 @@ class KernelCaptures:
         if thread is not None:
             thread.join(END_S)
 
-    def _begin(self, ring: Path, wish: CaptureRequest, *, trace: bool) -> str | None:
+    def _begin(self, ring: Path, request: CaptureRequest, *, trace: bool) -> str | None:
         remove_stale(self._spool, time.time())
         with self._lock:
             if self._thread is not None and self._thread.is_alive():
                 return None
-            capture = self._capture = Capture(ring, wish, capture_id=new_id())
+            capture = self._capture = Capture(ring, request, capture_id=new_id())
             self._thread = Thread(
                 target=self._run,
                 args=(capture, ring, trace),
@@ -175,7 +175,7 @@ class KernelCaptures:
             _log.info("no kernels: %s", why)
 
 
-def wish_of(mode: str, *, device: bool) -> CaptureRequest | None:
+def request_for(mode: str, *, device: bool) -> CaptureRequest | None:
     """Give what a micro-capture asks for in *mode*, where there is a *device* or not; None: none.
 
     Raises UsageError for a mode that there is not.
@@ -191,7 +191,7 @@ def make(agent: AgentContext, environment: Mapping[str, str] = os.environ) -> li
     """Make the collector of *agent*."""
     mode = environment.get(KERNELS_VARIABLE, "").strip().lower()
     made = KernelCaptures(
-        agent.spool, agent.alive, agent.evidence, micro=wish_of(mode, device=NVIDIA.exists()),
+        agent.spool, agent.alive, agent.evidence, micro=request_for(mode, device=NVIDIA.exists()),
         allowed=agent.governor.allowed,
     )  # fmt: skip
     agent.actions.capture = made

@@ -22,6 +22,7 @@ from contextlib import contextmanager
 from threading import Lock
 from typing import Any, NamedTuple
 
+from stagescope.kernels import CaptureRequest
 from stagescope.middleware.probe.server import Connection, Refused
 from stagescope.middleware.recording import recorder as recorders
 from stagescope.middleware.runtime.observers import leave, observe
@@ -29,7 +30,6 @@ from stagescope.middleware.runtime.pauses import write_stall
 from stagescope.middleware.torch.ledger import Gate, Ledger
 from stagescope.middleware.torch.profiler import (
     BYTES_AN_EVENT,
-    Asked,
     Folder,
     Session,
     Unfit,
@@ -38,10 +38,11 @@ from stagescope.middleware.torch.profiler import (
     holder,
     loaded_torch,
     on_device,
+    read_request,
 )
 
 MIN_GAP_S = 60.0
-"""From the end of one capture that a person asked for to the next: see `Asked.force`."""
+"""From the end of one capture that a person asked for to the next: see `CaptureRequest.force`."""
 PAUSE_S = 0.005
 """How often it is looked whether enough was recorded."""
 BEAT_S = 0.5
@@ -80,7 +81,7 @@ class Enough(Exception):
 
 def answer(question: Mapping[str, Any], asker: Connection) -> Mapping[str, Any]:
     """Run one capture; give its outcome: `state`, and `why` where it is not `exported`."""
-    asked = Asked.read(question)
+    asked = read_request(question)
     try:
         torch = loaded_torch()
         device = on_device(torch)
@@ -107,7 +108,7 @@ def answer(question: Mapping[str, Any], asker: Connection) -> Mapping[str, Any]:
 
 
 @contextmanager
-def _alone(asked: Asked) -> Iterator[None]:
+def _alone(asked: CaptureRequest) -> Iterator[None]:
     """Have the process's one turn. Raises Refused where it is taken, or was just now."""
     global _ended_ns
     pid = os.getpid()
@@ -127,7 +128,9 @@ def _alone(asked: Asked) -> Iterator[None]:
         turn.release()
 
 
-def _run(asked: Asked, asker: Connection, torch: Any, *, device: bool) -> Mapping[str, Any]:
+def _run(
+    asked: CaptureRequest, asker: Connection, torch: Any, *, device: bool
+) -> Mapping[str, Any]:
     spool = asker.recorder.path
     if spool is None:
         raise Refused("this process has no recorder file")
@@ -186,7 +189,7 @@ class Capture:
 
     def __init__(
         self,
-        asked: Asked,
+        asked: CaptureRequest,
         asker: Connection,
         torch: Any,
         ledger: Ledger,

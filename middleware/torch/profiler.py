@@ -11,10 +11,10 @@ import re
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from stagescope.kernels import CaptureRequest
 from stagescope.middleware.probe.server import Refused
 from stagescope.middleware.torch.device_events import watch_captures
 
@@ -148,45 +148,23 @@ BYTES_AN_EVENT = 320
 """Of torch's JSON, about."""
 
 
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """The question of a capture."""
-
-    capture_id: str
-    batches: int = 3
-    seconds: float = 10.0
-    """How long to wait for traffic, and how long to record, at most each."""
-    max_events: int = 20_000
-    deep: bool = False
-    """Operators too where there is a device; without one there are only operators."""
-    force: bool = False
-    """Also right after another capture of this process."""
-    device_only: bool = False
-    """Not where there are only operators to be had."""
-    background: bool = False
-    """One of an agent's duty cycle: it keeps its own pace, and takes no turn from people."""
-
-    @classmethod
-    def read(cls, question: Mapping[str, Any]) -> Asked:
-        """Take *question* apart. Raises Refused where a value is not usable."""
-        fields: dict[str, Any] = {
-            name: question[name] for name in cls.__dataclass_fields__ if name in question
-        }
-        capture_id = fields.get("capture_id")
-        if not isinstance(capture_id, str) or not _ID.fullmatch(capture_id):
-            raise Refused(f"a capture's id has letters, digits and dashes, not {capture_id!r}")
-        asked = cls(**fields)
-        for name, most in (("batches", 10_000), ("seconds", 600), ("max_events", 1_000_000)):
-            value = getattr(asked, name)
-            if not isinstance(value, int | float) or not 0 < value <= most:
-                raise Refused(f"{name} of a capture is a number above 0, at most {most}: {value!r}")
-        return asked
+def read_request(question: Mapping[str, Any]) -> CaptureRequest:
+    """Take *question* apart. Raises Refused where a value is not usable."""
+    names = CaptureRequest.__dataclass_fields__
+    request = CaptureRequest(**{name: question[name] for name in names if name in question})
+    if not isinstance(request.capture_id, str) or not _ID.fullmatch(request.capture_id):
+        raise Refused(f"a capture's id has letters, digits and dashes, not {request.capture_id!r}")
+    for name, most in (("batches", 10_000), ("seconds", 600), ("max_events", 1_000_000)):
+        value = getattr(request, name)
+        if not isinstance(value, int | float) or not 0 < value <= most:
+            raise Refused(f"{name} of a capture is a number above 0, at most {most}: {value!r}")
+    return request
 
 
 class Folder:
     """Where a capture's files come to lie: `captures/ID` in the spool of the process."""
 
-    def __init__(self, spool: Path, asked: Asked) -> None:
+    def __init__(self, spool: Path, asked: CaptureRequest) -> None:
         """Make it. Raises OSError where it cannot be, or the disk has no room for the trace."""
         self.path = spool / FOLDER / asked.capture_id
         self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -214,7 +192,7 @@ class Folder:
 
 
 @contextmanager
-def folder_of(spool: Path, asked: Asked) -> Iterator[Folder]:
+def folder_of(spool: Path, asked: CaptureRequest) -> Iterator[Folder]:
     """Give the folder; it goes again with whatever is raised inside."""
     folder = Folder(spool, asked)
     try:

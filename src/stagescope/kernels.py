@@ -6,6 +6,25 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
+class CaptureRequest:
+    """What to capture: the question that a served process's probe is asked."""
+
+    batches: int = 3
+    seconds: float = 10.0
+    """How long to wait for traffic, and how long to record, at most each."""
+    deep: bool = False
+    """Operators too where there is a device; without one there are only operators."""
+    max_events: int = 20_000
+    force: bool = False
+    """Also right after another capture of the same process."""
+    device_only: bool = False
+    """Only where the process works on a device."""
+    background: bool = False
+    """One of an agent's duty cycle: it keeps its own pace, and takes no turn from people."""
+    capture_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class KernelRow:
     """One kernel, copy or operator by name in one stage of one capture; or a stage's own row.
 

@@ -33,6 +33,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stagescope.errors import EXIT_DONE, EXIT_FAILED, RecorderFileError, StagescopeError, UsageError
+from stagescope.kernels import CaptureRequest
 from stagescope.recorder.reader import RecorderReader
 from stagescope.recorder.spool import SPOOL_VARIABLE, default_spool, ring_files
 from stagescope.records import Process
@@ -98,7 +99,6 @@ def run(args: argparse.Namespace) -> int:
     """Capture, write the trace, print the table; 1 where nothing was seen."""
     from stagescope.agent.kernels.capture import (
         Capture,
-        CaptureRequest,
         degraded_reason,
         new_id,
         recorded,
@@ -113,9 +113,9 @@ def run(args: argparse.Namespace) -> int:
     remove_stale(spool, time.time())
     capture_id = new_id()
     out = _folder(args.out or Path("captures") / capture_id)
-    wish = CaptureRequest(args.batches, args.seconds, args.deep, args.max_events, args.force)
+    request = CaptureRequest(args.batches, args.seconds, args.deep, args.max_events, args.force)
     try:
-        with closing(Capture(target.ring, wish, capture_id=capture_id)) as capture:
+        with closing(Capture(target.ring, request, capture_id=capture_id)) as capture:
             _watch(capture, target, args.batches)
         read = capture.read()
         kept, table = recorded(read)

@@ -19,7 +19,6 @@ import torch
 from stagescope.agent.kernels.capture import (
     FOLDER,
     Capture,
-    CaptureRequest,
     State,
     degraded_reason,
     export,
@@ -29,6 +28,7 @@ from stagescope.agent.kernels.capture import (
 from stagescope.agent.kernels.rows import by_stage
 from stagescope.agent.probe import ask
 from stagescope.errors import HeldError, StagescopeError
+from stagescope.kernels import CaptureRequest
 from stagescope.middleware.probe.server import Probe
 from stagescope.middleware.stage import stage
 from stagescope.middleware.torch.profiler import HOLDERS, holder

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from stagescope.agent.kernels.capture import FOLDER, KEPT
-from stagescope.agent.kernels.micro_captures import MICRO, KernelCaptures, wish_of
+from stagescope.agent.kernels.micro_captures import MICRO, KernelCaptures, request_for
 from stagescope.agent.kernels.rows import ROWS_NAME, Recorded, read_rows, row, write_rows
 from stagescope.agent.kernels.trace import CaptureFacts
 from stagescope.agent.store.telemetry import TelemetryBuffer
@@ -45,7 +45,7 @@ def test_two_batches_now_and_then(served: TorchServed) -> None:
     evidence = TelemetryBuffer()
     collector = KernelCaptures(
         served.spool, lambda: alive(served), evidence,
-        micro=wish_of("micro", device=False), every_s=0.0,
+        micro=request_for("micro", device=False), every_s=0.0,
     )  # fmt: skip
     with served.load():
         collector.collect()
@@ -155,12 +155,12 @@ def test_rows_travel_whole(tmp_path: Path) -> None:
 
 def test_when_there_are_micro_captures() -> None:
     """Unset: where there is a device, and only of processes that use it; asked for: anywhere."""
-    assert wish_of("", device=False) is None
-    assert wish_of("off", device=True) is None
-    on_device, anywhere = wish_of("", device=True), wish_of("micro", device=False)
+    assert request_for("", device=False) is None
+    assert request_for("off", device=True) is None
+    on_device, anywhere = request_for("", device=True), request_for("micro", device=False)
     assert on_device
     assert on_device.device_only
     assert anywhere
     assert not anywhere.device_only
     with pytest.raises(UsageError, match="STAGESCOPE_KERNELS='sometimes' is not known"):
-        wish_of("sometimes", device=True)
+        request_for("sometimes", device=True)

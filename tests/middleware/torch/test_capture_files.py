@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from stagescope.middleware.torch.profiler import FOLDER, LEDGER_NAME, TRACE_NAME, Asked, folder_of
+from stagescope.kernels import CaptureRequest
+from stagescope.middleware.torch.profiler import FOLDER, LEDGER_NAME, TRACE_NAME, folder_of
 
 
 def test_a_disk_without_room_is_told_before_anything_starts(tmp_path: Path) -> None:
     """How much the trace may need, how much there is, and no folder stays."""
-    asked = Asked("x", max_events=10**15)
+    asked = CaptureRequest(capture_id="x", max_events=10**15)
     with (
         pytest.raises(OSError, match=r"may need 320000000000 MB and \d+ MB are free") as told,
         folder_of(tmp_path, asked),
@@ -24,11 +25,11 @@ def test_a_disk_without_room_is_told_before_anything_starts(tmp_path: Path) -> N
 
 def test_files_have_their_names_once_they_are_whole(tmp_path: Path) -> None:
     """The trace last; whatever goes wrong before, nothing stays."""
-    with folder_of(tmp_path, Asked("x")) as folder:
+    with folder_of(tmp_path, CaptureRequest(capture_id="x")) as folder:
         folder.part.write_text("{}")
         folder.finish({"a": 1})
         assert sorted(file.name for file in folder.path.iterdir()) == [LEDGER_NAME, TRACE_NAME]
-    with pytest.raises(RuntimeError), folder_of(tmp_path, Asked("y")) as folder:
+    with pytest.raises(RuntimeError), folder_of(tmp_path, CaptureRequest(capture_id="y")) as folder:
         folder.part.write_text("{")
         raise RuntimeError
     assert [each.name for each in (tmp_path / FOLDER).iterdir()] == ["x"]
