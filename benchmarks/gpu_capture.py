@@ -23,13 +23,13 @@ from typing import Any
 
 from stagescope.agent.kernels.capture import (
     Capture,
-    CaptureRequest,
     State,
     degraded_reason,
     recorded,
 )
 from stagescope.agent.kernels.rows import by_stage
 from stagescope.errors import StagescopeError
+from stagescope.kernels import CaptureRequest
 from stagescope.recorder.spool import ring_files
 from stagescope.testing import wait_until
 

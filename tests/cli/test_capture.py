@@ -61,7 +61,7 @@ def test_a_capture_is_a_table_and_a_trace(served: TorchServed, tmp_path: Path) -
     assert f"{trace.relative_to(tmp_path)}: open it at https://ui.perfetto.dev" in output
     assert all(len(line) <= 120 for line in output.splitlines())
     kept = read_rows(served.spool / "captures" / trace.parent.name / ROWS_NAME)
-    assert {row.stage for row in kept.rows} >= {"inference", "preprocess"}
+    assert {row.stage for row in kept.rows} >= {"inference", "batch.collate"}
     assert os.listdir(served.spool / "captures" / trace.parent.name) == [ROWS_NAME]
 
 

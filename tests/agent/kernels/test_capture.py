@@ -91,7 +91,7 @@ def test_a_live_server_is_captured_by_stage(served: TorchServed, tmp_path: Path)
     assert degraded_reason(read, table) == ""
     of_convolution = {row.stage for row in kept.rows if "conv" in row.name}
     assert of_convolution == {"inference"}
-    assert {"inference", "preprocess"} <= {head.stage for head, _ in by_stage(kept.rows)}
+    assert {"inference", "batch.collate"} <= {head.stage for head, _ in by_stage(kept.rows)}
     assert table.nowhere == table.ambiguous == 0
     names = {e["args"]["name"] for e in trace["traceEvents"] if e["name"] == "process_name"}
     assert {"stagescope requests", "stagescope batches", "stagescope stages by thread"} <= names
