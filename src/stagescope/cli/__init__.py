@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
+import io
+import os
 import sys
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -30,9 +33,12 @@ class Command(Protocol):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; errors meant for people are printed here, once, as one sentence."""
+    _make_output_safe()
     args = _parser().parse_args(argv)
     try:
-        return int(args.run(args))
+        code = int(args.run(args))
+        sys.stdout.flush()
+        return code
     except StagescopeError as error:
         print(f"stagescope {args.command}: {error}", file=sys.stderr)
         return error.exit_code
@@ -42,6 +48,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_FAILED
     except KeyboardInterrupt:
         return 130
+    except OSError as problem:
+        if problem.errno not in (errno.ENOSPC, errno.EIO, errno.EBADF):
+            raise
+        print(f"stagescope {args.command}: output cannot be written: {problem.strerror}",
+              file=sys.stderr)  # fmt: skip
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is still buffered goes nowhere
+        return EXIT_FAILED
+
+
+def _make_output_safe() -> None:
+    """Print a character that the terminal lacks as `?`, and nothing where stdout is closed."""
+    if sys.stdout is None:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for the rest of the process
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
 
 
 def _parser() -> argparse.ArgumentParser:
