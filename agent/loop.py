@@ -18,7 +18,7 @@ from stagescope.agent.drain import FULL_BATCH, Drain, load_cursors
 from stagescope.agent.events import Actions, EventQueue
 from stagescope.agent.overhead import OTHER, Governor, OwnCost, budget, costs_of
 from stagescope.agent.process_metrics import GROWING, PASSING, summed
-from stagescope.agent.sinks import QueuedSink, Sink
+from stagescope.agent.sinks import QueuedSink, Sink, publish_export, withdraw_export
 from stagescope.agent.store.live import LiveWindow
 from stagescope.agent.store.recent import ColdStarts, RecentRequests
 from stagescope.agent.store.runs import RunStore
@@ -127,7 +127,7 @@ class Agent:
         save = partial(self._checkpoint.advance, self._drain)
         self._saving = Metered(PeriodicTask("checkpoint", CHECKPOINT_S, save), clock)
         self._collectors = [
-            Metered(PeriodicTask("lock", DISCOVER_S, self._check_lock), clock),
+            Metered(PeriodicTask("lock", DISCOVER_S, self._check_spool), clock),
             self._discover,
             *self._samplers,
             Metered(PeriodicTask("tidy", TIDY_S, self.runs.forget_old), clock),
@@ -160,6 +160,11 @@ class Agent:
             if self._drain.held:
                 time.sleep(SHORTEST_PAUSE_S / 5)
 
+    def _check_spool(self) -> None:
+        self._check_lock()
+        if not self.lost_spool:
+            publish_export(self.spool, self.sinks)
+
     def _check_lock(self) -> None:
         if not self.lost_spool and not self._holds():
             self.lost_spool = True
@@ -186,6 +191,8 @@ class Agent:
     def close(self, timeout_s: float = 5.0) -> None:
         """Flush every sink, save how far the spool is read, let go of the files."""
         deadline = self._clock() + int(timeout_s * 1e9)
+        if not self.lost_spool:
+            withdraw_export(self.spool)
         for collector in self._collectors:
             self._guarded(f"ending {collector.name}", collector.close)
         for name, sink in self.sinks.items():

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import Protocol, runtime_checkable
 
+from stagescope.recorder.spool import EXPORTING_NAME
 from stagescope.records import Record
 
 
@@ -60,3 +64,29 @@ Mark = dict[str, int]
 def mark(sinks: Sinks) -> Mark:
     """Note what each sink has accepted."""
     return {name: sink.accepted for name, sink in sinks.items()}
+
+
+def publish_export(spool: Path, sinks: Sinks) -> None:
+    """Write into *spool* where spans are exported to, while that works; served processes look.
+
+    They put their app's own spans under ours only then.
+    """
+    target = next((name for s in sinks.values() if (name := getattr(s, "exporting_to", ""))), "")
+    file = spool / EXPORTING_NAME
+    if not target:
+        withdraw_export(spool)
+        return
+    with suppress(OSError):  # Unpublished, the app's spans stay as they are.
+        part = file.with_name(f".{EXPORTING_NAME}.part")
+        with suppress(FileNotFoundError):
+            part.unlink()
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        with open(os.open(part, flags, 0o600), "w", encoding="utf-8") as to:
+            to.write(target)
+        part.replace(file)
+
+
+def withdraw_export(spool: Path) -> None:
+    """Remove what `publish_export` wrote."""
+    with suppress(OSError):
+        (spool / EXPORTING_NAME).unlink()

@@ -7,7 +7,12 @@ from sys import modules
 from typing import Any
 
 from stagescope.identity import parse_run, parse_traceparent
-from stagescope.middleware.otel_context import Nesting, app_tracing, outer_span, server_span_below
+from stagescope.middleware.otel_context import (
+    Nesting,
+    app_tracing,
+    outer_span,
+    server_span_below,
+)
 from stagescope.middleware.recording.guard import fault
 from stagescope.middleware.recording.names import CODES
 from stagescope.middleware.recording.recorder import Recorder
@@ -144,12 +149,17 @@ def begin(recorder: Recorder, scope: Scope) -> Timeline:
             parent = outer
             flags |= fmt.FLAG_INTERNAL
         tracing = app_tracing(outer is not None)
+        if tracing is not None:
+            if outer is None and tracing.asks_propagator(parent is not None):
+                parent = tracing.extracted(scope["headers"])
+            if not tracing.nests(recorder.path, now_ns):
+                tracing = None
     bits = recorder.random_bits
     method = scope["method"]
     if parent is None:
         number = bits(128) or 1
         trace_id, parent_id = number.to_bytes(16, "big"), b""
-        sampled = tracing is None or tracing.samples(number, method)
+        sampled = tracing is None or tracing.samples(number, scope)
     else:
         trace_id, parent_id, sampled = parent
     if not sampled:
@@ -162,8 +172,9 @@ def begin(recorder: Recorder, scope: Scope) -> Timeline:
     if tracing is not None:
         flags |= fmt.FLAG_NESTED
         nesting = Nesting(
-            tracing, trace_id, span_id, start_ns, sampled=sampled, inside=outer is not None
-        )
+            tracing, trace_id, span_id, start_ns,
+            sampled=sampled, inside=outer is not None, state=tracing.state(scope, outer is not None) if parent else None,
+        )  # fmt: skip
     timeline = Timeline(
         recorder, fmt.KIND_REQUEST, start_ns, trace_id, span_id,
         parent_id, run, _METHODS.get(method) or method.encode("utf-8", "replace"),

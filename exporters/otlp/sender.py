@@ -48,6 +48,8 @@ class SpanSender(threading.Thread):
     def __init__(self, queue: SpanQueue, outlet: Transport[Spans]) -> None:
         super().__init__(name="stagescope-otlp", daemon=True)
         self.failed_exports = 0
+        self.works = False
+        """True while the last export succeeded; False until there was one."""
         self._queue = queue
         self._outlet = outlet
         self._builder = SpanBuilder()
@@ -107,6 +109,7 @@ class SpanSender(threading.Thread):
                 rejected,
             )
         self.failed_exports += not sent
+        self.works = sent
         self._tell(sent, said)
         self._set_pace(taken, sent=sent)
         self._failures = 0 if sent else min(self._failures + 1, 16)
@@ -218,6 +221,11 @@ class OtlpSpans:
         for record in records:
             if isinstance(record, BatchRecord):
                 self._batches.add(record, kept=keeps_batch(record))
+
+    @property
+    def exporting_to(self) -> str:
+        """The back end that took the last export; empty where it did not, or there was none."""
+        return self._outlet.name if self._sender.works else ""
 
     @property
     def queued_spans(self) -> int:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from stagescope.agent.api.client import AgentClient
+from stagescope.cli.run_agent import AgentOptions
 from stagescope.recorder.reader import RecorderReader
 from stagescope.recorder.spool import ring_files
 from stagescope.records import RequestRecord
@@ -251,3 +252,12 @@ def test_what_is_no_server_is_said(
     assert running.text().startswith("stagescope run: ")
     assert said in running.text()
     assert running.text().count("\n") == 1
+
+
+def test_the_agent_beside_takes_a_metrics_port_only_when_asked(tmp_path: Path) -> None:
+    """The server may want the default port, or the one that the OTEL variable names."""
+    silent = AgentOptions(tmp_path, None, None, quiet=True).words()
+    asked = AgentOptions(tmp_path, None, "127.0.0.1:0", quiet=True).words()
+
+    assert silent[silent.index("--metrics-port") + 1] == "off"
+    assert asked[asked.index("--metrics-port") + 1] == "127.0.0.1:0"

@@ -44,7 +44,8 @@ def prepare_parser(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--metrics-port", metavar="[HOST:]PORT",
-        help="the agent serves /metrics for Prometheus here, as in `stagescope agent`",
+        help="the agent serves /metrics for Prometheus here (default: nowhere, the server may want "
+        "the port)",
     )  # fmt: skip
     parser.add_argument(
         "--samplers", metavar="NAMES",

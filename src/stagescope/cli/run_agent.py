@@ -41,7 +41,8 @@ class AgentOptions:
         words += ["--quiet"] if self.quiet else []
         words += ["--spool", str(self.spool)]
         words += ["--otlp", self.otlp] if self.otlp else []
-        words += ["--metrics-port", self.metrics] if self.metrics else []
+        # Only when asked: the server, which starts later, may want the default port itself.
+        words += ["--metrics-port", self.metrics or "off"]
         words += ["--samplers", self.samplers] if self.samplers else []
         return words
 

@@ -24,6 +24,8 @@ LOCK_NAME = "agent.lock"
 RUNS_FOLDER = "runs"
 OPEN_RUN_SUFFIX = ".open"
 """`runs/RUN-ID.open` below the spool: a load driver that may write here has opened this run."""
+EXPORTING_NAME = "exporting"
+"""While spans are exported: a file with the endpoint's host, touched by the agent again and again."""
 PROBE_SUFFIX = ".probe"
 """Of the socket beside a recorder file, by which its process is asked things."""
 

@@ -7,18 +7,25 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
 import stagescope
+from stagescope.agent.sinks import publish_export
 from stagescope.identity import stage_span_id
+from stagescope.middleware.otel_context import exporter_hosts, exporting_to, host_of
+from stagescope.recorder.spool import EXPORTING_NAME
 
 CLIENT = "b7ad6b7169203331"
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 
 
-def serve(mode: str, spool: Path) -> dict[str, Any]:
+def serve(mode: str, spool: Path, asked: str = "1") -> dict[str, Any]:
     """Run the server in a process of its own and give what it tells."""
     done = subprocess.run(
         [sys.executable, str(Path(__file__).parent / "nesting_server.py"), mode, str(spool)],
@@ -26,7 +33,11 @@ def serve(mode: str, spool: Path) -> dict[str, Any]:
         text=True,
         timeout=60,
         check=False,
-        env={**os.environ, "PYTHONPATH": str(Path(stagescope.__file__).parent.parent)},
+        env={
+            **os.environ,
+            "STAGESCOPE_APP_SPANS": asked,
+            "PYTHONPATH": str(Path(stagescope.__file__).parent.parent),
+        },
     )
     assert done.returncode == 0, done.stderr
     assert "Failed to detach" not in done.stderr
@@ -94,3 +105,48 @@ def test_without_a_provider_nothing_is_nested(tmp_path: Path) -> None:
 
     assert [(r["nested"], r["internal"]) for r in told["records"]] == [(False, False)] * 2
     assert told["spans"] == []
+
+
+@pytest.mark.parametrize("mode", ["plain-outside", "contrib-outside", "contrib-inside"])
+def test_where_ours_are_not_exported_the_apps_spans_stay_as_they_were(
+    mode: str, tmp_path: Path
+) -> None:
+    """No span of the app names a parent of ours, and each request is recorded."""
+    told = serve(mode, tmp_path, asked="")
+
+    known = {span["id"] for span in told["spans"]} | {CLIENT, ""}
+    assert {span["parent"] for span in told["spans"]} <= known
+    assert [record["nested"] for record in told["records"]] == [False, False]
+
+
+def test_the_apps_spans_join_only_what_reaches_the_same_back_end(tmp_path: Path) -> None:
+    """A published export counts while it is fresh, and its host is compared in every spelling."""
+    file = tmp_path / EXPORTING_NAME
+    assert exporting_to(tmp_path) == ""
+
+    file.write_text("http://127.0.0.1:4318 (HTTP)", "utf-8")
+    assert exporting_to(tmp_path) == host_of("localhost:4317") == "localhost"
+
+    os.utime(file, (0, 0))
+    assert exporting_to(tmp_path) == ""
+
+    provider = TracerProvider()
+    provider.add_span_processor(
+        BatchSpanProcessor(OTLPSpanExporter(endpoint="http://collector:4318/v1/traces"))
+    )
+    assert exporter_hosts(provider) == {"collector"}
+    provider.shutdown()
+
+
+def test_the_agent_publishes_where_it_exports_to_while_that_works(tmp_path: Path) -> None:
+    """What succeeded is in the spool; what fails again is not."""
+    back_end = SimpleNamespace(exporting_to="http://collector:4318 (HTTP)")
+    sinks: Any = {"otlp": back_end}
+
+    publish_export(tmp_path, sinks)
+    assert exporting_to(tmp_path) == "collector"
+
+    back_end.exporting_to = ""
+    publish_export(tmp_path, sinks)
+    assert exporting_to(tmp_path) == ""
+    assert list(tmp_path.iterdir()) == []
