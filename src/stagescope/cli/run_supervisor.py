@@ -84,7 +84,8 @@ def unrecorded(notes: str, command: str) -> str | None:
     said = {line.split(" ")[0] for line in notes.splitlines()}
     if RECORDER in said:
         return None
-    hooks = sorted(what.removeprefix(HOOK) for what in said if what.startswith(HOOK))
+    # asyncio has a hook and serves nothing: any program may import it.
+    hooks = sorted({w.removeprefix(HOOK) for w in said if w.startswith(HOOK)} - {"asyncio"})
     if hooks:
         return (
             f"nothing was recorded: hooked {', '.join(hooks)}, but it served no app or no request"
@@ -92,7 +93,8 @@ def unrecorded(notes: str, command: str) -> str | None:
     if PYTHON in said:
         return (
             f"nothing was recorded: {command} ran Python, but imported no server that there is "
-            "a hook for: is it a Python server?"
+            "a hook for: is it a Python server? WSGI apps are not timed; under daphne and other "
+            "ASGI servers add StageMiddleware to the app"
         )
     return (
         f"nothing was recorded: {command} started no Python that reads PYTHONPATH (-I, -E and -S "
