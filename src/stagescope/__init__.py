@@ -33,7 +33,9 @@ def __getattr__(name: str) -> object:
     home = _HOMES.get(name)
     if home is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(home), name)
+    module = import_module(home)
+    # The package of that name can be called: one object, whichever of the two was imported first.
+    value = module if name == "load_run" else getattr(module, name)
     globals()[name] = value
     return value
 

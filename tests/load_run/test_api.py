@@ -70,3 +70,13 @@ def test_a_missing_extra_is_one_sentence_on_the_command_line() -> None:
     assert done.stderr.startswith("stagescope load: this needs aiohttp, which is not installed")
     assert done.stderr.count("\n") == 1
     assert python(NO_AIOHTTP + main.format(args=["stacks", "--help"])).returncode == 0
+
+
+def test_the_name_is_one_object_in_any_order() -> None:
+    """Importing a module of the package after the function hides neither."""
+    done = python(
+        "from stagescope import load_run\nimport stagescope.load_run.plan\n"
+        "import stagescope\nprint(stagescope.load_run is load_run, callable(load_run), "
+        "stagescope.load_run.run_load.__name__)"
+    )
+    assert done.stdout == "True True run_load\n", done

@@ -13,7 +13,7 @@ import pytest
 
 from stagescope.agent.api.control import Control, serve_socket
 from stagescope.identity import RUN_ID
-from stagescope.load_run import LoadPlan, RunFolder, run_load
+from stagescope.load_run import LoadPlan, RunFolder, locate, run_load
 from stagescope.load_run.collect import collect_server_side
 from stagescope.load_run.locate import AgentLocation, opened_run
 from stagescope.load_run.run import fresh_run_id
@@ -45,7 +45,7 @@ def spool() -> Iterator[Path]:
 def elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """The spool that this shell would use: nobody records into it."""
     monkeypatch.setenv("STAGESCOPE_SPOOL", str(tmp_path / "shell"))
-    monkeypatch.setattr("stagescope.load_run.locate.default_spools", lambda: ())
+    monkeypatch.setattr(locate, "default_spools", lambda: ())
     return tmp_path / "shell"
 
 
