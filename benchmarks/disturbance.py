@@ -22,7 +22,7 @@ from pathlib import Path
 
 import aiohttp
 
-from stagescope.testing.otlp import Behaviour, OtlpReceiver
+from tests.support.otlp import Behaviour, OtlpReceiver
 
 APP = """
 from fastapi import FastAPI

@@ -37,8 +37,7 @@ from stagescope.middleware.recording.recorder import Recorder
 from stagescope.middleware.recording.timeline import current
 from stagescope.middleware.stage import stage
 from stagescope.records import BatchRecord
-from stagescope.testing.agents import short_spool
-from stagescope.testing.server_processes import Spool
+from stagescope.testing.spool import Spool, short_spool
 
 RUN: Final = "gpu-threads"
 CLIENTS: Final = 24

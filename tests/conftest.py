@@ -30,7 +30,7 @@ MARK = "STAGESCOPE_TEST_SESSION"
 By it those are found whose parent died first: they are nobody's children any more.
 """
 
-SOURCE = Path(__file__).resolve().parent.parent / "src"
+ROOT = Path(__file__).resolve().parent.parent
 
 Found = TypeVar("Found")
 
@@ -41,7 +41,7 @@ def _session_mark() -> Iterator[str]:
     os.environ[MARK] = mark = uuid.uuid4().hex
     # A fresh clone runs its tests without an install: the programs that they start do, too.
     os.environ["PYTHONPATH"] = os.pathsep.join(
-        filter(None, (str(SOURCE), os.environ.get("PYTHONPATH")))
+        filter(None, (str(ROOT / "src"), str(ROOT), os.environ.get("PYTHONPATH")))
     )
     yield mark
     del os.environ[MARK]

@@ -13,7 +13,8 @@ import pytest
 from stagescope.agent.api.client import AgentClient
 from stagescope.recorder.spool import SOCKET_NAME
 from stagescope.testing import wait_until
-from stagescope.testing.agents import AgentProcesses, short_spool
+from stagescope.testing.spool import short_spool
+from tests.support.agents import AgentProcesses
 
 TIMES = 20
 

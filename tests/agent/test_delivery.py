@@ -11,9 +11,9 @@ import pytest
 from stagescope.agent.loop import Agent
 from stagescope.agent.pipeline import sinks_from_environment
 from stagescope.testing import wait_until
-from stagescope.testing.agents import short_spool
-from stagescope.testing.otlp import Behaviour, OtlpReceiver
 from stagescope.testing.rings import write_ring
+from stagescope.testing.spool import short_spool
+from tests.support.otlp import Behaviour, OtlpReceiver
 
 
 @pytest.fixture

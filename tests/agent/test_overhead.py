@@ -24,8 +24,8 @@ from stagescope.agent.overhead import (
 )
 from stagescope.agent.store.samples import SampleStore
 from stagescope.errors import UsageError
-from stagescope.testing.agents import short_spool
 from stagescope.testing.clock import HandClock
+from stagescope.testing.spool import short_spool
 
 BUDGET = 0.01
 STEP_S = 5.0

@@ -11,8 +11,8 @@ from stagescope.agent.collectors import PeriodicTask
 from stagescope.agent.loop import Agent
 from stagescope.agent.overhead import COLLECTOR_CPU_TIME, OTHER, OwnCost
 from stagescope.agent.store.samples import SampleStore
-from stagescope.testing.agents import short_spool
 from stagescope.testing.clock import HandClock
+from stagescope.testing.spool import short_spool
 
 
 @pytest.fixture

@@ -12,9 +12,9 @@ from prometheus_client.parser import text_string_to_metric_families as plain_tex
 from stagescope.agent.collectors import PeriodicTask
 from stagescope.agent.loop import Agent
 from stagescope.agent.pipeline import sinks_from_environment
-from stagescope.testing.agents import short_spool
-from stagescope.testing.otlp import OtlpReceiver
 from stagescope.testing.rings import write_ring
+from stagescope.testing.spool import short_spool
+from tests.support.otlp import OtlpReceiver
 
 
 @pytest.fixture

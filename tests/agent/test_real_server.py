@@ -16,7 +16,8 @@ from stagescope.agent.api.client import AgentClient
 from stagescope.errors import StagescopeError
 from stagescope.records import RequestRecord, State, last_stage
 from stagescope.testing import wait_until
-from stagescope.testing.agents import AgentProcesses, short_spool
+from stagescope.testing.spool import short_spool
+from tests.support.agents import AgentProcesses
 
 SOURCE = Path(__file__).parents[2] / "src"
 SERVER = """

@@ -18,10 +18,10 @@ from stagescope.middleware.stage import stage
 from stagescope.middleware.torch import device_time
 from stagescope.samples import SAMPLE_NAMES, Sample
 from stagescope.testing import wait_until
-from stagescope.testing.agents import short_spool
 from stagescope.testing.clock import HandClock
-from stagescope.testing.devices import UUID, Device, SimulatedTorch, allocator_stats, pinned_stats
 from stagescope.testing.recording import Recording
+from stagescope.testing.spool import short_spool
+from tests.support.devices import UUID, Device, SimulatedTorch, allocator_stats, pinned_stats
 
 GPU = f"GPU-{UUID.format(0)}"
 FOREVER = 1 << 62

@@ -13,7 +13,7 @@ from stagescope.analysis.breakdown import slots, split
 from stagescope.analysis.join import find_spans, pair
 from stagescope.analysis.sources import open_run, rows
 from stagescope.stages import SUB_STAGES
-from stagescope.testing.runs import MS, client_row, example_run, server_row, write_run_folder
+from tests.support.runs import MS, client_row, example_run, server_row, write_run_folder
 
 NAMES = (
     "queue",

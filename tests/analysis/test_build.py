@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from stagescope.analysis.build import build_report
-from stagescope.testing.runs import (
+from tests.support.runs import (
     MS,
     batch_row,
     client_row,

@@ -13,7 +13,7 @@ from stagescope.analysis.build import build_report
 from stagescope.analysis.client_view import is_overloaded
 from stagescope.analysis.report import Report
 from stagescope.analysis.table import render
-from stagescope.testing.runs import MS, client_row, example_run, server_row, write_run_folder
+from tests.support.runs import MS, client_row, example_run, server_row, write_run_folder
 
 
 def text(report: Report) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from stagescope.analysis.build import build_report
-from stagescope.testing.runs import MS, client_row, failed_row, server_row, write_run_folder
+from tests.support.runs import MS, client_row, failed_row, server_row, write_run_folder
 
 STAGES = {"queue": MS, "inference": 5 * MS}
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from stagescope.analysis.build import build_report
-from stagescope.testing.planted_run import planted_run
+from tests.support.planted_run import planted_run
 
 DOC = Path(__file__).parents[2] / "docs" / "report-schema.md"
 FREE = ("run", "errors", "status", "stalls_s", "known_by")

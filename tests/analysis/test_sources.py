@@ -12,7 +12,7 @@ from stagescope.analysis.build import build_report
 from stagescope.analysis.sources import open_run, rows, rows_together
 from stagescope.errors import UsageError
 from stagescope.runfolder.schema import CLIENT, EVIDENCE, SAMPLES, SERVER, STACKS, Table
-from stagescope.testing.runs import MS, client_row, server_row, write_run_folder, write_table
+from tests.support.runs import MS, client_row, server_row, write_run_folder, write_table
 
 
 @pytest.fixture

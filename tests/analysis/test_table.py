@@ -13,8 +13,8 @@ from stagescope.analysis.build import build_report
 from stagescope.analysis.report import Report
 from stagescope.analysis.resources.model import StageUse
 from stagescope.analysis.table import bar, render, side_by_side, what_grew
-from stagescope.testing.planted_run import planted_run
-from stagescope.testing.runs import (
+from tests.support.planted_run import planted_run
+from tests.support.runs import (
     MS,
     batch_row,
     client_row,

@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from stagescope.testing import wait_until
-from stagescope.testing.nvml import StandIn, compile_stand_in
+from tests.support.nvml import StandIn, compile_stand_in
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 

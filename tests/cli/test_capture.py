@@ -18,7 +18,7 @@ from stagescope.errors import UsageError
 from stagescope.recorder.spool import SPOOL_VARIABLE
 from stagescope.testing import wait_until
 from stagescope.testing.rings import RingWriter
-from stagescope.testing.torch_served import TorchServed, torch_served
+from tests.support.torch_served import TorchServed, torch_served
 
 
 @pytest.fixture(scope="module")

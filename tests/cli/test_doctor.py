@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 
 from stagescope.agent.lock import AGENT, try_hold
-from stagescope.testing.agents import AgentProcesses, short_spool
+from stagescope.testing.spool import short_spool
+from tests.support.agents import AgentProcesses
 
 CHECKS = [
     "python", "spool", "agent", "servers", "processes", "cpus", "cgroup", "pressure", "clock",

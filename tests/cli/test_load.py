@@ -17,7 +17,7 @@ from stagescope import load_run
 from stagescope.errors import UsageError
 from stagescope.runfolder.run import read_run
 from stagescope.runfolder.schema import TABLES
-from stagescope.testing.http_server import Exchange, ScriptedServer
+from tests.support.http_server import Exchange, ScriptedServer
 
 SOURCES = Path(__file__).parents[2] / "src"
 

@@ -32,9 +32,10 @@ from stagescope.recorder.spool import SOCKET_NAME
 from stagescope.runfolder.run import read_run
 from stagescope.runfolder.schema import EVIDENCE
 from stagescope.testing import wait_until
-from stagescope.testing.agents import AgentProcesses, running_agent, short_spool
-from stagescope.testing.evidence import kernel, sample, stack
-from stagescope.testing.serving import served
+from stagescope.testing.spool import short_spool
+from tests.support.agents import AgentProcesses, running_agent
+from tests.support.evidence import kernel, sample, stack
+from tests.support.serving import served
 
 SOURCES = Path(__file__).parents[2] / "src"
 HOUR_NS = 3600 * 10**9

@@ -18,7 +18,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from stagescope import load_run
 from stagescope.analysis.build import build_report
 from stagescope.load_run import collect
-from stagescope.testing.http_server import Exchange, ScriptedServer
+from tests.support.http_server import Exchange, ScriptedServer
 
 QUEUE_S, PREFILL_S, DECODE_S = 0.004, 0.010, 0.020
 

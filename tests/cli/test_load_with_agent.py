@@ -18,8 +18,9 @@ from stagescope.cli import main
 from stagescope.middleware.asgi import StageMiddleware
 from stagescope.middleware.types import Receive, Scope, Send
 from stagescope.runfolder.run import read_run
-from stagescope.testing.agents import AgentProcesses, short_spool
-from stagescope.testing.serving import served
+from stagescope.testing.spool import short_spool
+from tests.support.agents import AgentProcesses
+from tests.support.serving import served
 
 
 async def app(scope: Scope, receive: Receive, send: Send) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from stagescope.cli import main
 from stagescope.errors import EXIT_DONE, EXIT_USAGE
-from stagescope.testing.runs import MS, client_row, server_row, write_run_folder
+from tests.support.runs import MS, client_row, server_row, write_run_folder
 
 
 @pytest.fixture

@@ -14,8 +14,8 @@ from stagescope.recorder.reader import RecorderReader
 from stagescope.recorder.spool import ring_files
 from stagescope.records import RequestRecord
 from stagescope.testing import wait_until
-from stagescope.testing.agents import short_spool
-from stagescope.testing.commands import Running, ask, run_command
+from stagescope.testing.spool import short_spool
+from tests.support.commands import Running, ask, run_command
 
 APP = """
 async def app(scope, receive, send):

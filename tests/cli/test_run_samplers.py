@@ -13,8 +13,8 @@ from stagescope.agent.overhead import COLLECTOR_CPU_TIME
 from stagescope.errors import StagescopeError
 from stagescope.recorder.spool import SOCKET_NAME
 from stagescope.testing import wait_until
-from stagescope.testing.agents import short_spool
-from stagescope.testing.commands import run_command
+from stagescope.testing.spool import short_spool
+from tests.support.commands import run_command
 
 WAITS = [sys.executable, "-c", "import time; time.sleep(60)"]
 

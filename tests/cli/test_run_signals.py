@@ -14,8 +14,8 @@ import psutil
 import pytest
 
 from stagescope.testing import wait_until
-from stagescope.testing.agents import short_spool
-from stagescope.testing.commands import SOURCE, Running, run_command
+from stagescope.testing.spool import short_spool
+from tests.support.commands import SOURCE, Running, run_command
 
 COUNTS = """
 import signal, sys

@@ -6,7 +6,7 @@ import gzip
 import json
 from urllib.request import Request, urlopen
 
-from stagescope.testing.otlp import OtlpReceiver
+from tests.support.otlp import OtlpReceiver
 
 SENT = {
     "resourceSpans": [

@@ -20,7 +20,7 @@ from stagescope.semconv import (
     prometheus_name,
     prometheus_unit,
 )
-from stagescope.testing.evidence import sample
+from tests.support.evidence import sample
 
 OPENMETRICS = "application/openmetrics-text; version=1.0.0"
 

@@ -7,7 +7,7 @@ import pytest
 from stagescope.exporters import sample_series
 from stagescope.exporters.sample_series import GONE_NS, MAX_SERIES, STALE_NS, Series, shown
 from stagescope.samples import AMOUNT, LEVEL, SampleName
-from stagescope.testing.evidence import sample
+from tests.support.evidence import sample
 
 NOW_NS = 10_000 * 10**9
 HEIGHT = SampleName("test.height", "By", LEVEL, "A level.")

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from stagescope.load_run import LoadPlan, run_load
-from stagescope.testing.http_server import ScriptedServer
+from tests.support.http_server import ScriptedServer
 
 SOURCES = Path(__file__).parents[2] / "src"
 

@@ -23,9 +23,10 @@ from stagescope.middleware.asgi import StageMiddleware
 from stagescope.middleware.types import Receive, Scope, Send
 from stagescope.recorder.spool import RUNS_FOLDER, SOCKET_NAME
 from stagescope.records import Record
-from stagescope.testing.agents import running_agent, short_spool
 from stagescope.testing.records import request_record
-from stagescope.testing.serving import exchange, served
+from stagescope.testing.spool import short_spool
+from tests.support.agents import running_agent
+from tests.support.serving import exchange, served
 
 
 async def app(scope: Scope, receive: Receive, send: Send) -> None:

@@ -17,7 +17,7 @@ from stagescope.loadgen.driver import GRACE_S, Driver
 from stagescope.loadgen.progress import Progress, Watch
 from stagescope.loadgen.session import drive
 from stagescope.loadgen.target import Target, target
-from stagescope.testing.http_server import OK, Exchange, ScriptedServer, ok
+from tests.support.http_server import OK, Exchange, ScriptedServer, ok
 
 STAMPS = (
     "intended_ns",

@@ -18,7 +18,7 @@ from stagescope.loadgen.arrivals import schedule
 from stagescope.loadgen.driver import Driver
 from stagescope.loadgen.session import drive
 from stagescope.loadgen.target import Target, target
-from stagescope.testing.http_server import OK, Exchange, ScriptedServer
+from tests.support.http_server import OK, Exchange, ScriptedServer
 
 CERTIFICATE = Path(__file__).parent / "localhost.pem"
 """A self-signed certificate for localhost and its key, valid for a hundred years."""

@@ -21,7 +21,7 @@ from stagescope.middleware.recording import names
 from stagescope.middleware.stage import stage
 from stagescope.recorder import format as fmt
 from stagescope.testing.recording import Recording
-from stagescope.testing.serving import exchange, served
+from tests.support.serving import exchange, served
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 SPAN = "b7ad6b7169203331"

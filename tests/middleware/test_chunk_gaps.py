@@ -18,7 +18,7 @@ from stagescope.records import RequestRecord
 from stagescope.testing import wait_until
 from stagescope.testing.clock import HandClock
 from stagescope.testing.recording import Recording
-from stagescope.testing.serving import exchange, served
+from tests.support.serving import exchange, served
 
 GET = b"GET %s HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n"
 MS = 1_000_000

@@ -26,7 +26,7 @@ from stagescope.agent.store.runs import RunStore
 from stagescope.middleware.asgi import SCOPE_KEY, StageMiddleware
 from stagescope.testing import wait_until
 from stagescope.testing.recording import Recording
-from stagescope.testing.serving import exchange, served
+from tests.support.serving import exchange, served
 
 Log = list[str]
 MEBIBYTE = 1 << 20

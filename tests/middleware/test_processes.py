@@ -21,7 +21,7 @@ from stagescope.recorder.reader import RecorderReader
 from stagescope.recorder.spool import ring_files
 from stagescope.records import RequestRecord
 from stagescope.testing import wait_until
-from stagescope.testing.serving import exchange
+from tests.support.serving import exchange
 
 HERE = Path(__file__).parent
 REQUEST = b"GET /p HTTP/1.1\r\nhost: h\r\nconnection: close\r\n\r\n"

@@ -14,7 +14,7 @@ from stagescope.runfolder.rows import write_kernels, write_samples, write_stacks
 from stagescope.runfolder.schema import EVIDENCE
 from stagescope.samples import Sample
 from stagescope.stacks import Frame
-from stagescope.testing.evidence import kernel, sample, stack
+from tests.support.evidence import kernel, sample, stack
 
 
 def test_each_table_holds_what_was_given(tmp_path: Path) -> None:

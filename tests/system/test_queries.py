@@ -23,7 +23,7 @@ from urllib.parse import urlencode
 import pytest
 
 from stagescope.testing import wait_until
-from stagescope.testing.agents import short_spool
+from stagescope.testing.spool import short_spool
 
 pytestmark = pytest.mark.system
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from stagescope.testing.nvml import StandIn, compile_stand_in
+from tests.support.nvml import StandIn, compile_stand_in
 
 
 @pytest.fixture(scope="session")

@@ -23,9 +23,10 @@ from stagescope.agent.store.telemetry import TelemetryBuffer
 from stagescope.errors import UsageError
 from stagescope.samples import Sample
 from stagescope.testing import wait_until
-from stagescope.testing.agents import AgentProcesses, short_spool
 from stagescope.testing.clock import HandClock
-from stagescope.testing.nvml import DRIVER_NOT_LOADED, StandIn
+from stagescope.testing.spool import short_spool
+from tests.support.agents import AgentProcesses
+from tests.support.nvml import DRIVER_NOT_LOADED, StandIn
 
 MS = 1_000_000
 RECORDING = Recording(

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from stagescope.testing.agents import short_spool
-from stagescope.testing.nvml import DRIVER_NOT_LOADED, GPU_IS_LOST, NO_PERMISSION, StandIn
+from stagescope.testing.spool import short_spool
+from tests.support.nvml import DRIVER_NOT_LOADED, GPU_IS_LOST, NO_PERMISSION, StandIn
 
 Told = Callable[..., dict[str, Any]]
 

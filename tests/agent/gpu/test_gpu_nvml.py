@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from stagescope.samples import AMOUNT, SAMPLE_NAMES, Sample
-from stagescope.testing.nvml import (
+from tests.support.nvml import (
     DRIVER_NOT_LOADED,
     GPU_IS_LOST,
     NO_PERMISSION,
@@ -19,7 +19,7 @@ from stagescope.testing.nvml import (
     StandIn,
     compile_stand_in,
 )
-from stagescope.testing.nvml.polling import Polling, polling
+from tests.support.nvml.polling import Polling, polling
 
 GPU = "GPU-00000000"
 OTHER = "GPU-00000001"

@@ -12,7 +12,7 @@ from stagescope.agent.gpu.torch import TorchProbe
 from stagescope.agent.probe import ask, probe_of
 from stagescope.recorder.reader import RecorderReader
 from stagescope.records import Process
-from stagescope.testing.agents import short_spool
+from stagescope.testing.spool import short_spool
 
 GIB = 1 << 30
 Serve = Callable[[str], tuple[Path, Process]]

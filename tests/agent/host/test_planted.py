@@ -21,7 +21,7 @@ from stagescope.agent.host.processes import MOST_THREADS
 from stagescope.agent.host.sampler import HostSampler
 from stagescope.samples import Sample
 from stagescope.testing.clock import HandClock
-from stagescope.testing.host import (
+from tests.support.host import (
     CGROUP,
     PID,
     host_files,

@@ -21,7 +21,7 @@ from stagescope.agent.samplers import chosen
 from stagescope.agent.store.samples import SampleStore
 from stagescope.samples import AMOUNT, SAMPLE_NAMES, Sample
 from stagescope.testing import wait_until
-from stagescope.testing.agents import short_spool
+from stagescope.testing.spool import short_spool
 
 KINDS = {name.name: name.kind for name in SAMPLE_NAMES}
 

@@ -35,7 +35,7 @@ from stagescope.middleware.torch.profiler import HOLDERS, holder
 from stagescope.records import RequestRecord
 from stagescope.testing import wait_until
 from stagescope.testing.recording import Recording
-from stagescope.testing.torch_served import TorchServed, torch_served
+from tests.support.torch_served import TorchServed, torch_served
 
 QUICK = CaptureRequest(batches=2, seconds=20.0, force=True)
 ENDLESS = CaptureRequest(batches=10_000, seconds=60.0, max_events=1_000_000, force=True)

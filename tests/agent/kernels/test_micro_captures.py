@@ -19,7 +19,7 @@ from stagescope.errors import StagescopeError, UsageError
 from stagescope.recorder.reader import RecorderReader
 from stagescope.records import Process
 from stagescope.testing import wait_until
-from stagescope.testing.torch_served import TorchServed, torch_served
+from tests.support.torch_served import TorchServed, torch_served
 
 FACTS = CaptureFacts(
     "c1", 7, "2.13", False, True, 1_000, 2_000, 3_000, 4_000, 2, "batches", 0.01, 0.02

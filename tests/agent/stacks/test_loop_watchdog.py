@@ -11,8 +11,8 @@ from stagescope.agent.stacks.loop_watchdog import LoopWatch, make
 from stagescope.errors import UsageError
 from stagescope.stacks import StackSpan
 from stagescope.testing import wait_until
-from stagescope.testing.agents import short_spool
-from stagescope.testing.sampled import sampling_agent, serving
+from stagescope.testing.spool import short_spool
+from tests.support.sampled import sampling_agent, serving
 
 PROGRAM = Path(__file__).parent / "stack_server.py"
 PROGRAM_LINES = PROGRAM.read_text().splitlines()

@@ -18,8 +18,8 @@ from stagescope.agent.stacks.sampler import FOLDER, Stacks, make
 from stagescope.errors import UsageError
 from stagescope.stacks import StackSpan
 from stagescope.testing import wait_until
-from stagescope.testing.agents import short_spool
-from stagescope.testing.sampled import ServerProcess, sampling_agent, serving
+from stagescope.testing.spool import short_spool
+from tests.support.sampled import ServerProcess, sampling_agent, serving
 
 SERVER = [Path(__file__).parent / "stack_server.py"]
 LONG = 1 << 63

@@ -17,11 +17,11 @@ from stagescope.agent.stacks.sampler import Stacks
 from stagescope.agent.stacks.thread_cpu import with_cpu
 from stagescope.stacks import Frame, StackSpan, ThreadCpu, read_thread_cpu
 from stagescope.testing import wait_until
-from stagescope.testing.agents import short_spool
-from stagescope.testing.evidence import stack
-from stagescope.testing.sampled import RUN_ID, SOURCE, sampling_agent
-from stagescope.testing.server_processes import free_port
+from stagescope.testing.spool import short_spool
 from tests.agent.stacks.burn_server import BURNS_MS
+from tests.support.evidence import stack
+from tests.support.sampled import RUN_ID, SOURCE, sampling_agent
+from tests.support.server_processes import free_port
 
 MS = 1_000_000
 SERVERS = {

@@ -17,9 +17,10 @@ from stagescope.agent.store.serialize import parse_lines
 from stagescope.middleware.recording.names import intern
 from stagescope.middleware.runtime.cold_start import ColdTimeline
 from stagescope.records import ColdStartRecord
-from stagescope.testing.agents import running_agent, short_spool
 from stagescope.testing.recording import Recording
 from stagescope.testing.rings import write_ring
+from stagescope.testing.spool import short_spool
+from tests.support.agents import running_agent
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from stagescope.errors import StagescopeError
 from stagescope.kernels import KernelRow
 from stagescope.samples import Sample
 from stagescope.stacks import StackSpan
-from stagescope.testing.evidence import kernel, sample, stack
+from tests.support.evidence import kernel, sample, stack
 
 EACH: list[tuple[Lines[Any], Any]] = [
     (SAMPLES, sample()),

@@ -32,10 +32,10 @@ from stagescope.errors import UsageError
 from stagescope.records import Process, State
 from stagescope.stages import StageStall
 from stagescope.testing import wait_until
-from stagescope.testing.agents import short_spool
 from stagescope.testing.clock import HandClock
 from stagescope.testing.records import PROCESS, request_record
 from stagescope.testing.rings import RingWriter, write_ring
+from stagescope.testing.spool import short_spool
 
 S = 10**9
 

@@ -20,7 +20,7 @@ from stagescope.analysis.resources.attribution import (
 )
 from stagescope.analysis.resources.window import Window
 from stagescope.analysis.sources import open_run
-from stagescope.testing.runs import MS, client_row, level_row, server_row, write_run_folder
+from tests.support.runs import MS, client_row, level_row, server_row, write_run_folder
 
 WINDOW = Window(1_000 * MS, 3_000 * MS, warmup_included=False)
 SPENT = st.lists(

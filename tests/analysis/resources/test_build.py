@@ -11,8 +11,8 @@ import pytest
 from stagescope.analysis.build import build_report
 from stagescope.analysis.resources.model import Resources, StageUse
 from stagescope.runfolder.schema import BATCHES, EVIDENCE, SAMPLES, SERVER, STACKS
-from stagescope.testing.planted_run import APP, BEGIN_NS, KERNEL, planted_run, samples, stacks
-from stagescope.testing.runs import (
+from tests.support.planted_run import APP, BEGIN_NS, KERNEL, planted_run, samples, stacks
+from tests.support.runs import (
     MS,
     amount_row,
     batch_row,

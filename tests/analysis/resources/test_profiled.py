@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from stagescope.analysis.build import build_report
-from stagescope.testing.runs import MS, batch_row, client_row, server_row, write_run_folder
+from tests.support.runs import MS, batch_row, client_row, server_row, write_run_folder
 
 
 def test_profiled_requests_are_in_no_figure(tmp_path: Path) -> None:

@@ -17,10 +17,10 @@ from stagescope.exporters.prometheus import StageMetrics
 from stagescope.exporters.sample_series import Series, Shown
 from stagescope.samples import AMOUNT, LEVEL, SampleName
 from stagescope.testing import wait_until
-from stagescope.testing.evidence import sample
-from stagescope.testing.otlp import Behaviour, OtlpReceiver
-from stagescope.testing.otlp_points import ReceivedPoint
 from stagescope.testing.records import batch_record, request_record
+from tests.support.evidence import sample
+from tests.support.otlp import Behaviour, OtlpReceiver
+from tests.support.otlp_points import ReceivedPoint
 
 PROTOCOLS = ("grpc", "http/protobuf")
 FAULTS = (Behaviour.REFUSE, Behaviour.THROTTLE, Behaviour.HANG, Behaviour.CLOSE)

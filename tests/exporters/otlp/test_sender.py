@@ -17,8 +17,8 @@ from stagescope.exporters.otlp.sender import OtlpSpans, otlp_from_environment
 from stagescope.exporters.tail_sampling import Share, TailSampler
 from stagescope.records import Record
 from stagescope.testing import wait_until
-from stagescope.testing.otlp import Behaviour, OtlpReceiver
 from stagescope.testing.records import SPAN_ID, TRACE_ID, batch_record, request_record
+from tests.support.otlp import Behaviour, OtlpReceiver
 
 PROTOCOLS = ("grpc", "http/protobuf")
 FAULTS = (Behaviour.REFUSE, Behaviour.THROTTLE, Behaviour.HANG, Behaviour.CLOSE)

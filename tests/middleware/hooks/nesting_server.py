@@ -26,7 +26,7 @@ from stagescope.middleware.hooks.hook import install_loaded
 from stagescope.middleware.hooks.installer import WEB_FRAMEWORKS
 from stagescope.testing import wait_until
 from stagescope.testing.recording import Recording
-from stagescope.testing.serving import served
+from tests.support.serving import served
 
 PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 

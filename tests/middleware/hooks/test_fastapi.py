@@ -24,7 +24,7 @@ from stagescope.middleware.hooks.installer import WEB_FRAMEWORKS
 from stagescope.records import RequestRecord
 from stagescope.testing import wait_until
 from stagescope.testing.recording import Recording
-from stagescope.testing.serving import served
+from tests.support.serving import served
 
 MS = 1_000_000
 SLACK_NS = 2_000 * MS

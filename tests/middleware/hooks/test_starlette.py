@@ -21,7 +21,7 @@ from stagescope.recorder.reader import RecorderReader
 from stagescope.recorder.spool import ring_files
 from stagescope.records import RequestRecord
 from stagescope.testing import wait_until
-from stagescope.testing.serving import served
+from tests.support.serving import served
 
 
 @pytest.fixture(autouse=True)

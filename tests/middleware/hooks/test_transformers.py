@@ -35,7 +35,7 @@ from stagescope.middleware.hooks.hook import install
 from stagescope.records import RequestRecord
 from stagescope.testing import wait_until
 from stagescope.testing.recording import Recording
-from stagescope.testing.serving import served
+from tests.support.serving import served
 
 MS = 1_000_000
 PREPROCESS_S, FORWARD_S, POSTPROCESS_S = 0.03, 0.06, 0.02

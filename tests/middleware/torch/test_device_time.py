@@ -21,8 +21,8 @@ from stagescope.middleware.torch.device_events import TorchClock, in_use, possib
 from stagescope.middleware.torch.device_time import MAX_MARKS, DeviceTime, asked_stages, device_time
 from stagescope.stages import partition
 from stagescope.testing.clock import HandClock
-from stagescope.testing.devices import UUID, Device, SimulatedTorch, Stream
 from stagescope.testing.recording import Recording
+from tests.support.devices import UUID, Device, SimulatedTorch, Stream
 
 MS = 1_000_000
 INFERENCE, FORWARD = intern("inference"), intern("inference.forward")

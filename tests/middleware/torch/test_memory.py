@@ -19,14 +19,14 @@ from stagescope.middleware.torch.memory import device_memory, pinned_memory, sta
 from stagescope.middleware.torch.snapshot import MOST_KEPT, watch_memory, write_snapshot
 from stagescope.testing import wait_until
 from stagescope.testing.clock import HandClock
-from stagescope.testing.devices import (
+from stagescope.testing.recording import Recording
+from tests.support.devices import (
     UUID,
     Device,
     SimulatedTorch,
     allocator_stats,
     pinned_stats,
 )
-from stagescope.testing.recording import Recording
 
 FRAME = {"filename": "model.py", "line": 7, "name": "forward" * 20}
 BLOCK = {"size": 512, "state": "active_allocated", "frames": [FRAME | {"line": 1}]}

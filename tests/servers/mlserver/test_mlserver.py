@@ -15,8 +15,8 @@ import pytest
 
 from stagescope.records import RequestRecord
 from stagescope.testing import wait_until
-from stagescope.testing.server_processes import (
-    Spool,
+from stagescope.testing.spool import Spool
+from tests.support.server_processes import (
     ask,
     ask_at_once,
     end_processes_with,

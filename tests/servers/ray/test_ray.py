@@ -13,8 +13,8 @@ import pytest
 
 from stagescope.records import RequestRecord, State
 from stagescope.testing import wait_until
-from stagescope.testing.server_processes import (
-    Spool,
+from stagescope.testing.spool import Spool
+from tests.support.server_processes import (
     ask,
     ask_at_once,
     end_processes_with,

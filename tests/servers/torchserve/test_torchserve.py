@@ -15,7 +15,7 @@ import pytest
 
 from stagescope.records import RequestRecord, State, last_stage
 from stagescope.testing import wait_until
-from stagescope.testing.torchserve import BATCH_SIZE, Answer, TorchServe, serving
+from tests.support.torchserve import BATCH_SIZE, Answer, TorchServe, serving
 
 HANDLER = Path(__file__).parent / "sleepy_handler.py"
 

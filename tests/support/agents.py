@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import tempfile
 import threading
 from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
@@ -19,14 +18,7 @@ from stagescope.errors import StagescopeError
 from stagescope.recorder.spool import SOCKET_NAME
 from stagescope.testing import wait_until
 
-_SOURCE = Path(__file__).parents[2]
-
-
-@contextmanager
-def short_spool() -> Generator[Path]:
-    """A spool folder whose path is short enough for a socket; deleted at the end."""
-    with tempfile.TemporaryDirectory(prefix="spool-") as folder:
-        yield Path(folder)
+_SOURCE = Path(__file__).parents[2] / "src"
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from stagescope.agent.loop import Agent, Samplers
 
-SOURCE = Path(__file__).parents[2]
+SOURCE = Path(__file__).parents[2] / "src"
 RUN_ID = "sampled"
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from stagescope.agent.gpu.probe import Device, DeviceEvent, Tier
 from stagescope.samples import Sample
 
-SOURCE = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[3]
 SLOW_S = 0.1
 
 
@@ -72,8 +72,8 @@ def polling(
     log = folder / "log.txt"
     with log.open("w") as errors:
         process = subprocess.Popen(
-            [sys.executable, "-m", "stagescope.testing.nvml.child", str(look_again_s), str(SLOW_S)],
-            env={**os.environ, "PYTHONPATH": str(SOURCE), **environment},
+            [sys.executable, "-m", "tests.support.nvml.child", str(look_again_s), str(SLOW_S)],
+            env={**os.environ, "PYTHONPATH": f"{ROOT / 'src'}:{ROOT}", **environment},
             text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors,
         )  # fmt: skip
     with process:

@@ -37,7 +37,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2_grpc import (
 )
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
-from stagescope.testing.otlp_points import ReceivedPoint, attributes, received_points
+from tests.support.otlp_points import ReceivedPoint, attributes, received_points
 
 _HTTP_UNAVAILABLE = 503
 _HTTP_TOO_MANY = 429

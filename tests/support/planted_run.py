@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from stagescope.testing.runs import (
+from tests.support.runs import (
     MS,
     amount_row,
     client_row,

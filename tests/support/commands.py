@@ -16,7 +16,7 @@ from pathlib import Path
 
 from stagescope.testing import wait_until
 
-SOURCE = Path(__file__).parents[2]
+SOURCE = Path(__file__).parents[2] / "src"
 LISTENS = re.compile(r"(?:on|at):? (?:http://)?127\.0\.0\.1:([1-9]\d*)")
 """How uvicorn, gunicorn and hypercorn say where."""
 END_S = 60.0

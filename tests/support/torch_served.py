@@ -16,7 +16,7 @@ from pathlib import Path
 
 from stagescope.recorder.spool import ring_files
 from stagescope.testing import wait_until
-from stagescope.testing.server_processes import free_port
+from tests.support.server_processes import free_port
 
 APP = "stagescope.examples.torch_server.app:app"
 SMALL = {"IMAGE_SERVER_WIDTH": "4", "IMAGE_SERVER_IMAGE_SIDE": "32"}
