@@ -22,6 +22,8 @@ from pathlib import Path
 
 import aiohttp
 
+sys.path.insert(0, str(Path(__file__).parents[1]))  # the stand-in of a back end is the tests'
+
 from tests.support.otlp import Behaviour, OtlpReceiver
 
 APP = """

@@ -1,7 +1,7 @@
 """What device time is read from: events on a stream, as torch makes them for its accelerators.
 
 torch is never imported here, it is given: the server's own, or a stand-in
-(`tests.support.devices`). Nothing here makes torch begin to use a device, and nothing waits
+(tests/support/devices.py). Nothing here makes torch begin to use a device, and nothing waits
 for one.
 """
 
