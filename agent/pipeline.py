@@ -15,6 +15,14 @@ from stagescope.agent.context import AgentFigures
 from stagescope.agent.overhead import COUNTERS_OF
 from stagescope.agent.sinks import Sink
 from stagescope.errors import UsageError
+from stagescope.exporters.otlp.environment import (
+    CONSOLE,
+    METRICS,
+    OTLP,
+    SERVED_ANYWAY,
+    TRACES,
+    exporter_asked_for,
+)
 
 if TYPE_CHECKING:
     from stagescope.exporters.otlp.metrics import OtlpMetrics
@@ -109,13 +117,17 @@ def sinks_from_environment(environment: Mapping[str, str] = os.environ) -> Pipel
     return composed
 
 
-def exports_wanted(environment: Mapping[str, str] = os.environ) -> bool:
-    """Tell whether spans or metrics are to be sent, by the environment alone."""
-    if environment.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
-        return False
-    return any(
-        environment.get(name, "none") not in ("", "none") for name in _ASKING + _ASKING_METRICS
-    )
+def sends_by_otlp_alone(environment: Mapping[str, str] = os.environ) -> bool:
+    """Tell whether spans or metrics are sent by OTLP and none are printed, by the environment."""
+    asked = {_asked(TRACES, environment), _asked(METRICS, environment, SERVED_ANYWAY)}
+    return OTLP in asked and CONSOLE not in asked
+
+
+def _asked(signal: str, environment: Mapping[str, str], served: tuple[str, ...] = ()) -> str:
+    try:
+        return exporter_asked_for(signal, environment, served_anyway=served)
+    except UsageError:  # the sink is off, and says so itself
+        return ""
 
 
 def _or_off(what: str, make: Callable[[], T | None]) -> T | None:

@@ -22,6 +22,8 @@ GRPC_PORT: Final = 4317
 OTLP: Final = "otlp"
 CONSOLE: Final = "console"
 NONE: Final = "none"
+SERVED_ANYWAY: Final = ("prometheus",)
+"""Metrics exporters that ask for what an agent does anyway."""
 
 
 def exporter_asked_for(

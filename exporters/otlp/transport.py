@@ -22,6 +22,7 @@ from stagescope.exporters.otlp.environment import (
     CONSOLE,
     DEFAULT_ENDPOINT,
     METRICS,
+    SERVED_ANYWAY,
     TRACES,
     check,
     exporter_asked_for,
@@ -308,7 +309,7 @@ def metric_transport_from_environment(
     `OTEL_METRICS_EXPORTER=prometheus` is what we do anyway. Raises UsageError for a value that
     cannot be used.
     """
-    exporter = exporter_asked_for(METRICS, environ, served_anyway=("prometheus",))
+    exporter = exporter_asked_for(METRICS, environ, served_anyway=SERVED_ANYWAY)
     if not exporter:
         return None
     return (

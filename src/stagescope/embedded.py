@@ -7,14 +7,16 @@ ends. To an agent process the one that drains yields.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import logging
 import os
+import select
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Final
 
@@ -22,7 +24,7 @@ from stagescope.agent.api.control import Control, serve_socket
 from stagescope.agent.api.http_server import HttpServer
 from stagescope.agent.lock import EMBEDDED, SpoolLock, try_hold
 from stagescope.agent.loop import RAISE_VARIABLE, Agent
-from stagescope.agent.pipeline import exports_wanted, sinks_from_environment
+from stagescope.agent.pipeline import sends_by_otlp_alone, sinks_from_environment
 from stagescope.agent.samplers import chosen
 from stagescope.errors import StagescopeError
 from stagescope.recorder.spool import ensure_spool
@@ -31,8 +33,14 @@ AGENT_VARIABLE = "STAGESCOPE_AGENT"
 """`off`: no embedded agent."""
 STANDBY_S = 2.0
 """How often one that stands by tries for the spool."""
-STOP_S = 3.0
-"""How long `stop` takes at most for sinks to flush."""
+STOP_S: Final = 3.0
+"""How long `stop` takes at most, and so how long it holds up the end of the served app."""
+FLUSH_S: Final = 2.0
+"""How long sinks may take of it to send what waits."""
+END_S: Final = 0.25
+"""How long is waited of it for the end of a helper that was killed."""
+READY_S: Final = 30.0
+"""How long a helper may take to import, to get the spool and to say that it drains."""
 
 READY: Final = b"ready\n"
 HOLD_S: Final = 3.0
@@ -53,6 +61,8 @@ class Helper:
         # An embedding program (uWSGI, a frozen app) names itself here: it must not be run again.
         if not Path(sys.executable or "").name.startswith("python"):
             raise OSError("this process is no plain Python")
+        self.ready = False
+        """True from when it drains."""
         self._process = subprocess.Popen(
             [sys.executable, "-m", "stagescope.embedded", str(spool)],
             stdin=subprocess.PIPE,
@@ -60,10 +70,20 @@ class Helper:
             env=os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
         )
 
-    def wait_ready(self) -> bool:
-        """Wait until it drains; False where it ended before."""
+    def wait_ready(self, timeout_s: float) -> bool:
+        """Wait until it drains; False where it ended before, or has not within *timeout_s*."""
         assert self._process.stdout
-        return self._process.stdout.readline() == READY
+        output = self._process.stdout.fileno()
+        poll = select.poll()
+        poll.register(output, select.POLLIN)
+        deadline_s = time.monotonic() + timeout_s
+        said = b""  # whatever a sitecustomize prints comes first
+        while not self.ready and poll.poll(max(0.0, deadline_s - time.monotonic()) * 1e3):
+            if not (more := os.read(output, 4096)):
+                break
+            said += more
+            self.ready = said.endswith(READY)
+        return self.ready
 
     def wait(self) -> int:
         """Wait for its end; returns its exit status."""
@@ -94,10 +114,16 @@ class EmbeddedAgent:
     """Drains *spool* on a daemon thread, when nobody else does, until `stop`."""
 
     def __init__(
-        self, spool: Path, *, standby_s: float = STANDBY_S, in_helper: bool = False
+        self,
+        spool: Path,
+        *,
+        standby_s: float = STANDBY_S,
+        ready_s: float = READY_S,
+        in_helper: bool = False,
     ) -> None:
         """*in_helper*: this process is the helper, and serves nothing else."""
         self._in_helper = in_helper
+        self._ready_s = ready_s
         self._helper: Helper | None = None
         self._helper_fails = False
         self._spool = spool
@@ -112,7 +138,13 @@ class EmbeddedAgent:
     @property
     def drains(self) -> bool:
         """True while this one holds the spool."""
-        return self._agent is not None or self._helper is not None
+        helper = self._helper
+        return self._agent is not None or (helper is not None and helper.ready)
+
+    @property
+    def stopped(self) -> bool:
+        """True from when it is told to stop."""
+        return self._stopped.is_set()
 
     @property
     def alive(self) -> bool:
@@ -123,17 +155,18 @@ class EmbeddedAgent:
         """Start the thread."""
         self._thread.start()
 
-    def stop(self, timeout_s: float = STOP_S + 3.0) -> None:
-        """Read what is there, flush, save, let go; returns when that is done."""
+    def stop(self) -> None:
+        """Read what is there, flush, save, release the spool; returns after STOP_S at most."""
         self._stopped.set()
         if agent := self._agent:
             agent.stop()
         if helper := self._helper:
             helper.end()
         if self._thread.is_alive():
-            self._thread.join(timeout_s)
+            self._thread.join(STOP_S - END_S)
             if self._thread.is_alive() and (helper := self._helper):
                 helper.kill()
+                self._thread.join(END_S)
         _running.pop(self._spool, None)
 
     def _live(self) -> None:
@@ -141,7 +174,7 @@ class EmbeddedAgent:
             while not self._stopped.is_set():
                 ensure_spool(self._spool)
                 hold = try_hold(self._spool, EMBEDDED)
-                if hold and exports_wanted() and not self._helper_fails:
+                if hold and sends_by_otlp_alone() and not self._helper_fails:
                     hold.release()
                     self._drain_beside()
                 elif hold:
@@ -162,17 +195,20 @@ class EmbeddedAgent:
             self._helper_fails = True
             _log.info("spans are sent from a thread of the server: %s", problem)
             return
-        if helper.wait_ready():
-            self._helper = helper
-            if self._stopped.is_set():
-                helper.end()
+        self._helper = helper
+        if self.stopped:
+            helper.end()
+        late = not helper.wait_ready(self._ready_s)
+        if late:
+            helper.kill()
         status = helper.wait()
         self._helper = None
         helper.close()
-        if status:
+        if status and not self.stopped:
             self._helper_fails = True
+            why = f"was not ready within {self._ready_s:g} s" if late else f"ended with {status}"
             _log.warning(
-                "the process that sends spans ended with %d; a thread of the server goes on", status
+                "the process that sends spans %s; a thread of the server sends them now", why
             )
 
     def drain(self, hold: SpoolLock, on_ready: Callable[[], object] = lambda: None) -> None:
@@ -199,7 +235,7 @@ class EmbeddedAgent:
             finally:
                 self._agent = None
                 self._server.stop()
-                agent.close(STOP_S)
+                agent.close(FLUSH_S)
         finally:
             self._server = None
             hold.release()
@@ -246,11 +282,49 @@ atexit.register(_stop_all)
 os.register_at_fork(after_in_child=_forget_all)
 
 
+@contextlib.contextmanager
+def output_that_never_blocks() -> Generator[int]:
+    """Drop what is printed, and pass on what goes to standard error as long as somebody reads it.
+
+    Nobody reads a helper's standard output after its first line, and perhaps nobody its server's
+    standard error. Yields a descriptor of the standard output as it was.
+    """
+    output, errors = os.dup(1), os.dup(2)
+    with open(os.devnull, "wb") as nothing:
+        os.dup2(nothing.fileno(), 1)
+    read_end, write_end = os.pipe()
+    os.dup2(write_end, 2)
+    os.close(write_end)
+    writable = select.poll()
+    writable.register(errors, select.POLLOUT)
+
+    def pass_on() -> None:
+        while text := os.read(read_end, select.PIPE_BUF):
+            # A pipe that is writable takes so much without blocking. Not O_NONBLOCK: the server
+            # writes to the same open file.
+            if writable.poll(0):
+                with contextlib.suppress(OSError):
+                    os.write(errors, text)
+
+    thread = threading.Thread(target=pass_on, name="stagescope-stderr", daemon=True)
+    thread.start()
+    try:
+        yield output
+    finally:
+        os.dup2(errors, 2)  # which closes the pipe's only write end
+        thread.join(END_S)
+
+
 def main() -> int:
     """Be a helper: drain the spool until standard input ends."""
     for number in (signal.SIGINT, signal.SIGTERM):  # its server gets them too, and ends it
         signal.signal(number, signal.SIG_IGN)
-    spool = Path(sys.argv[1])
+    with output_that_never_blocks() as output:
+        _help(Path(sys.argv[1]), output)
+    return 0
+
+
+def _help(spool: Path, output: int) -> None:
     agent = EmbeddedAgent(spool, in_helper=True)
 
     def stop_with_server() -> None:
@@ -258,14 +332,17 @@ def main() -> int:
             pass
         agent.stop()
 
+    def tell_ready() -> None:
+        os.write(output, READY)
+        os.close(output)
+
     threading.Thread(target=stop_with_server, daemon=True).start()
     deadline_s = time.monotonic() + HOLD_S
     while not (hold := try_hold(spool, EMBEDDED)):
-        if time.monotonic() > deadline_s:
-            return 0
+        if agent.stopped or time.monotonic() > deadline_s:
+            return
         time.sleep(0.02)
-    agent.drain(hold, on_ready=lambda: os.write(1, READY))
-    return 0
+    agent.drain(hold, on_ready=tell_ready)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -284,3 +284,93 @@ def test_the_helper_of_a_server_that_is_killed_ends(spool: Path, receiver: OtlpR
         server.kill()
         server.wait()
     wait_until(lambda: not holder(spool), 30)
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"OTEL_TRACES_EXPORTER": "console"},
+        {"OTEL_METRICS_EXPORTER": "prometheus"},
+        {"OTEL_TRACES_EXPORTER": "console", "OTEL_METRICS_EXPORTER": "otlp"},
+    ],
+)
+def test_what_is_printed_or_fetched_needs_no_helper(
+    spool: Path, variables: dict[str, str], receiver: OtlpReceiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server's own thread drains, and what it prints is on the server's output."""
+    if "OTEL_TRACES_EXPORTER" not in variables:
+        monkeypatch.delenv("OTEL_EXPORTER_OTLP_ENDPOINT")
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with write_ring(spool / "a.ring", 20, run_id="run"), workers(spool, 1) as (server,):
+        wait_until(lambda: health(spool).get("pid") == server.pid, 30)
+        printed, _ = server.communicate(timeout=60)
+
+    asked = "OTEL_TRACES_EXPORTER" in variables
+    assert printed.count('"kind": "SpanKind.SERVER"') == (20 if asked else 0)
+
+
+@pytest.fixture
+def stuck_python(
+    tmp_path: Path, receiver: OtlpReceiver, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[], int]:
+    """A helper that never gets ready and reads nothing; returns its process id once it runs."""
+    script, said = tmp_path / "python-that-hangs", tmp_path / "pid"
+    script.write_text(f"#!/bin/sh\necho $$ > {said}.new\nmv {said}.new {said}\nexec sleep 600\n")
+    script.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(script))
+    return lambda: int(wait_until(lambda: said.exists() and said.read_text(), 30))
+
+
+def test_a_helper_that_is_not_ready_is_ended_with_its_server(
+    spool: Path, stuck_python: Callable[[], int]
+) -> None:
+    """The end of the served app does not wait for it, and nothing of it stays."""
+    agent = start_embedded_agent(spool)
+    pid = stuck_python()
+    assert not agent.drains
+    agent.stop()
+    wait_until(lambda: not Path(f"/proc/{pid}").exists(), 30)
+    wait_until(lambda: not agent.alive, 30)
+
+
+def test_a_helper_that_does_not_get_ready_is_given_up(
+    spool: Path,
+    stuck_python: Callable[[], int],
+    receiver: OtlpReceiver,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """After its deadline it is ended, one line says so, and a thread sends the spans."""
+    agent = EmbeddedAgent(spool, standby_s=0.02, ready_s=0.5)
+    agent.start()
+    wait_until(lambda: agent.drains, 30)
+    assert holder(spool)["pid"] == os.getpid()
+    with write_ring(spool / "a.ring", 5, run_id="run"):
+        agent.stop()
+    assert len([span for span in receiver.spans if span.kind == "server"]) == 5
+    assert "the process that sends spans was not ready within 0.5 s; a thread" in caplog.text
+
+
+def test_nothing_that_a_helper_prints_can_block_it() -> None:
+    """With both its outputs full and read by nobody it prints on, and ends."""
+    code = (
+        "import os, sys\nfrom stagescope.embedded import output_that_never_blocks\n"
+        "with output_that_never_blocks() as output:\n"
+        "    for _ in range(1000):\n"
+        "        print('o' * 1000)\n"
+        "        print('e' * 1000, file=sys.stderr)\n"
+        "    os.write(output, b'ready')\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        env=os.environ | {"PYTHONPATH": str(SOURCE)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    try:
+        assert process.wait(60) == 0
+    finally:
+        process.kill()
+        output, errors = process.communicate()
+    assert output == b"ready"
+    assert errors.startswith(b"e" * 1000 + b"\n")
