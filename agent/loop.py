@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -11,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
+from stagescope import settings
 from stagescope.agent.checkpoint import Checkpoint
 from stagescope.agent.collectors import Collector, Metered, PeriodicTask
 from stagescope.agent.context import AgentContext
@@ -39,9 +39,6 @@ LAST_PASSES_S = 2.0
 
 RUN_QUIET_S = 3.0
 """A load run without a record for so long is taken to be over."""
-
-RAISE_VARIABLE = "STAGESCOPE_RAISE"
-"""Set in tests: our own faults are raised, not counted."""
 
 T = TypeVar("T")
 
@@ -336,7 +333,7 @@ class Agent:
         try:
             return call()
         except Exception:
-            if os.environ.get(RAISE_VARIABLE):
+            if settings.RAISE.on():
                 raise
             self._counts["faults"] += 1
             if doing not in self._said:

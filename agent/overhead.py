@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
+from stagescope import settings
 from stagescope.agent.collectors import Cost, Metered
 from stagescope.agent.store.samples import SampleStore
-from stagescope.errors import UsageError
 from stagescope.samples import Sample
 
 SHEDS: Final = ("capture", "micro-capture", "stack-rate", "stacks", "gpm")
@@ -99,7 +99,7 @@ class Usage:
         return (now_s - before_s) / ((now_ns - begun_ns) / 1e9)
 
 
-BUDGET_VARIABLE: Final = "STAGESCOPE_AGENT_BUDGET"
+BUDGET_VARIABLE: Final = settings.AGENT_BUDGET.name
 DEFAULT_BUDGET: Final = 0.01
 """All samplers together, as a share of one core."""
 GOVERNOR_PERIOD_S: Final = 5.0
@@ -116,18 +116,7 @@ _log = logging.getLogger("stagescope")
 
 def budget(environment: Mapping[str, str] = os.environ) -> float:
     """Give the budget, a share of one core; infinite for `off`. Raises UsageError."""
-    text = environment.get(BUDGET_VARIABLE, "").strip()
-    if text == "off":
-        return float("inf")
-    try:
-        share = float(text or DEFAULT_BUDGET)
-    except ValueError:
-        share = 0.0
-    if not 0 < share < float("inf"):
-        raise UsageError(
-            f"{BUDGET_VARIABLE}={text}: give a share of one core, for example 0.01, or `off`"
-        )
-    return share
+    return settings.AGENT_BUDGET.number(environment, strict=True)
 
 
 class Governor:

@@ -8,11 +8,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 
+from stagescope import settings
 from stagescope.agent.collectors import Collector
 from stagescope.agent.context import AgentContext
 from stagescope.errors import UsageError
 
-SAMPLERS_VARIABLE = "STAGESCOPE_SAMPLERS"
+SAMPLERS_VARIABLE = settings.SAMPLERS.name
 """Names with commas between, or `off`; unset: all that fit."""
 
 _log = logging.getLogger("stagescope")
@@ -63,7 +64,7 @@ def chosen(
 
     Raises UsageError for a name that there is not.
     """
-    text = environment.get(SAMPLERS_VARIABLE, "") if asked is None else asked
+    text = settings.SAMPLERS.text(environment) if asked is None else asked
     names = [name.strip() for name in text.split(",") if name.strip()]
     if names == ["off"]:
         return Chosen(())

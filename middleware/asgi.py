@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
+from stagescope import settings
 from stagescope.middleware import process
 from stagescope.middleware.exchange import Exchange, begin
 from stagescope.middleware.otel_context import Attached, Nesting
@@ -22,7 +23,6 @@ from stagescope.middleware.types import ASGIApp, Receive, Scope, Send
 from stagescope.recorder.spool import default_spool
 
 SERVICE_VARIABLE = process.SERVICE_VARIABLE
-DISABLE_VARIABLE = "STAGESCOPE_DISABLE"
 SCOPE_KEY = "stagescope.timeline"
 
 TWICE = (
@@ -90,7 +90,7 @@ class StageMiddleware:
         self.service = service or default_service()
         self.spool = Path(spool) if spool else default_spool()
         self._beside = beside
-        self._off = os.environ.get(DISABLE_VARIABLE, "") not in ("", "0")
+        self._off = settings.DISABLE.on()
         self._installer = None if self._off else installer
         self._recorder: Recorder | None = None
         """None until the first request: so that no further one asks whether it is the first."""

@@ -14,7 +14,6 @@ It costs nothing before the app has set a tracer provider.
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from collections.abc import Iterable
@@ -23,13 +22,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from stagescope import settings
 from stagescope.identity import TraceParent, stage_span_id
 from stagescope.middleware.recording.guard import say_once
 from stagescope.middleware.types import Scope
 from stagescope.recorder.spool import EXPORTING_NAME
-
-VARIABLE = "STAGESCOPE_APP_SPANS"
-"""`0` always leaves the app's spans where they were, `1` always puts them under ours."""
 
 LOOK_NS = 1_000_000_000
 """How often it is looked whether our spans are exported."""
@@ -43,7 +40,7 @@ _LOCAL = ("localhost", "127.0.0.1", "::1", "0.0.0.0")
 Attached = tuple[Any, Any]
 """An OpenTelemetry context of ours, and the token to take it off again."""
 
-_asked = os.environ.get(VARIABLE, "")
+_asked = settings.APP_SPANS.choice()
 _wanted = _asked != "0"
 _found: AppTracing | None = None
 
@@ -81,8 +78,8 @@ class AppTracing:
                 say_once(
                     f"the app's OpenTelemetry spans are not put under stagescope's, because "
                     f"{problem}; to join them, let stagescope export to where the app does "
-                    f"(OTEL_EXPORTER_OTLP_ENDPOINT, or --otlp), or set {VARIABLE}=1 where both "
-                    f"reach one back end by different ways; {VARIABLE}=0 says no to it"
+                    f"(OTEL_EXPORTER_OTLP_ENDPOINT, or --otlp), or set {settings.APP_SPANS.name}=1 where both "
+                    f"reach one back end by different ways; {settings.APP_SPANS.name}=0 says no to it"
                 )
         return self._nests
 

@@ -7,22 +7,19 @@ The three common forms of `X-Request-Start` (some call it `X-Queue-Start`):
 
 from __future__ import annotations
 
-import os
+from stagescope import settings
 
 HEADERS = frozenset((b"x-request-start", b"x-queue-start"))
 
 LONGEST_NS = 3_600_000_000_000
 """A stamp further back than an hour is no wait but a wrong clock, and is not believed."""
 
-VARIABLE = "STAGESCOPE_INGRESS"
-"""`0` ignores the stamps: for a proxy whose clock is not that of this host, give or take a ms."""
-
 _MOST_BYTES = 32
 
 _SCALES = ((1e17, 1), (1e14, 1_000), (1e11, 1_000_000), (1e8, 1_000_000_000))
 """From which size on a stamp counts which unit (in ns); each holds for the years 1973 to 5000."""
 
-believed = os.environ.get(VARIABLE, "") != "0"
+believed = settings.INGRESS.on()
 
 
 def waited_ns(stamp: bytes, wall_ns: int) -> int:

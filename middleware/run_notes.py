@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 
-NOTES_VARIABLE = "STAGESCOPE_RUN_NOTES"
+from stagescope import settings
 
 PYTHON = "python"
 """A Python process has started."""
@@ -20,7 +20,7 @@ RECORDER = "recorder"
 
 def note(what: str) -> None:
     """Append a note; where that is not possible, leave it."""
-    path = os.environ.get(NOTES_VARIABLE)
+    path = settings.RUN_NOTES.text()
     if not path:
         return
     try:

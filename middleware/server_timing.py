@@ -12,6 +12,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from stagescope import settings
 from stagescope.middleware.recording.names import CODES
 from stagescope.middleware.recording.recorder import Recorder
 from stagescope.middleware.recording.slots import Slot
@@ -24,8 +25,6 @@ _stages: list[str] = []
 """By code, less one: names come in the order of their codes, and never go."""
 
 
-VARIABLE = "STAGESCOPE_SERVER_TIMING"
-"""`opened` (default): for opened runs; `off`: never; `all`: for every request that names a run."""
 _UNKNOWN_NS, _KNOWN_NS = 50_000_000, 1_000_000_000
 """How old a look at the folder may be, for a run that it did not show and for one that it did."""
 
@@ -64,7 +63,7 @@ _open_runs: dict[Path, _OpenRuns] = {}
 
 def answers(timeline: Timeline, now_ns: int) -> bool:
     """Tell whether a request that names a run (`timeline.run`) gets the header."""
-    mode = os.environ.get(VARIABLE, "").lower()
+    mode = settings.SERVER_TIMING.choice()
     if mode in ("off", "all"):
         return mode == "all"
     path = timeline.recorder.path

@@ -50,6 +50,7 @@ CHECKS: Final = (
     Check("otlp", "where it goes, what it costs", outlets.otlp),
     Check("load", "where it goes, what it costs", outlets.load),
     Check("own cost", "where it goes, what it costs", outlets.own_cost),
+    Check("settings", "where it goes, what it costs", outlets.configuration),
 )
 
 

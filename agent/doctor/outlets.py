@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from typing import Any, Final
 from urllib.parse import urlsplit
 
+from stagescope import settings
 from stagescope.agent.api.address import default_metrics_address
 from stagescope.agent.api.client import AgentClient
 from stagescope.agent.doctor.finding import NO, OK, WARN, Finding
@@ -120,3 +121,18 @@ def own_cost(around: Environment) -> Finding:
     shed = ", ".join(SHEDS[:level])
     do = (f"export {BUDGET_VARIABLE}=0.02, or fewer samplers (--samplers)",)
     return Finding(WARN, f"{told}, so the governor has shed: {shed}", do, facts=facts)
+
+
+def configuration(around: Environment) -> Finding:
+    """Which `STAGESCOPE_*` variables are set here, and what is wrong with them?"""
+    chosen = {
+        name: value
+        for name, value in around.environment.items()
+        if name.startswith(settings.PREFIX)
+    }
+    wrong = list(settings.problems(around.environment))
+    facts = {"set": chosen, "wrong": wrong}
+    if wrong:
+        return Finding(WARN, "; ".join(wrong), ("see docs/configuration.md",), facts=facts)
+    told = ", ".join(f"{name}={value}" for name, value in sorted(chosen.items()))
+    return Finding(OK, told or "no STAGESCOPE_* variable is set: the defaults count", facts=facts)

@@ -12,14 +12,14 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
+from stagescope import settings
 from stagescope.agent.collectors import Collector
 from stagescope.agent.context import AgentContext
 from stagescope.agent.gpu.nvml_calls import Said
 from stagescope.agent.gpu.probe import GpuProbe
 from stagescope.agent.gpu.sampler import GpuSampler
-from stagescope.errors import UsageError
 
-COUNTERS_VARIABLE: Final = "STAGESCOPE_GPM"
+COUNTERS_VARIABLE: Final = settings.GPM.name
 """`on`: read them beside DCGM too; `off`: never; unset: unless DCGM runs here."""
 DCGM: Final = frozenset({"dcgm-exporter", "nv-hostengine"})
 LOOK_S: Final = 60.0
@@ -38,9 +38,7 @@ def counters_allowed(
 
     Raises UsageError for a setting that is none.
     """
-    asked = environment.get(COUNTERS_VARIABLE, "")
-    if asked not in {"", "on", "off"}:
-        raise UsageError(f"{COUNTERS_VARIABLE}={asked}: give on or off")
+    asked = settings.GPM.choice(environment, strict=True)
     if asked:
         return lambda: asked == "on" and governor()
     look_s, found = 0.0, ""
@@ -69,10 +67,10 @@ def _running(proc: Path) -> str:
     return ""
 
 
-PROBE_VARIABLE: Final = "STAGESCOPE_GPU"
+PROBE_VARIABLE: Final = settings.GPU.name
 """`nvml`, `torch` or `off`; unset: NVML where its library is, else torch where a device is."""
-REPLAY_VARIABLE: Final = "STAGESCOPE_GPU_REPLAY"
-RECORD_VARIABLE: Final = "STAGESCOPE_GPU_RECORD"
+REPLAY_VARIABLE: Final = settings.GPU_REPLAY.name
+RECORD_VARIABLE: Final = settings.GPU_RECORD.name
 
 OTHER_DEVICES: Final = ("/dev/kfd", "/dev/dri/renderD*", "/dev/accel*")
 """What AMD's, Intel's and other accelerators are on Linux."""
@@ -83,7 +81,7 @@ def make(agent: AgentContext, environment: Mapping[str, str] = os.environ) -> Se
 
     Raises UsageError for a setting that is none, or a recording that cannot be read.
     """
-    if environment.get(PROBE_VARIABLE, "") == "off":
+    if settings.GPU.text(environment) == "off":
         return ()
     open_probe = _chosen(agent, environment)
     if open_probe is None:
@@ -93,17 +91,15 @@ def make(agent: AgentContext, environment: Mapping[str, str] = os.environ) -> Se
 
 
 def _chosen(agent: AgentContext, environment: Mapping[str, str]) -> Callable[[], GpuProbe] | None:
-    if replayed := environment.get(REPLAY_VARIABLE):
+    if replayed := settings.GPU_REPLAY.text(environment):
         return _replay(Path(replayed))
-    asked = environment.get(PROBE_VARIABLE, "")
-    if asked not in {"", "nvml", "torch"}:
-        raise UsageError(f"{PROBE_VARIABLE}={asked}: give nvml, torch or off")
+    asked = settings.GPU.choice(environment, strict=True)
     opener: Callable[[], GpuProbe] | None = None
     if asked == "nvml" or (not asked and _has_nvml()):
         opener = _nvml(agent, environment)
     elif asked == "torch" or any(glob.glob(pattern) for pattern in OTHER_DEVICES):
         opener = _torch(agent)
-    if opener is not None and (recorded := environment.get(RECORD_VARIABLE)):
+    if opener is not None and (recorded := settings.GPU_RECORD.text(environment)):
         return _recorded(opener, Path(recorded))
     return opener
 

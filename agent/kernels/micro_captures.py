@@ -17,6 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from threading import Lock, Thread
 
+from stagescope import settings
 from stagescope.agent.collectors import Collector
 from stagescope.agent.context import AgentContext
 from stagescope.agent.kernels.capture import (
@@ -34,7 +35,7 @@ from stagescope.kernels import CaptureRequest
 from stagescope.records import Process
 from stagescope.samples import Sample
 
-KERNELS_VARIABLE = "STAGESCOPE_KERNELS"
+KERNELS_VARIABLE = settings.KERNELS.name
 MODES = ("", "off", "micro")
 EVERY_S = 60.0
 LOOK_S = 1.0
@@ -189,7 +190,7 @@ def request_for(mode: str, *, device: bool) -> CaptureRequest | None:
 
 def make(agent: AgentContext, environment: Mapping[str, str] = os.environ) -> list[Collector]:
     """Make the collector of *agent*."""
-    mode = environment.get(KERNELS_VARIABLE, "").strip().lower()
+    mode = settings.KERNELS.text(environment).lower()
     made = KernelCaptures(
         agent.spool, agent.alive, agent.evidence, micro=request_for(mode, device=NVIDIA.exists()),
         allowed=agent.governor.allowed,

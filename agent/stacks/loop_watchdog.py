@@ -10,6 +10,7 @@ It works on a thread of the agent's process: in a served process it would be blo
 from __future__ import annotations
 
 import logging
+import math
 import os
 import threading
 import time
@@ -18,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from stagescope import settings
 from stagescope.agent.collectors import Collector
 from stagescope.agent.context import AgentContext
 from stagescope.agent.events import LOOP_LAG, EventQueue, Notice
@@ -26,7 +28,7 @@ from stagescope.agent.stacks.in_process import InProcess, StackSampler, Target
 from stagescope.agent.stacks.labels import RawStack, StageLabels
 from stagescope.agent.stacks.permissions import why_not
 from stagescope.agent.stacks.py_spy import PySpy, find_py_spy
-from stagescope.errors import StagescopeError, UsageError
+from stagescope.errors import StagescopeError
 from stagescope.records import Process
 from stagescope.stacks import Frame, StackSpan, frame_text, is_library
 
@@ -90,9 +92,6 @@ def _is_no_loop(raw: RawStack) -> bool:
     return not runs_a_loop(raw.frames)
 
 
-VARIABLE = "STAGESCOPE_LOOP_LIMIT_MS"
-"""`off`: no watchdog."""
-LIMIT_MS = 250
 TICK_NS = 100_000_000
 """`middleware/runtime/pauses.py PERIOD_S`."""
 LOOK_S = 0.05
@@ -106,13 +105,9 @@ _log = logging.getLogger("stagescope")
 
 def make(agent: AgentContext, environment: Mapping[str, str] = os.environ) -> Sequence[Collector]:
     """Make the watchdog. Raises UsageError where the limit is no number of milliseconds."""
-    text = environment.get(VARIABLE, "") or str(LIMIT_MS)
-    if text == "off":
+    limit_ms = settings.LOOP_LIMIT_MS.number(environment, strict=True)
+    if math.isinf(limit_ms):
         return ()
-    try:
-        limit_ms = float(text)
-    except ValueError:
-        raise UsageError(f"{VARIABLE} is {text!r}; it is milliseconds, or off") from None
     return (LoopWatch(agent, int(limit_ms * 1e6)),)
 
 

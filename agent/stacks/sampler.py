@@ -15,17 +15,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from stagescope import settings
 from stagescope.agent.collectors import Collector
 from stagescope.agent.context import AgentContext
 from stagescope.agent.stacks.in_process import InProcess, StackSampler, Target, Window
 from stagescope.agent.stacks.labels import RawStack, StageLabels, with_intervals
 from stagescope.agent.stacks.permissions import why_not
 from stagescope.agent.stacks.py_spy import PySpy, find_py_spy
-from stagescope.errors import StagescopeError, UsageError
+from stagescope.errors import StagescopeError
 from stagescope.records import Process
 from stagescope.stacks import StackSpan
 
-VARIABLE = "STAGESCOPE_STACKS"
 MODES = ("runs", "always", "off")
 WINDOW_S = 5.0
 ALWAYS_WINDOW_S = 1.0
@@ -40,9 +40,7 @@ _log = logging.getLogger("stagescope")
 
 def make(agent: AgentContext, environment: Mapping[str, str] = os.environ) -> Sequence[Collector]:
     """Make the collector; none where `STAGESCOPE_STACKS=off`. Raises UsageError for nonsense."""
-    mode = environment.get(VARIABLE, "") or "runs"
-    if mode not in MODES:
-        raise UsageError(f"{VARIABLE} is {mode!r}; it may be {', '.join(MODES)}")
+    mode = settings.STACKS.choice(environment, strict=True)
     if mode == "off":
         return ()
     agent.actions.stacks = made = Stacks(agent, always=mode == "always")

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final, Protocol
 
+from stagescope import settings as variables
 from stagescope.agent.collectors import Collector
 from stagescope.agent.context import AgentContext
 from stagescope.agent.events import KINDS, SLOW, THROTTLE, Notice
@@ -101,9 +102,9 @@ def _write(path: Path, text: str) -> None:
     os.replace(hidden, path)
 
 
-TRIGGERS_VARIABLE: Final = "STAGESCOPE_TRIGGERS"
-KERNELS_VARIABLE: Final = "STAGESCOPE_KERNELS"
-"""`micro` (set and not `off`): triggers may start kernel captures too."""
+TRIGGERS_VARIABLE: Final = variables.TRIGGERS.name
+KERNELS_VARIABLE: Final = variables.KERNELS.name
+"""`micro`: triggers may start kernel captures too."""
 PERIOD_S: Final = 0.5
 WINDOW_S: Final = 2.0
 """How long a trigger's window of stacks lasts."""
@@ -131,11 +132,10 @@ class Settings:
 
 def settings(environment: Mapping[str, str] = os.environ) -> Settings:
     """Read the variables; raises UsageError for a kind that there is not."""
-    text = environment.get(TRIGGERS_VARIABLE, "").strip()
-    kernels = environment.get(KERNELS_VARIABLE, "off").strip().lower() not in ("", "off")
-    if text == "off":
+    kernels = variables.KERNELS.text(environment).lower() not in ("", "off")
+    kinds = variables.TRIGGERS.names(environment) or KINDS
+    if kinds == ("off",):
         return Settings((), kernels)
-    kinds = tuple(name.strip() for name in text.split(",") if name.strip()) or KINDS
     if wrong := [name for name in kinds if name not in KINDS]:
         raise UsageError(
             f"{TRIGGERS_VARIABLE}: there is no trigger {wrong[0]!r}; there are "

@@ -15,8 +15,9 @@ from contextlib import contextmanager
 from pathlib import PurePath
 from typing import Any
 
+from stagescope import settings
 from stagescope.identity import TraceParent, parse_run, parse_traceparent
-from stagescope.middleware.asgi import DISABLE_VARIABLE, SERVICE_VARIABLE
+from stagescope.middleware.asgi import SERVICE_VARIABLE
 from stagescope.middleware.batch import Ticket, batch
 from stagescope.middleware.hooks.hook import Hook
 from stagescope.middleware.patching import wrap
@@ -212,7 +213,7 @@ def _timed_requests(handle: Callable[..., Awaitable[None]]) -> Callable[..., Awa
 
 
 def _recorder() -> Recorder | None:
-    if os.environ.get(DISABLE_VARIABLE, "") not in ("", "0"):
+    if settings.DISABLE.on():
         return None
     return process_recorder(None, os.environ.get(SERVICE_VARIABLE) or SERVICE)
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from stagescope.middleware.asgi import DISABLE_VARIABLE, Companion, StageMiddleware
+from stagescope import settings
+from stagescope.middleware.asgi import Companion, StageMiddleware
 from stagescope.middleware.hooks.installer import FrameworkHooks
 from stagescope.middleware.recording.guard import fault
 from stagescope.middleware.recording.recorder import Recorder
@@ -60,7 +60,7 @@ def _is_added(app: Any) -> bool:
 
 def disabled() -> bool:
     """Tell whether the environment turns stagescope off."""
-    return os.environ.get(DISABLE_VARIABLE, "") not in ("", "0")
+    return settings.DISABLE.on()
 
 
 def around(app: ASGIApp) -> StageMiddleware:

@@ -21,13 +21,12 @@ from struct import Struct
 from threading import Thread
 from typing import Any
 
+from stagescope import settings
 from stagescope.middleware.recording.guard import fault, say_once
 from stagescope.middleware.recording.recorder import Recorder
 from stagescope.recorder.format import SUFFIX as RING_SUFFIX
 from stagescope.recorder.spool import PROBE_SUFFIX as SUFFIX
 
-PROBE_VARIABLE = "STAGESCOPE_PROBE"
-"""`off`: no probe; then stacks come from py-spy alone, and there are no captures."""
 MAX_QUESTION_BYTES = 1 << 16
 BACKLOG = 8
 _CREDENTIALS = Struct("3i")
@@ -151,7 +150,7 @@ class Probe:
 
 def start_probe(ring: Path, recorder: Recorder) -> Probe | None:
     """Start the probe of the process that writes *ring*; None where it is off, or cannot be."""
-    if os.environ.get(PROBE_VARIABLE, "").lower() == "off":
+    if settings.PROBE.choice() == "off":
         return None
     try:
         return Probe(ring.with_name(ring.name.removesuffix(RING_SUFFIX) + SUFFIX), recorder)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import logging
-import os
 from types import TracebackType
 from typing import Protocol
 
+from stagescope import settings
+
 log = logging.getLogger("stagescope")
 
-RAISE_VARIABLE = "STAGESCOPE_RAISE"
-"""Set it (our tests do) and our faults are raised again."""
 
 _said: set[str] = set()
 
@@ -62,4 +61,4 @@ def fault(error: Exception, recorder: Counting | None) -> bool:
             recorder.count("faults")
         except ValueError:
             return False  # The file is a forked parent's; there is nowhere to count.
-    return bool(os.environ.get(RAISE_VARIABLE))
+    return settings.RAISE.on()

@@ -16,6 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Lock
 
+from stagescope import settings
 from stagescope.middleware.recording.guard import guarded
 from stagescope.middleware.recording.names import intern
 from stagescope.middleware.recording.recorder import Recorder
@@ -97,8 +98,6 @@ def process_start_ns(stat: Path = Path("/proc/self/stat")) -> int:
     return start_ns if 0 < start_ns <= now_ns else now_ns
 
 
-DISABLE_VARIABLE = "STAGESCOPE_DISABLE"
-RUN_VARIABLE = "STAGESCOPE_RUN"
 ASGI_SERVERS = {"uvicorn", "hypercorn", "granian", "gunicorn"}
 
 Getter = Callable[[], Timeline | None]
@@ -106,7 +105,7 @@ Getter = Callable[[], Timeline | None]
 
 _followers: list[Callable[[Getter], None]] = []
 _lock = Lock()
-_cold = os.environ.get(DISABLE_VARIABLE, "") in ("", "0")
+_cold = not settings.DISABLE.on()
 _timeline: ColdTimeline | None = None
 _part = -1
 """The entry of the part of the cold start that is open: imports, startup, idle, first request."""
@@ -132,7 +131,7 @@ def _timeline_for_stages() -> Timeline | None:
     timeline = begin()
     if timeline is None:
         return None
-    if not timeline.in_file and os.environ.get(RUN_VARIABLE) and ASGI_SERVERS & sys.modules.keys():
+    if not timeline.in_file and settings.RUN.on() and ASGI_SERVERS & sys.modules.keys():
         _open_early(timeline)
     if timeline.full():
         _tell(current.get)  # A loop of stages without requests: let it cost nothing.
@@ -298,7 +297,7 @@ def _begin_anew_in_child() -> None:
     _lock = Lock()
     _timeline = None
     _awaited = True
-    _cold = os.environ.get(DISABLE_VARIABLE, "") in ("", "0")
+    _cold = not settings.DISABLE.on()
     _tell(present if _cold else current.get)
 
 

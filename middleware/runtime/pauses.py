@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import os
 import threading
 import time
 from contextlib import suppress
 from typing import Any, Protocol
 from weakref import WeakKeyDictionary, WeakSet
 
+from stagescope import settings
 from stagescope.middleware.recording.recorder import Recorder
 from stagescope.middleware.recording.timeline import Timeline
 from stagescope.recorder import format as fmt
@@ -27,8 +27,6 @@ from stagescope.recorder import format as fmt
 # thread that holds the lock give it up once.
 
 
-VARIABLE = "STAGESCOPE_GIL"
-"""Set to 1 it starts the thread."""
 GIL_PERIOD_S = 0.1
 NAP_S = 0.001
 
@@ -52,7 +50,7 @@ class Figures(Protocol):
 
 def watch_gil(recorder: Figures) -> None:
     """Start the thread where `STAGESCOPE_GIL` asks for it, once a recorder."""
-    if os.environ.get(VARIABLE, "") in ("", "0") or recorder in _gil_watched:
+    if not settings.GIL.on() or recorder in _gil_watched:
         return
     _gil_watched.add(recorder)
     watch = GilWatch(recorder)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from threading import Lock, RLock
 from typing import Any
 
+from stagescope import settings
 from stagescope.middleware.recording.guard import say_once
 from stagescope.middleware.recording.names import CODES
 from stagescope.middleware.recording.timeline import Timeline
@@ -215,8 +216,6 @@ class Lane:
         self._charged_ns += ns
 
 
-STAGES_VARIABLE = "STAGESCOPE_DEVICE_STAGES"
-"""Stages whose device time is taken, each with its sub-stages, commas between; `off`: none."""
 DEFAULT_STAGES = "inference"
 MAX_LANES = 256
 """Streams; a server that makes a new one for each request has only the first of them timed."""
@@ -353,9 +352,8 @@ def device_time(kind: str, namespace: Any) -> DeviceTime | None:
 
 def asked_stages() -> list[str]:
     """Give the stages whose device time is to be taken."""
-    text = os.environ.get(STAGES_VARIABLE, DEFAULT_STAGES)
-    names = [name.strip() for name in text.split(",") if name.strip()]
-    return [] if names == ["off"] else names
+    names = settings.DEVICE_STAGES.names()
+    return [] if names == ("off",) else list(names)
 
 
 def end() -> None:

@@ -17,13 +17,12 @@ from pathlib import Path
 from threading import Lock, Thread
 from typing import Any
 
+from stagescope import settings
 from stagescope.middleware.probe.server import Connection, Refused
 from stagescope.middleware.recording.guard import guarded, say_once
 from stagescope.middleware.recording.recorder import Recorder
 from stagescope.middleware.torch.device_events import in_use
 
-HISTORY_VARIABLE = "STAGESCOPE_MEMORY_HISTORY"
-"""`1`: torch keeps who allocated what, from when its device is first seen in use."""
 HISTORY_ENTRIES = 100_000
 """torch's own default is no bound, and stacks in C++, which take minutes to write."""
 MAX_BYTES = 64 << 20
@@ -212,7 +211,7 @@ def watch_memory(torch: Any, kind: str, namespace: Any, recorder: Recorder) -> N
             return
         _watched[os.getpid()] = torch
     try:
-        if os.environ.get(HISTORY_VARIABLE, "") not in ("", "0"):
+        if settings.MEMORY_HISTORY.on():
             _keep_history(kind, namespace)
         if attach is not None and read is not None:
             attach(MemoryWatch(read, recorder))
@@ -223,7 +222,7 @@ def watch_memory(torch: Any, kind: str, namespace: Any, recorder: Recorder) -> N
 def _keep_history(kind: str, namespace: Any) -> None:
     begin = getattr(namespace.memory, "_record_memory_history", None)
     if begin is None:
-        say_once(f"{HISTORY_VARIABLE}: torch keeps no history of {kind} memory")
+        say_once(f"{settings.MEMORY_HISTORY.name}: torch keeps no history of {kind} memory")
         return
     begin(enabled="all", context="alloc", stacks="python", max_entries=HISTORY_ENTRIES)
 

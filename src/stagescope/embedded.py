@@ -20,17 +20,16 @@ from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Final
 
+from stagescope import settings
 from stagescope.agent.api.control import Control, serve_socket
 from stagescope.agent.api.http_server import HttpServer
 from stagescope.agent.lock import EMBEDDED, SpoolLock, try_hold
-from stagescope.agent.loop import RAISE_VARIABLE, Agent
+from stagescope.agent.loop import Agent
 from stagescope.agent.pipeline import sends_by_otlp_alone, sinks_from_environment
 from stagescope.agent.samplers import chosen
 from stagescope.errors import StagescopeError
 from stagescope.recorder.spool import ensure_spool
 
-AGENT_VARIABLE = "STAGESCOPE_AGENT"
-"""`off`: no embedded agent."""
 STANDBY_S = 2.0
 """How often one that stands by tries for the spool."""
 STOP_S: Final = 3.0
@@ -183,7 +182,7 @@ class EmbeddedAgent:
         except (StagescopeError, OSError, ImportError) as problem:
             _log.warning("stagescope's embedded agent is off: %s", problem)
         except Exception:
-            if os.environ.get(RAISE_VARIABLE):
+            if settings.RAISE.on():
                 raise
             _log.exception("stagescope's embedded agent is off, by a fault of its own")
 
@@ -261,7 +260,7 @@ def start_embedded_agent(spool: Path) -> EmbeddedAgent:
     if running and running.alive:
         return running
     agent = EmbeddedAgent(spool)
-    if os.environ.get(AGENT_VARIABLE, "").lower() != "off":
+    if settings.EMBEDDED_AGENT.choice() != "off":
         _running[spool] = agent
         agent.start()
     return agent

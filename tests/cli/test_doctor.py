@@ -21,6 +21,7 @@ from tests.support.agents import AgentProcesses
 CHECKS = [
     "python", "spool", "agent", "servers", "processes", "cpus", "cgroup", "pressure", "clock",
     "py-spy", "ptrace", "nvidia", "cupti", "torch", "metrics", "otlp", "load", "own cost",
+    "settings",
 ]  # fmt: skip
 """`counters` comes where there is an NVIDIA driver."""
 SERVED = """

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+from stagescope import settings
 from stagescope.middleware.recording.deferred import DeferredRecord, Late
 from stagescope.middleware.recording.guard import guarded
 from stagescope.middleware.recording.names import CODES
@@ -31,7 +32,6 @@ from stagescope.middleware.recording.recorder import Recorder
 # the other: its logger and the root logger both write there.
 
 
-LOG_VARIABLE = "STAGESCOPE_TORCHSERVE_LOG"
 """Names the front end's log where it is not TorchServe's own `ts_log.log`."""
 
 LOG_NAME = "ts_log.log"
@@ -127,7 +127,7 @@ class FollowedLog:
 
 def find_log(pid: int | None = None, proc: Path = Path("/proc")) -> Path | None:
     """Find the log that the front end, an ancestor of process *pid* (we), holds open."""
-    if named := os.environ.get(LOG_VARIABLE):
+    if named := settings.TORCHSERVE_LOG.text():
         return Path(named) if Path(named).is_file() else None
     ancestor = pid or os.getpid()
     for _ in range(ANCESTORS):

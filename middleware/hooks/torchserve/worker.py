@@ -21,7 +21,8 @@ from itertools import pairwise
 from statistics import median
 from typing import Any
 
-from stagescope.middleware.asgi import DISABLE_VARIABLE, SERVICE_VARIABLE
+from stagescope import settings
+from stagescope.middleware.asgi import SERVICE_VARIABLE
 from stagescope.middleware.exchange import begin
 from stagescope.middleware.hooks.hook import Hook, install
 from stagescope.middleware.hooks.torchserve.queue_waits import HeldBatch, HeldMember, Waits
@@ -299,7 +300,7 @@ def front_end_thread(arguments: Sequence[str]) -> str:
 
 
 def _install() -> None:
-    if os.environ.get(DISABLE_VARIABLE, "") not in ("", "0"):
+    if settings.DISABLE.on():
         return
     if os.environ.get("LOCAL_RANK", "0") != "0":
         return  # Only rank 0 of a torchrun model answers.

@@ -20,6 +20,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from stagescope import settings
 from stagescope.errors import StagescopeError
 
 READY_TIMEOUT_S = 60.0
@@ -124,7 +125,7 @@ def _start(spool: Path, output: int, app: str) -> tuple[subprocess.Popen[bytes],
             stderr=output,
             pass_fds=[fd],
             process_group=0,  # Ctrl-C is for the demo, which then ends the child in order
-            env=os.environ | {"STAGESCOPE_SPOOL": str(spool)},
+            env=os.environ | {settings.SPOOL.name: str(spool)},
         )
         port: int = listener.getsockname()[1]
         return process, port
@@ -158,7 +159,7 @@ def main() -> None:
         _serve()
     finally:
         # The demo does it too; but a demo that was killed does nothing.
-        shutil.rmtree(os.environ["STAGESCOPE_SPOOL"], ignore_errors=True)
+        shutil.rmtree(settings.SPOOL.text(), ignore_errors=True)
 
 
 def _serve() -> None:

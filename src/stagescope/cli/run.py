@@ -21,6 +21,7 @@ import sys
 from math import inf
 from pathlib import Path
 
+from stagescope import settings
 from stagescope.errors import UsageError
 
 HELP = "start any server command with hooks and an agent, no code change"
@@ -71,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(f"--grace {args.grace}: give seconds, 0 or more")
     words: list[str] = args.server[1:] if args.server[:1] == ["--"] else args.server
     program = find_command(words)
-    if os.environ.get("STAGESCOPE_DISABLE", "") not in ("", "0"):
+    if settings.DISABLE.on():
         sys.stdout.flush()
         os.execv(program, words)
     return supervise(

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import psutil
 
+from stagescope import settings as variables
 from stagescope.cli.run_agent import AgentBeside, AgentOptions
 from stagescope.cli.run_processes import (
     FORWARDED,
@@ -68,9 +69,9 @@ def served_environment(
 ) -> dict[str, str]:
     """Give the environment in which each Python process below installs hooks and records."""
     served = dict(environment)
-    served["STAGESCOPE_RUN"] = "1"
-    served["STAGESCOPE_RUN_NOTES"] = str(notes)
-    served["STAGESCOPE_SPOOL"] = str(spool)
+    served[variables.RUN.name] = "1"
+    served[variables.RUN_NOTES.name] = str(notes)
+    served[variables.SPOOL.name] = str(spool)
     if service:
         served["OTEL_SERVICE_NAME"] = service
     # An empty entry would mean the current folder.

@@ -15,10 +15,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from stagescope import settings
 from stagescope.errors import StagescopeError
 from stagescope.recorder.format import IN_FLIGHT_SLOTS, RING_SLOTS, SUFFIX, file_bytes
 
-SPOOL_VARIABLE = "STAGESCOPE_SPOOL"
+SPOOL_VARIABLE = settings.SPOOL.name
 SOCKET_NAME = "agent.sock"
 LOCK_NAME = "agent.lock"
 RUNS_FOLDER = "runs"
@@ -40,7 +41,7 @@ _LEFT_TO_OTHERS_BYTES = 64 << 20
 
 def default_spool() -> Path:
     """Return the spool folder: `STAGESCOPE_SPOOL`, else the first usable of `default_spools`."""
-    if named := os.environ.get(SPOOL_VARIABLE):
+    if named := settings.SPOOL.text():
         return Path(named)
     choices = default_spools()
     return next((spool for spool in choices if _usable(spool)), choices[0])

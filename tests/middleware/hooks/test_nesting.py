@@ -15,7 +15,6 @@ from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExport
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
-import stagescope
 from stagescope.agent.sinks import publish_export
 from stagescope.identity import stage_span_id
 from stagescope.middleware.otel_context import exporter_hosts, exporting_to, host_of
@@ -36,7 +35,7 @@ def serve(mode: str, spool: Path, asked: str = "1") -> dict[str, Any]:
         env={
             **os.environ,
             "STAGESCOPE_APP_SPANS": asked,
-            "PYTHONPATH": str(Path(stagescope.__file__).parent.parent),
+            "PYTHONPATH": os.environ["PYTHONPATH"],
         },
     )
     assert done.returncode == 0, done.stderr

@@ -1,0 +1,252 @@
+"""Every `STAGESCOPE_*` variable: its default, what it may be, and what it does.
+
+A variable is read when it is needed, here and nowhere else. In a served process a wrong value is
+logged once and its default counts; a command or an agent (*strict*) refuses it by UsageError.
+`python -m stagescope.settings docs/configuration.md` brings the page up to date.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import sys
+
+from stagescope.errors import UsageError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+PREFIX = "STAGESCOPE_"
+SERVER, AGENT, BOTH, TESTS = "served process", "agent", "both", "tests"
+OFF_WORDS = ("0", "off", "no", "false")
+
+_log = logging.getLogger("stagescope")
+_warned: set[str] = set()
+
+
+class Setting:
+    """One variable. *allowed* is empty where any text will do; *form* says what text that is."""
+
+    __slots__ = ("allowed", "default", "form", "help", "name", "read_by")
+
+    def __init__(
+        self,
+        name: str,
+        default: str,
+        help: str,
+        *,
+        read_by: str,
+        allowed: tuple[str, ...] = (),
+        form: str = "",
+    ) -> None:
+        self.name = PREFIX + name
+        self.default = default
+        self.help = help
+        self.read_by = read_by
+        self.allowed = allowed
+        self.form = form or " or ".join(f"`{value}`" for value in allowed)
+
+    def text(self, environ: Mapping[str, str] = os.environ) -> str:
+        """Return the value as it is; empty where it is not set."""
+        return environ.get(self.name, "").strip()
+
+    def on(self, environ: Mapping[str, str] = os.environ) -> bool:
+        """Return whether a switch is on: set to anything but `0`, `off`, `no`, `false`."""
+        return (self.text(environ) or self.default).lower() not in OFF_WORDS
+
+    def choice(self, environ: Mapping[str, str] = os.environ, *, strict: bool = False) -> str:
+        """Return the value, one of `allowed`; the default where it is not set or none of them.
+
+        Raises UsageError for a wrong value where *strict*.
+        """
+        value = self.text(environ).lower()
+        if not value or value in self.allowed:
+            return value or self.default
+        return self._wrong(value, strict=strict)
+
+    def number(self, environ: Mapping[str, str] = os.environ, *, strict: bool = False) -> float:
+        """Return a number above 0; infinite for `off`. Raises UsageError where *strict*."""
+        value = self.text(environ).lower() or self.default
+        try:
+            number = math.inf if value == "off" else float(value)
+        except ValueError:
+            number = 0.0
+        if number > 0 and (value == "off" or number < math.inf):
+            return number
+        return float(self._wrong(value, strict=strict))
+
+    def names(self, environ: Mapping[str, str] = os.environ) -> tuple[str, ...]:
+        """Return the names between commas; the default's where it is not set."""
+        text = self.text(environ) or self.default
+        return tuple(name.strip() for name in text.split(",") if name.strip())
+
+    def problem(self, environ: Mapping[str, str]) -> str:
+        """Return one sentence on what is wrong with the value; empty where nothing is."""
+        value = self.text(environ).lower()
+        wrong = bool(value and self.allowed) and value not in self.allowed
+        return self._sentence(value) if wrong else ""
+
+    def _wrong(self, value: str, *, strict: bool) -> str:
+        if strict:
+            raise UsageError(self._sentence(value))
+        if self.name not in _warned:
+            _warned.add(self.name)
+            _log.warning("%s; %s counts", self._sentence(value), self.default)
+        return self.default
+
+    def _sentence(self, value: str) -> str:
+        return f"{self.name}={value}: give {self.form.replace('`', '')}"
+
+
+def _switch(name: str, default: str, help: str, *, read_by: str) -> Setting:
+    return Setting(name, default, help, read_by=read_by, form="`1` or `0`")
+
+
+SPOOL = Setting(
+    "SPOOL", "", "The folder of the recorder files; without it one per user, in memory where "
+    "there is room (docs/agent.md).", read_by=BOTH, form="a folder",
+)  # fmt: skip
+DISABLE = _switch(
+    "DISABLE", "0", "Turns stagescope off: every request goes straight to the app.",
+    read_by=SERVER,
+)  # fmt: skip
+EMBEDDED_AGENT = Setting(
+    "AGENT", "on", "`off`: no agent is started by the served process; run `stagescope agent`.",
+    read_by=SERVER, allowed=("on", "off"),
+)  # fmt: skip
+PROBE = Setting(
+    "PROBE", "on", "`off`: no socket for questions of the agent, so stacks come from py-spy "
+    "alone and there are no captures.", read_by=SERVER, allowed=("on", "off"),
+)  # fmt: skip
+SERVER_TIMING = Setting(
+    "SERVER_TIMING", "opened", "Which load runs' requests get the `Server-Timing` response header: "
+    "those of runs that an agent or driver opened here, none, or all that name a run.",
+    read_by=SERVER, allowed=("opened", "off", "all"),
+)  # fmt: skip
+APP_SPANS = Setting(
+    "APP_SPANS", "auto", "Whether the app's OpenTelemetry spans hang under ours: where both are "
+    "exported to one place, always (`1`), or never (`0`) (docs/hooks/fastapi.md).",
+    read_by=SERVER, allowed=("auto", "1", "0"),
+)  # fmt: skip
+INGRESS = _switch(
+    "INGRESS", "1", "`0` ignores the proxy's `X-Request-Start`: for a proxy whose clock is not "
+    "that of this host.", read_by=SERVER,
+)  # fmt: skip
+GIL = _switch(
+    "GIL", "0", "Measures the wait for the interpreter's lock, ten times a second (docs/waits.md).",
+    read_by=SERVER,
+)  # fmt: skip
+DEVICE_STAGES = Setting(
+    "DEVICE_STAGES", "inference", "Stages whose device time is measured (docs/device-time.md).",
+    read_by=SERVER, form="names with commas between, or `off`",
+)  # fmt: skip
+MEMORY_HISTORY = _switch(
+    "MEMORY_HISTORY", "0", "Turns torch's history of allocations on, for snapshots that say who "
+    "allocated (docs/torch-memory.md).", read_by=SERVER,
+)  # fmt: skip
+TORCHSERVE_LOG = Setting(
+    "TORCHSERVE_LOG", "", "The front end's log, from which queue times are read, where it is not "
+    "found by itself.", read_by=SERVER, form="a file",
+)  # fmt: skip
+SAMPLERS = Setting(
+    "SAMPLERS", "", "What the agent samples; all that fit where it runs, if not set.",
+    read_by=AGENT, form="names with commas between, or `off`",
+)  # fmt: skip
+STACKS = Setting(
+    "STACKS", "runs", "When Python stacks are sampled: while a load run lasts, always, or never "
+    "(docs/stacks.md).", read_by=AGENT, allowed=("runs", "always", "off"),
+)  # fmt: skip
+LOOP_LIMIT_MS = Setting(
+    "LOOP_LIMIT_MS", "250", "How long an event loop may be blocked before its stack is taken.",
+    read_by=AGENT, form="milliseconds, or `off`",
+)  # fmt: skip
+KERNELS = Setting(
+    "KERNELS", "", "Short kernel captures by the agent itself: where there is a device if not set, "
+    "also without one (`micro`), or none.", read_by=AGENT, allowed=("micro", "off"),
+)  # fmt: skip
+TRIGGERS = Setting(
+    "TRIGGERS", "", "What starts a closer look by itself; all, if not set (docs/triggers.md).",
+    read_by=AGENT, form="names with commas between, or `off`",
+)  # fmt: skip
+AGENT_BUDGET = Setting(
+    "AGENT_BUDGET", "0.01", "What the samplers may use of one core before they are slowed down.",
+    read_by=AGENT, form="a share of one core, for example 0.01, or `off`",
+)  # fmt: skip
+GPU = Setting(
+    "GPU", "", "Where GPU readings come from; the first that is there, if not set (docs/gpu.md).",
+    read_by=AGENT, allowed=("nvml", "torch", "off"),
+)  # fmt: skip
+GPM = Setting(
+    "GPM", "", "Hardware counters of GPUs: read, or not; if not set, unless a profiler reads them.",
+    read_by=AGENT, allowed=("on", "off"),
+)  # fmt: skip
+GPU_RECORD = Setting(
+    "GPU_RECORD", "", "Writes the GPU readings to a file.", read_by=AGENT, form="a file"
+)
+GPU_REPLAY = Setting(
+    "GPU_REPLAY", "", "Takes the GPU readings from such a file.", read_by=AGENT, form="a file"
+)
+RUN = _switch("RUN", "0", "Set by `stagescope run` for the server that it starts.", read_by=SERVER)
+RUN_NOTES = Setting(
+    "RUN_NOTES", "", "Set by `stagescope run`: where the served processes note what they hooked.",
+    read_by=SERVER, form="a file",
+)  # fmt: skip
+RAISE = _switch(
+    "RAISE", "0", "For tests of stagescope itself: its own faults are raised, not counted.",
+    read_by=TESTS,
+)  # fmt: skip
+
+SETTINGS = (
+    SPOOL, DISABLE, EMBEDDED_AGENT, PROBE, SERVER_TIMING, APP_SPANS, INGRESS, GIL, DEVICE_STAGES,
+    MEMORY_HISTORY, TORCHSERVE_LOG, SAMPLERS, STACKS, LOOP_LIMIT_MS, KERNELS, TRIGGERS,
+    AGENT_BUDGET, GPU, GPM, GPU_RECORD, GPU_REPLAY, RUN, RUN_NOTES, RAISE,
+)  # fmt: skip
+"""In the order of the page."""
+
+
+def problems(environ: Mapping[str, str]) -> Iterator[str]:
+    """Yield a sentence for each variable of ours that is unknown or has a wrong value."""
+    known = {setting.name: setting for setting in SETTINGS}
+    for name in sorted(environ):
+        if name.startswith(PREFIX):
+            setting = known.get(name)
+            sentence = (
+                setting.problem(environ)
+                if setting
+                else f"{name} is no setting; see docs/configuration.md"
+            )
+            if sentence:
+                yield sentence
+
+
+def page() -> str:
+    """Return docs/configuration.md."""
+    lines = [
+        "# Configuration",
+        "",
+        "Nothing has to be configured.",
+        "These variables of the environment change what the served process and the agent do.",
+        "Command-line options win over them.",
+        "A wrong value is one sentence in a served process's log, and the default counts.",
+        "A command or an agent refuses it.",
+        "`stagescope doctor` shows those that are set, with what is wrong with them.",
+        "OpenTelemetry's own variables are in [exporters.md](exporters.md).",
+        "",
+        "This page is printed by `python -m stagescope.settings docs/configuration.md`.",
+        "",
+        "| variable | values | default | read by | what it does |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for setting in SETTINGS:
+        default = f"`{setting.default}`" if setting.default else "not set"
+        lines.append(
+            f"| `{setting.name}` | {setting.form} | {default} | {setting.read_by} | {setting.help} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    with open(sys.argv[1], "w", encoding="utf-8") as file:
+        file.write(page())
