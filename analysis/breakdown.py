@@ -96,6 +96,8 @@ def split(pairs: ir.Table, spans: Spans) -> ir.Table:
         "profiled",
         "one_clock",
         "timing",
+        "server_span_id",
+        "sent_ns",
         *parts,
         *inner,
         "network_request",

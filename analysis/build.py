@@ -38,6 +38,7 @@ from stagescope.analysis.report import (
     UnmatchedClient,
 )
 from stagescope.analysis.resources.build import stage_resources
+from stagescope.analysis.resources.model import Resources
 from stagescope.analysis.sources import RunTables, open_run, reading, rows, stored
 from stagescope.analysis.statistics import (
     Figures,
@@ -46,6 +47,7 @@ from stagescope.analysis.statistics import (
     figures,
     invalid_reasons,
 )
+from stagescope.analysis.waits.build import RunWaits, with_waits
 from stagescope.records import State
 from stagescope.stages import SUB_STAGES
 
@@ -88,6 +90,9 @@ def _build(tables: RunTables) -> Report:
     unmatched = _unmatched(seen, join, unsent)
     instrument = _instrument(tables, chosen, spans, join)
     since = _measured_since(client, join)
+    resources = stage_resources(tables, since)
+    waits = _waits(tables, chosen, spans, join, total, parts, resources)
+    names = {part.name for part in stages}
     return Report(
         folder=tables.folder,
         run=run,
@@ -95,13 +100,15 @@ def _build(tables: RunTables) -> Report:
         client=seen,
         join=_joined(join, run.server_source),
         total=total,
-        parts=parts,
-        stages=stages,
+        parts=waits.parts,
+        stages=tuple(part for part in waits.parts if part.name in names),
+        waits=waits.waits,
+        held=waits.held,
         batches=batch_figures(tables, since),
         unmatched=unmatched,
         died=_died(tables.server),
         instrument=instrument,
-        resources=stage_resources(tables, since),
+        resources=resources,
     )
 
 
@@ -133,6 +140,22 @@ def _parts(
     )
     stages = tuple(part for part in parts if part.name in names)
     return _part(Slot("client_latency", "latency_ns"), found), parts, stages
+
+
+def _waits(
+    tables: RunTables,
+    chosen: ir.Table,
+    spans: Spans,
+    join: Join,
+    total: Part | None,
+    parts: tuple[Part, ...],
+    resources: Resources | None,
+) -> RunWaits:
+    if not join.joined or total is None:
+        return RunWaits(parts)
+    base = chosen.filter(in_breakdown(chosen))
+    order = slots(spans, split_network=join.one_clock == join.joined)
+    return with_waits(tables, base, order, parts, total, join.joined, resources)
 
 
 def _columns(order: Sequence[Slot]) -> list[str]:

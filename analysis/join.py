@@ -190,6 +190,7 @@ def _server_columns(tables: RunTables, spans: Spans) -> ir.Table:
             s.parent_span_id,
             s.start_ns,
             s.duration_ns,
+            server_span_id=s.span_id,
             status=s.status,
             timing=timing,
             one_clock=shared & ~timing & s.start_ns.notnull(),

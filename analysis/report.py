@@ -15,6 +15,63 @@ SCHEMA = 2
 
 
 @dataclass(frozen=True, slots=True)
+class Own:
+    """What a part took itself, its waits taken off, in ms; see docs/waits.md."""
+
+    mean_ms: float
+    p50_ms: float
+    p95_ms: float
+    p99_ms: float
+    low_ms: float
+    """Of the mean: what it took at least, and at most."""
+    high_ms: float
+    share_slowest: float
+    """Of the mean latency of the slowest 1 %."""
+    waits: Mapping[str, float]
+    """Mean wait by cause; with `mean_ms` they sum to the part's mean."""
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """Which stage of other requests held what was waited for."""
+
+    stage: str
+    """Full name; empty: not known, code that belongs to no request of the run."""
+    where: str
+    """The line in which it was seen most, `function (file:line)`; empty: not known."""
+    share: float
+    """Of the wait."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """What requests waited for one cause, all stages together, in ms."""
+
+    cause: str
+    mean_ms: float
+    p50_ms: float
+    p95_ms: float
+    p99_ms: float
+    share: float
+    """Of the mean latency."""
+    share_slowest: float
+    low_ms: float
+    """Of the mean: at least, and at most. Equal where it is no estimate."""
+    high_ms: float
+    held_by: tuple[Holder, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """One cell of the matrix: a stage that waited for the event loop, and one that held it."""
+
+    waited: str
+    stage: str
+    where: str
+    mean_ms: float
+
+
+@dataclass(frozen=True, slots=True)
 class Part:
     """One part of client latency: figures in ms, shares as fractions."""
 
@@ -31,6 +88,8 @@ class Part:
     """Parts inside this one; what they leave of it was charged to the part itself."""
     recorded: bool = True
     """False for a stage that no mark, hook or batcher opened: its figures are unknown, not 0."""
+    own: Own | None = None
+    """None where waits were not measured: no load run, or no server side from an agent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +224,10 @@ class Report:
     """In order; their means sum to `total`'s."""
     stages: tuple[Part, ...]
     """Those of `parts` that are the server's stages."""
+    waits: tuple[Wait, ...]
+    """By cause; empty where they were not measured."""
+    held: tuple[Held, ...]
+    """Who held the event loop for whom, the longest first."""
     batches: Batches
     unmatched: Unmatched
     died: Mapping[str, int]
@@ -197,6 +260,8 @@ class Report:
             "stages": [_part(part, "stage", "sub_stages") for part in self.stages],
             **{name: _part(part, "part", "parts") for name, part in named.items()},
             "unexplained": _part(self.part("unexplained"), "part", "parts"),
+            "waits": [asdict(wait) for wait in self.waits],
+            "held": [asdict(cell) for cell in self.held],
             "batches": asdict(self.batches),
             "unmatched": asdict(self.unmatched),
             "died": dict(self.died),
@@ -216,5 +281,15 @@ def _part(part: Part | None, name: str, inner: str) -> dict[str, Any] | None:
         name: part.name,
         "recorded": part.recorded,
         **{key: getattr(part, key) if part.recorded else None for key in _FIGURES},
+        **_own(part),
         inner: [_part(each, name, inner) for each in part.inner],
     }
+
+
+def _own(part: Part) -> dict[str, Any]:
+    own = part.own if part.recorded else None
+    figures = {
+        f"own_{name}": None if own is None else getattr(own, name)
+        for name in ("mean_ms", "p50_ms", "p95_ms", "p99_ms", "low_ms", "high_ms")
+    }
+    return figures | {"waits": {} if own is None else dict(own.waits)}

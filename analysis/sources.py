@@ -178,6 +178,19 @@ def stored(tables: RunTables, expression: ir.Table) -> ir.Table:
     return cast(ir.Table, backend.table(name))
 
 
+def uploaded(tables: RunTables, made: pa.Table) -> ir.Table:
+    """Put rows that were computed here into the engine, as a table that goes with its connection."""
+    backend, name = tables.backend, ibis.util.gen_name("stagescope")
+    if backend.name != "duckdb":
+        return cast(ir.Table, backend.create_table(name, made, temp=True))
+    # Ibis 12 drops a view, by a statement that DuckDB 2.0 does not know.
+    kind = "table" if tables.own else "temp table"
+    backend.con.register(f"{name}_rows", made)
+    backend.con.execute(f'create {kind} "{name}" as select * from "{name}_rows"')
+    backend.con.unregister(f"{name}_rows")
+    return cast(ir.Table, backend.table(name))
+
+
 def _without_rows(engine: Any, table: Table, *, own: bool) -> ir.Table:
     name = ibis.util.gen_name(table.name)
     # A temporary table is one connection's only: `rows_together` has several of our own engine.

@@ -6,6 +6,7 @@ The mean column adds up to the client's mean latency; percentile columns are eac
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import pairwise
 
 from rich.console import Group, RenderableType
@@ -15,6 +16,7 @@ from rich.text import Text
 from stagescope.analysis.breakdown import UNKNOWN
 from stagescope.analysis.report import Batches, Client, Joined, Part, Report
 from stagescope.analysis.resources.table import resources_body, resources_lines
+from stagescope.stages import OTHER
 
 BAR_WIDTH = 5
 UNRECORDED = "–"
@@ -130,15 +132,90 @@ def _body(report: Report) -> list[RenderableType]:
     for number, rest in (("share", ""), ("slowest", "1 %")):
         table.add_column(number, justify="right", no_wrap=True, min_width=7)
         table.add_column(rest, no_wrap=True, min_width=BAR_WIDTH)
-    largest = max(report.parts, key=lambda part: part.mean_ms)
-    for part in report.parts:
+    parts = _shown_parts(report)
+    largest = max(parts, key=lambda part: part.mean_ms)
+    for part in parts:
         _row(table, part, label(part.name), "bold yellow" if part is largest else "")
         for inner in part.inner:
             _row(table, inner, f"  {inner.name.partition('.')[2]}", "dim")
     table.add_section()
     table.add_row("─" * 14, *["─" * 8] * 4, *["─" * 7, "─" * BAR_WIDTH] * 2, style="dim")
     _row(table, report.total, "client latency", "bold")
-    return [table, *_unrecorded(report)]
+    return [table, *_unrecorded(report), *_waits_body(report)]
+
+
+CAUSE_LABELS = {
+    "event_loop": "event loop",
+    "gil": "interpreter lock",
+    "gc": "garbage coll.",
+    "cpu": "CPU",
+}
+
+
+def _shown_parts(report: Report) -> list[Part]:
+    """Return the rows: each part's own time, and the waits that were taken off, which sum alike."""
+    if not report.waits or report.total is None:
+        return list(report.parts)
+    total = report.total
+    rows = [_own_part(part, total) for part in report.parts]
+    waits = [
+        Part(
+            CAUSE_LABELS[wait.cause], wait.mean_ms, wait.p50_ms, wait.p95_ms, wait.p99_ms,
+            wait.share, wait.share_slowest,
+        )
+        for wait in report.waits
+        if wait.cause in CAUSE_LABELS
+    ]  # fmt: skip
+    at = next((i for i, part in enumerate(rows) if part.name == OTHER), len(rows))
+    return [*rows[:at], *waits, *rows[at:]]
+
+
+def _own_part(part: Part, total: Part) -> Part:
+    own = part.own
+    if own is None or not part.recorded:
+        return part
+    waited = part.mean_ms - own.mean_ms
+    return replace(
+        part,
+        mean_ms=own.mean_ms,
+        p50_ms=own.p50_ms,
+        p95_ms=own.p95_ms,
+        p99_ms=own.p99_ms,
+        share=part.share - (waited / total.mean_ms if total.mean_ms else 0.0),
+        share_slowest=own.share_slowest,
+        inner=tuple(_own_part(inner, total) for inner in part.inner),
+    )
+
+
+def _waits_body(report: Report) -> list[RenderableType]:
+    """Say what was waited for, where and by whom it was held, and what is only an estimate."""
+    lines: list[RenderableType] = []
+    for cell in report.held[:HELD_SHOWN]:
+        waited = next((w for w in report.waits if w.cause == "event_loop"), None)
+        if waited is None or not waited.mean_ms or cell.mean_ms < 0.01 * waited.mean_ms:
+            continue
+        holder = f"{cell.stage} of other requests" if cell.stage else "code outside requests"
+        where = f" ({cell.where})" if cell.where and cell.stage else ""
+        lines.append(
+            Text(
+                f"{cell.waited} waited {ms(cell.mean_ms)} ms for the event loop while "
+                f"{holder} ran{where}"
+            )
+        )
+    for wait in report.waits:
+        if wait.cause in CAUSE_LABELS and wait.high_ms - wait.low_ms > 0.1 * max(wait.mean_ms, 0.1):
+            lines.append(
+                Text(
+                    f"{CAUSE_LABELS[wait.cause]}: {ms(wait.mean_ms)} ms is an estimate, "
+                    f"between {ms(wait.low_ms)} and {ms(wait.high_ms)}; the rest stays with "
+                    "the stages",
+                    style="dim",
+                )
+            )
+    return [Text(), *lines] if lines else []
+
+
+HELD_SHOWN = 5
 
 
 def _unrecorded(report: Report) -> list[Text]:

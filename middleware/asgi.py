@@ -18,6 +18,7 @@ from stagescope.middleware.recording.recorder import Recorder
 from stagescope.middleware.recording.timeline import current
 from stagescope.middleware.runtime import cold_start
 from stagescope.middleware.runtime.calibration import calibrate
+from stagescope.middleware.runtime.loop_waits import stepped
 from stagescope.middleware.runtime.pauses import watch
 from stagescope.middleware.types import ASGIApp, Receive, Scope, Send
 from stagescope.recorder.spool import default_spool
@@ -135,7 +136,10 @@ class StageMiddleware:
         token = current.set(timeline)
         failure = ""
         try:
-            await app(scope, exchange.receive, exchange.send)
+            if timeline.run:
+                await stepped(app(scope, exchange.receive, exchange.send), timeline)
+            else:
+                await app(scope, exchange.receive, exchange.send)
         except BaseException as error:
             failure = type(error).__name__
             raise

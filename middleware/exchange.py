@@ -20,6 +20,7 @@ from stagescope.middleware.recording.slots import ENDS
 from stagescope.middleware.recording.timeline import Timeline
 from stagescope.middleware.request_start import HEADERS as _STAMPS
 from stagescope.middleware.request_start import waited_ns
+from stagescope.middleware.runtime.loop_waits import end_step
 from stagescope.middleware.server_timing import answers, header_value
 from stagescope.middleware.stage import mark
 from stagescope.middleware.types import Message, Receive, Scope, Send
@@ -355,6 +356,8 @@ class Exchange:
                 timeline.close_at(index, end_ns)
             if self._gaps is not None:
                 self._gaps.write(timeline)
+            if timeline.run:
+                end_step(timeline, end_ns)
             timeline.finish(
                 end_ns, self._request_bytes, self._response_bytes, self._first_byte_ns,
                 self._send_wait_ns, self._chunks, _STATUSES.get(self._status, 0),

@@ -14,6 +14,7 @@ from stagescope.middleware.recording.names import CODES, intern
 from stagescope.middleware.recording.slots import ENDS
 from stagescope.middleware.recording.timeline import Timeline, current
 from stagescope.middleware.runtime import cold_start
+from stagescope.middleware.runtime.thread_clock import timed
 
 # Marks: frames of ours whose name tells a stack sampler which stage the code above them is in.
 #
@@ -71,6 +72,8 @@ def in_other_thread(function: Callable[..., R]) -> Callable[..., R]:
     timeline = current.get()
     if timeline is None or timeline.done:
         return function
+    if timeline.run:
+        function = functools.partial(timed, timeline, function)
     code = timeline.innermost(_THREADPOOL)
     return functools.partial(marked_call(code), function) if code else function
 

@@ -28,7 +28,7 @@ from stagescope.records import (
 )
 from stagescope.samples import Sample
 from stagescope.stacks import Frame, StackSpan
-from stagescope.stages import StageSpan, StageStall
+from stagescope.stages import StageSpan, StageStall, WaitFact
 
 _TRUTH = ("false", "true")
 
@@ -81,11 +81,12 @@ def _request_line(r: RequestRecord) -> str:
         f'"stages":[{_stages(r.stages)}],"batch_ids":[{batches}],'
         f'"stages_dropped":{r.stages_dropped},"chunk_gaps":{r.chunk_gaps},'
         f'"chunk_gap_sum_ns":{r.chunk_gap_sum_ns},"chunk_gap_max_ns":{r.chunk_gap_max_ns},'
-        f'"nested":{_TRUTH[r.nested]},"stalls":{_stalls(r.stalls)}}}\n'
+        f'"nested":{_TRUTH[r.nested]},"stalls":{_stalls(r.stalls)},'
+        f'"wait_facts":{_stalls(r.wait_facts)}}}\n'
     )
 
 
-def _stalls(stalls: Sequence[StageStall]) -> str:
+def _stalls(stalls: Sequence[StageStall | WaitFact]) -> str:
     return json.dumps(stalls) if stalls else "[]"
 
 
@@ -156,6 +157,7 @@ def _request(fields: dict[str, Any], process: Process) -> RequestRecord:
     fields["stages"] = tuple([StageSpan(*span) for span in fields["stages"]])
     fields["batch_ids"] = tuple(fields["batch_ids"])
     fields["stalls"] = tuple([StageStall(*stall) for stall in fields.get("stalls", ())])
+    fields["wait_facts"] = tuple([WaitFact(*fact) for fact in fields.get("wait_facts", ())])
     return RequestRecord(process=process, **fields)
 
 

@@ -9,7 +9,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
-from stagescope.stages import CAPTURE, FIRST_REQUEST, IDLE, OTHER, StageSpan, StageStall, stage_of
+from stagescope.stages import (
+    CAPTURE,
+    FIRST_REQUEST,
+    IDLE,
+    OTHER,
+    StageSpan,
+    StageStall,
+    WaitFact,
+    stage_of,
+)
 
 
 class State(Enum):
@@ -108,6 +117,8 @@ class RequestRecord:
     chunk_gap_max_ns: int = 0
     stalls: tuple[StageStall, ...] = ()
     """What stages were charged while the process stood still, or was profiled; docs/waits.md."""
+    wait_facts: tuple[WaitFact, ...] = ()
+    """Of requests of a load run: when they ran on the event loop and waited for it."""
 
     @property
     def profiled(self) -> bool:

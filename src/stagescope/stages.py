@@ -122,6 +122,21 @@ class StageStall(NamedTuple):
     stall_ns: int
 
 
+class WaitFact(NamedTuple):
+    """One fact from which waits are told apart from work, see docs/waits.md."""
+
+    kind: str
+    """`ran` on an event loop; `ready` to go on, or its timer `due`, until the loop resumed it;
+    `awaited` something that was ready at a moment not known; a `thread` worked for it; its thread
+    was `queued` for a core, or `off` it for another cause, for as long in all, within the `ran` or
+    `thread` of the same start; `gc`: the garbage collector ran."""
+    loop: int
+    """Number of the event loop within its process; -1: none."""
+    start_ns: int
+    """Since the request's start; below 0 where it began before the request."""
+    end_ns: int
+
+
 def overlap(
     stalls: Iterable[Stall], start_ns: int, duration_ns: int, stages: Iterable[StageSpan]
 ) -> tuple[StageStall, ...]:

@@ -22,7 +22,8 @@ def keys(value: Any) -> Iterator[str]:
         yield from keys(each)
     for key, each in value.items() if isinstance(value, dict) else []:
         yield key
-        if key not in FREE:
+        by_cause = key == "waits" and isinstance(each, dict)
+        if key not in FREE and not by_cause:
             yield from keys(each)
 
 

@@ -94,6 +94,9 @@ def test_the_codes_are_the_pages() -> None:
         f"0x{fmt.CODE_UNUSED:04X}", f"0x{fmt.CODE_OTHER:04X} to 0x7FFF",
         f"0x{fmt.CODE_FAILED:04X} added", f"0x{fmt.CODE_BATCH:04X}", f"0x{fmt.CODE_MEMBER:04X}",
         f"0x{fmt.CODE_MEMBER_TRACE:04X}",
+        f"0x{fmt.CODE_RAN:04X} + loop", f"0x{fmt.CODE_READY:04X} + loop",
+        f"0x{fmt.CODE_DUE:04X} + loop", f"0x{fmt.CODE_AWAITED:04X} + loop",
+        f"0x{fmt.CODE_THREAD:04X}", f"0x{fmt.CODE_QUEUED:04X}", f"0x{fmt.CODE_OFF:04X}",
     ]  # fmt: skip
     assert f"at most {fmt.MAX_CHAIN} slots in all" in PAGE
     assert f"Chain indexes from {fmt.MAX_CHAIN} on" in PAGE

@@ -13,11 +13,17 @@ from stagescope.runfolder.schema import (
     SPAN_TYPE,
     STALL_TYPE,
     TABLES,
+    WAIT_FACT_TYPE,
     Table,
 )
 
 PAGE = Path(__file__).parents[2] / "docs" / "run-folder.md"
-SHORT = {SPAN_TYPE: "list of spans", MEMBER_TYPE: "list of members", STALL_TYPE: "list of stalls"}
+SHORT = {
+    SPAN_TYPE: "list of spans",
+    MEMBER_TYPE: "list of members",
+    STALL_TYPE: "list of stalls",
+    WAIT_FACT_TYPE: "list of wait facts",
+}
 
 
 def lines_of(table: Table) -> str:

@@ -23,6 +23,7 @@ from stagescope.runfolder.schema import (
     SPAN_TYPE,
     STALL_TYPE,
     TABLES,
+    WAIT_FACT_TYPE,
     Table,
 )
 
@@ -48,6 +49,10 @@ VALUES: dict[str, st.SearchStrategy[Any]] = {
     ),
     STALL_TYPE: st.lists(
         st.fixed_dictionaries({"stage": TEXT, "cause": TEXT, "stall_ns": INT64}), max_size=3
+    ),
+    WAIT_FACT_TYPE: st.lists(
+        st.fixed_dictionaries({"kind": TEXT, "loop": INT64, "start_ns": INT64, "end_ns": INT64}),
+        max_size=3,
     ),
     MEMBER_TYPE: st.lists(st.fixed_dictionaries({"trace_id": TEXT, "span_id": TEXT}), max_size=3),
 }

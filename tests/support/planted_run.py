@@ -38,9 +38,19 @@ def planted_run(folder: Path, **changes: Any) -> Path:
     stall = {"stage": "inference", "cause": "gc", "stall_ns": 2 * MS}
     lag = {"stage": "queue", "cause": "loop", "stall_ns": 5 * MS}
     gaps = {"chunk_gaps": 4, "chunk_gap_sum_ns": 40 * MS, "chunk_gap_max_ns": 13 * MS}
-    server = [server_row(row, STAGES, stalls=[stall, lag], **gaps) for row in clients]
+    facts = {"wait_facts": wait_facts()}
+    server = [server_row(row, STAGES, stalls=[stall, lag], **gaps, **facts) for row in clients]
     evidence = {"samples": samples(), "stacks": stacks(), "kernels": kernels()} | changes
     return write_run_folder(folder, clients, server, **evidence)
+
+
+def wait_facts() -> list[dict[str, Any]]:
+    """Give what told waits apart: a collection of 2 ms, and 3 ms ready while nobody known ran."""
+    times = {"ran": (0, 5), "gc": (10, 12), "ready": (20, 23)}
+    return [
+        {"kind": kind, "loop": 0, "start_ns": start * MS, "end_ns": end * MS}
+        for kind, (start, end) in times.items()
+    ]
 
 
 def samples() -> list[dict[str, Any]]:

@@ -16,7 +16,7 @@ from stagescope.records import (
     RequestRecord,
     State,
 )
-from stagescope.stages import CAPTURE, OTHER, StageSpan, Stall, partition
+from stagescope.stages import CAPTURE, OTHER, StageSpan, Stall, WaitFact, partition
 
 _HEAD = Struct(
     f"<{fmt.OPENED_AT}x"
@@ -181,14 +181,14 @@ class SlotDecoder:
             # The oldest of its slots were written over before they could be read.
             dropped += (continuations - own) * fmt.ENTRIES_PER_SLOT
         if kind == fmt.KIND_REQUEST:
-            stages, batches = self._request_entries(entries, start, duration)
+            stages, batches, facts = self._request_entries(entries, start, duration)
             return RequestRecord(
                 process, seq, State.FINISHED if finished else State.DIED, trace.hex(), span.hex(),
                 parent.hex() if parent != _NO_PARENT else "", bool(flags & fmt.FLAG_INTERNAL),
                 bool(flags & fmt.FLAG_SAMPLED), text(run), start, duration, text(method),
                 text(path), text(route), status, text(error), n1, n2, first_byte, send_wait,
                 chunks, stages, batches, dropped, bool(flags & fmt.FLAG_NESTED), gaps, gap_sum,
-                gap_max,
+                gap_max, wait_facts=facts,
             )  # fmt: skip
         if kind == fmt.KIND_BATCH:
             intervals, members = _batch_entries(entries)
@@ -211,13 +211,15 @@ class SlotDecoder:
 
     def _request_entries(
         self, entries: Entries, start: int, duration: int
-    ) -> tuple[tuple[StageSpan, ...], tuple[str, ...]]:
+    ) -> tuple[tuple[StageSpan, ...], tuple[str, ...], tuple[WaitFact, ...]]:
         # A start of 0: the process was killed, or the timeline ended, while it was being written.
         intervals = [entry for entry in entries if 0 < entry[0] < fmt.CODE_SPECIAL and entry[1]]
         batches: tuple[str, ...] = ()
+        facts: tuple[WaitFact, ...] = ()
         if len(intervals) < len(entries):
+            facts = _wait_facts(entries, start, duration)
             batches = tuple(f"{at:016x}" for code, at, _ in entries if code == fmt.CODE_BATCH)
-        return self._stages(intervals, start, duration), batches
+        return self._stages(intervals, start, duration), batches, facts
 
     def _stages(self, intervals: Entries, start: int, duration: int) -> tuple[StageSpan, ...]:
         # Threads may write out of order; sorting by start is stable, so ties stay as written.
@@ -268,6 +270,31 @@ class SlotDecoder:
                 self._texts.clear()
             known = self._texts[padded] = padded.rstrip(b"\0").decode("utf-8", "replace")
         return known
+
+
+_LONG_NS = 60_000_000_000
+"""What a fact begins before its request is a wait; a longer one is damage."""
+_WAIT_KINDS = {
+    fmt.CODE_RAN: "ran",
+    fmt.CODE_READY: "ready",
+    fmt.CODE_DUE: "due",
+    fmt.CODE_AWAITED: "awaited",
+    fmt.CODE_THREAD: "thread",
+    fmt.CODE_QUEUED: "queued",
+    fmt.CODE_OFF: "off",
+}
+
+
+def _wait_facts(entries: Entries, start: int, duration: int) -> tuple[WaitFact, ...]:
+    """Return the facts among *entries* whose times lie within the timeline."""
+    return tuple(
+        [
+            WaitFact(_WAIT_KINDS[code & -fmt.LOOPS], code % fmt.LOOPS, first - start, last - start)
+            for code, first, last in entries
+            if code & -fmt.LOOPS in _WAIT_KINDS
+            and start - _LONG_NS < first <= last <= start + duration
+        ]
+    )
 
 
 def _start(entry: tuple[int, int, int]) -> int:

@@ -111,6 +111,23 @@ CODE_MEMBER = 0xFFFE
 """A batch's member, or the first request of a cold start: start = its span id, end = low half of its trace id."""
 CODE_MEMBER_TRACE = 0xFFFD
 """The high half of the trace id of the member before it: start."""
+LOOPS = 32
+"""To each of the codes below the event loop's number, 0 to 31, is added."""
+CODE_RAN = 0xFF00
+"""The request ran on the event loop, from start to end (monotonic ns, as in all of these)."""
+CODE_READY = 0xFF20
+"""It could go on at start, and the loop resumed it at end."""
+CODE_DUE = 0xFF40
+"""The timer that it awaited was due at start, and the loop resumed it at end."""
+CODE_AWAITED = 0xFF60
+"""It awaited something from start to end; when within that it was ready is not known."""
+CODE_THREAD = 0xFF80
+"""A worker thread was at work for it, from start to end."""
+CODE_QUEUED = 0xFFA0
+"""A thread that was at work for it waited for a core, for end less start in all: within the entry
+of CODE_RAN or CODE_THREAD with the same start; where none has it, from start to end."""
+CODE_OFF = 0xFFC0
+"""As CODE_QUEUED: the thread was off the core for another cause: a lock, a call that blocks."""
 
 assert HEADER_CRC_AT + 4 <= LIVE_WORD * 8
 assert COUNTER_WORDS + len(COUNTERS) <= WAIT_WORDS

@@ -24,7 +24,7 @@ from stagescope.recorder.decoder import Chains, SlotDecoder
 from stagescope.recorder.header import bad_file, check_header, padded_text
 from stagescope.recorder.spool import try_lock
 from stagescope.records import Anchor, InstrumentCost, Process, Record, RequestRecord
-from stagescope.stages import Stall, overlap
+from stagescope.stages import Stall, WaitFact, overlap
 
 HOLE_PATIENCE_NS = 1_000_000_000
 """How long a slot may stay reserved and unwritten, with later ones written, before it is skipped.
@@ -385,4 +385,16 @@ def _with_stalls(record: RequestRecord, stalls: list[Stall]) -> RequestRecord:
     met = [stall for stall in stalls if stall.end_ns > first_ns and stall.start_ns < last_ns]
     if not met:
         return record
-    return replace(record, stalls=overlap(met, first_ns, record.duration_ns, record.stages))
+    # A request of a load run keeps the times themselves: they tell its waits apart.
+    collections = tuple(
+        [
+            WaitFact(stall.cause, -1, stall.start_ns - first_ns, stall.end_ns - first_ns)
+            for stall in met
+            if record.run_id and stall.cause == "gc"
+        ]
+    )
+    return replace(
+        record,
+        stalls=overlap(met, first_ns, record.duration_ns, record.stages),
+        wait_facts=record.wait_facts + collections,
+    )

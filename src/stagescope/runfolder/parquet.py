@@ -21,6 +21,7 @@ from stagescope.runfolder.schema import (
     SCHEMA_VERSION,
     SPAN_TYPE,
     STALL_TYPE,
+    WAIT_FACT_TYPE,
     Column,
     Table,
 )
@@ -43,6 +44,17 @@ _STALL = pa.list_(
     pa.struct([("stage", pa.string()), ("cause", pa.string()), ("stall_ns", pa.int64())])
 )
 
+_WAIT_FACT = pa.list_(
+    pa.struct(
+        [
+            ("kind", pa.string()),
+            ("loop", pa.int64()),
+            ("start_ns", pa.int64()),
+            ("end_ns", pa.int64()),
+        ]
+    )
+)
+
 _TYPES: Mapping[str, pa.DataType] = {
     "string": pa.string(),
     "int64": pa.int64(),
@@ -53,6 +65,7 @@ _TYPES: Mapping[str, pa.DataType] = {
     SPAN_TYPE: _SPAN,
     MEMBER_TYPE: _MEMBER,
     STALL_TYPE: _STALL,
+    WAIT_FACT_TYPE: _WAIT_FACT,
 }
 
 _UNFIT = (OverflowError, ValueError, TypeError)

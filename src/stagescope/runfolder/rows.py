@@ -134,6 +134,7 @@ def server_row(record: RequestRecord) -> dict[str, Any]:
             for stall in record.stalls
         ],
         "profiled": record.profiled,
+        "wait_facts": [fact._asdict() for fact in record.wait_facts],
         "source": "agent",
     }
 

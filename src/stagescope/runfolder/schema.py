@@ -21,6 +21,9 @@ MEMBER_TYPE = "list<trace_id: string, span_id: string>"
 STALL_TYPE = "list<stage: string, cause: string, stall_ns: int64>"
 """One element what one opening of a stage was charged while stalls of one cause lasted."""
 
+WAIT_FACT_TYPE = "list<kind: string, loop: int64, start_ns: int64, end_ns: int64>"
+"""One element a WaitFact; times since the row's start_ns."""
+
 
 @dataclass(frozen=True, slots=True)
 class Column:
@@ -118,6 +121,10 @@ SERVER = Table(
                "stood still, by cause: `loop`, `gc`, `capture`; null: not known"),
         Column("profiled", "bool", "true where a capture was at work meanwhile, so that its times are "
                "not the server's own; null: not known"),
+        Column("wait_facts", WAIT_FACT_TYPE, "when it ran on the event loop (`ran`), waited for it "
+               "(`ready`, `due`), awaited something else (`awaited`), a thread worked for it "
+               "(`thread`) or was not on a core (`queued`, `off`), and when its process stood "
+               "still (`gc`); null: not known; see waits.md"),
         Column("source", "string", "`agent` (exact), `server-timing` (response header: sums "
                "only, until the response began), or `otlp` (the spans of a model server)"),
     ),

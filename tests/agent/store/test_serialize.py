@@ -19,7 +19,7 @@ from stagescope.records import (
     RequestRecord,
     State,
 )
-from stagescope.stages import StageSpan, StageStall
+from stagescope.stages import StageSpan, StageStall, WaitFact
 
 NS = st.integers(0, 2**64 - 1)
 TEXT = st.text(max_size=20)
@@ -71,6 +71,7 @@ REQUESTS = st.builds(
     chunk_gap_sum_ns=NS,
     chunk_gap_max_ns=NS,
     stalls=st.lists(st.builds(StageStall, st.integers(-1, 99), TEXT, TEXT, NS)).map(tuple),
+    wait_facts=st.lists(st.builds(WaitFact, TEXT, st.integers(-1, 31), NS, NS)).map(tuple),
 )
 COLD_STARTS = st.builds(
     ColdStartRecord,

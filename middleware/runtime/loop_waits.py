@@ -1,0 +1,325 @@
+"""Who ran on the event loop, and who could have gone on but had to wait for it.
+
+Only requests of a load run are watched. Each step of such a request, from where the loop resumes
+it until it awaits again, is timed; and what it awaits is stamped with when it was ready. Both are
+entries of the request's own record (`CODE_RAN` and its neighbours); docs/waits.md says what is
+made of them. The stamps need four functions of the loop, replaced on the loop itself and only
+while a load run lasts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Coroutine, Generator
+from contextlib import suppress
+from itertools import count
+from threading import get_ident
+from typing import Any
+
+from stagescope.middleware.recording.guard import guarded
+from stagescope.middleware.recording.timeline import Timeline, current
+from stagescope.middleware.runtime.thread_clock import ThreadClock, record
+from stagescope.recorder import format as fmt
+
+_now = time.monotonic_ns
+
+FLOOR_NS = 50_000
+"""What is shorter stays with its stage, unrecorded."""
+FACTS_A_FLOOR = 128
+"""After so many facts of one request its floor doubles: a stream of tokens has thousands."""
+QUIET_S = 5.0
+"""The loop gets its own functions back when no request of a load run came for so long."""
+_MOST_EDGES = 4096
+
+_ATTRIBUTE = "_stagescope_waits"
+"""Of the loop: its watch goes when the loop goes."""
+_numbers = count()
+
+
+def stepped(work: Any, timeline: Timeline) -> Any:
+    """Return what to await instead of *work*, a coroutine that serves the request of *timeline*.
+
+    *work* itself where there is no asyncio loop, or where it is no coroutine.
+    """
+    with guarded(timeline.recorder):
+        watch = running_watch()
+        if watch is not None and asyncio.iscoroutine(work):
+            watch.keep_on()
+            return Steps(work, timeline, watch)
+    return work
+
+
+def running_watch() -> LoopWatch | None:
+    """Return the watch of the running loop, made where there is none.
+
+    None where no asyncio loop runs, or one that takes no attributes.
+    """
+    loop: Any = asyncio._get_running_loop()
+    watch: LoopWatch | None = getattr(loop, _ATTRIBUTE, None)
+    if watch is None and loop is not None:
+        with suppress(AttributeError):
+            watch = LoopWatch(loop, next(_numbers) % fmt.LOOPS)
+            setattr(loop, _ATTRIBUTE, watch)
+    return watch
+
+
+def end_step(timeline: Timeline, at_ns: int) -> None:
+    """Record that *timeline*'s step ran until *at_ns*, before its record is finished."""
+    with guarded(timeline.recorder):
+        watch = running_watch()
+        if watch is not None and watch.running is not None:
+            watch.running.ran_until(timeline, at_ns)
+
+
+class StampedFuture(asyncio.Future[Any]):
+    """A future that knows when its result was there, though nobody could take it yet."""
+
+    ready_ns = 0
+    due_ns = 0
+    """When a timer was due to set it; 0 without one."""
+    exact = False
+    """True where nothing but the loop came after: code of the process made it ready."""
+
+    def stamp(self, *, exact: bool) -> None:
+        """Note that it is ready now; only the first time counts."""
+        if not self.ready_ns:
+            self.ready_ns = _now()
+            self.exact = exact
+
+    def set_result(self, result: Any) -> None:
+        self.stamp(exact=_in_task(self))
+        super().set_result(result)
+
+    def set_exception(self, exception: Any) -> None:
+        self.stamp(exact=_in_task(self))
+        super().set_exception(exception)
+
+    def cancel(self, msg: Any = None) -> bool:
+        if not self.done():
+            self.stamp(exact=_in_task(self))
+        return super().cancel(msg)
+
+
+def _in_task(future: StampedFuture) -> bool:
+    """Tell whether a task's code runs; else it is a callback: a timer, or bytes that came."""
+    try:
+        return asyncio.current_task(future.get_loop()) is not None
+    except RuntimeError:
+        return False  # In another thread, against asyncio's rules.
+
+
+class LoopWatch:
+    """What is known of one event loop while a load run lasts."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, number: int) -> None:
+        self.number = number
+        self.running: Steps | None = None
+        """The step that runs now."""
+        self.edges: dict[int, int] = {}
+        """When another thread made a future ready, by its id; for futures that have no stamp."""
+        self.clock = ThreadClock()
+        self.queued_ns = self.clock.read()[1]
+        """The thread's time in a run queue when its last step ended."""
+        self._on = False
+        self._used_s = 0.0
+        self._set_timer = loop.call_later
+        self._loop_time = loop.time
+        self._replacements = _replacements(loop, self)
+        self._own_functions = vars(loop)
+
+    def keep_on(self) -> None:
+        """Let the loop stamp, from now until no request of a load run has come for a while."""
+        self._used_s = self._loop_time()
+        if self.clock.ident != get_ident():  # The loop runs in another thread than before.
+            self.clock = ThreadClock()
+            self.queued_ns = self.clock.read()[1]
+        if not self._on:
+            self._on = True
+            self._own_functions.update(self._replacements)
+            self._set_timer(QUIET_S, self._check)
+
+    def _check(self) -> None:
+        if self._loop_time() - self._used_s < QUIET_S:
+            self._set_timer(QUIET_S, self._check)
+            return
+        self._on = False
+        for name, function in self._replacements.items():
+            # What somebody else put over ours stays, with ours below it, which go on to work.
+            if self._own_functions.get(name) is function:
+                del self._own_functions[name]
+        self.edges.clear()
+
+    def edge(self, callback: Any, args: tuple[Any, ...]) -> None:
+        """Note that another thread asks the loop to call *callback*, which may set a future."""
+        target = args[0] if args else None
+        if not asyncio.isfuture(target):
+            target = getattr(callback, "__self__", None)
+            waiting = getattr(target, "_getters", None)  # `(queue.put_nowait, item)`
+            if waiting:
+                target = waiting[0]
+        if isinstance(target, StampedFuture):
+            target.stamp(exact=True)
+        elif asyncio.isfuture(target):
+            if len(self.edges) >= _MOST_EDGES:
+                self.edges.clear()
+            self.edges.setdefault(id(target), _now())
+
+
+def _replacements(
+    loop: asyncio.AbstractEventLoop, watch: LoopWatch
+) -> dict[str, Callable[..., Any]]:
+    """Return what stands in the place of four of the loop's functions while it is watched."""
+    later, soon, task = loop.call_later, loop.call_soon_threadsafe, loop.create_task
+
+    def create_future() -> StampedFuture:
+        return StampedFuture(loop=loop)
+
+    def call_later(delay: float, callback: Any, *args: Any, **options: Any) -> Any:
+        if args and isinstance(args[0], StampedFuture):
+            args[0].due_ns = _now() + int(delay * 1e9)
+        return later(delay, callback, *args, **options)
+
+    def call_soon_threadsafe(callback: Any, *args: Any, **options: Any) -> Any:
+        with guarded():
+            watch.edge(callback, args)
+        return soon(callback, *args, **options)
+
+    def create_task(work: Any, **options: Any) -> Any:
+        timeline = current.get()
+        if timeline is not None and timeline.run and not timeline.done:
+            with guarded():
+                if asyncio.iscoroutine(work) and not isinstance(work, Steps):
+                    work = Steps(work, timeline, watch, created_ns=_now())
+        return task(work, **options)
+
+    return {
+        function.__name__: function
+        for function in (create_future, call_later, call_soon_threadsafe, create_task)
+    }
+
+
+class Steps(Coroutine[Any, Any, Any]):
+    """A coroutine of a request, whose steps are timed; in all else it is the coroutine inside."""
+
+    def __init__(
+        self,
+        inner: Coroutine[Any, Any, Any],
+        timeline: Timeline,
+        watch: LoopWatch,
+        *,
+        created_ns: int = 0,
+    ) -> None:
+        self._inner = inner
+        self._timeline = timeline
+        self._watch = watch
+        self._begun_ns = 0
+        self._used = (0, 0)
+        self._awaited: Any = None
+        self._since_ns = created_ns
+        """When it gave the loop back, or was made; 0: it did not wait for the loop yet."""
+        self._facts = 0
+        self._floor_ns = FLOOR_NS
+        self.ended_ns = 0
+        """When it returned or raised; 0 until then."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)  # `cr_frame` and its like: anyio asks for the state.
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        return self
+
+    def __iter__(self) -> Any:
+        return self
+
+    def __next__(self) -> Any:
+        return self._step(self._inner.send, None)
+
+    def send(self, value: Any) -> Any:
+        return self._step(self._inner.send, value)
+
+    def throw(self, *error: Any) -> Any:
+        return self._step(self._inner.throw, *error)
+
+    def close(self) -> None:
+        self._inner.close()
+
+    def _step(self, run: Callable[..., Any], *args: Any) -> Any:
+        watch = self._watch
+        before, watch.running = watch.running, self
+        begun_ns = self._begun_ns = _now()
+        used = self._used = watch.clock.read()
+        if self._since_ns:
+            self._resumed(begun_ns)
+        if (queued_ns := used[1] - watch.queued_ns) >= self._floor_ns:
+            # The kernel woke the loop's thread, and no core was free: for a request's first step
+            # before its timeline begins.
+            self._fact(fmt.CODE_QUEUED, max(self._since_ns, begun_ns - queued_ns), begun_ns)
+        try:
+            awaited = self._awaited = run(*args)
+        except BaseException:
+            self.ended_ns = _now()
+            self.ran_until(self._timeline, self.ended_ns)
+            raise
+        finally:
+            watch.running = before
+            watch.queued_ns = watch.clock.read()[1]
+        self._since_ns = _now()
+        self.ran_until(self._timeline, self._since_ns)
+        return awaited
+
+    def ran_until(self, timeline: Timeline, at_ns: int) -> None:
+        """Record the step that is under way, where it is *timeline*'s."""
+        if timeline is not self._timeline or timeline.done:
+            return
+        if at_ns - self._begun_ns >= self._floor_ns:
+            code = fmt.CODE_RAN + self._watch.number
+            record(timeline, code, self._begun_ns, at_ns, self._used, self._watch.clock.read())
+            self._count()
+
+    def _resumed(self, at_ns: int) -> None:
+        """Record what it waited for since it gave the loop back, and that it goes on at *at_ns*."""
+        since_ns, awaited = self._since_ns, self._awaited
+        self._awaited = None
+        if at_ns - since_ns < self._floor_ns or self._timeline.done:
+            return
+        with guarded(self._timeline.recorder):
+            if awaited is None:  # `sleep(0)`, or a task that was just made: ready from the first.
+                self._fact(fmt.CODE_READY, since_ns, at_ns)
+                return
+            ready_ns, due_ns, exact = self._ready(awaited)
+            if due_ns and since_ns <= due_ns <= ready_ns:
+                self._fact(fmt.CODE_DUE, due_ns, at_ns)
+            elif not ready_ns or not since_ns <= ready_ns <= at_ns:
+                self._fact(fmt.CODE_AWAITED, since_ns, at_ns)
+            else:
+                if not exact:
+                    self._fact(fmt.CODE_AWAITED, since_ns, ready_ns)
+                self._fact(fmt.CODE_READY, ready_ns, at_ns)
+
+    def _ready(self, awaited: Any) -> tuple[int, int, bool]:
+        """Return when *awaited* was ready (0: not known), due by a timer (0: none), and if exact."""
+        if isinstance(awaited, StampedFuture):
+            return awaited.ready_ns, awaited.due_ns, awaited.exact
+        if edge_ns := self._watch.edges.pop(id(awaited), 0):
+            return edge_ns, 0, True
+        if isinstance(awaited, asyncio.Task):
+            made = awaited.get_coro()
+            return (made.ended_ns, 0, True) if isinstance(made, Steps) else (0, 0, False)
+        if children := getattr(awaited, "_children", None):  # `asyncio.gather`
+            found = [self._ready(child) for child in children]
+            if all(ready_ns and exact for ready_ns, _, exact in found):
+                return max(ready_ns for ready_ns, _, _ in found), 0, True
+        return 0, 0, False
+
+    def _fact(self, code: int, start_ns: int, end_ns: int) -> None:
+        if end_ns - start_ns < self._floor_ns:
+            return
+        number = 0 if code == fmt.CODE_QUEUED else self._watch.number
+        self._timeline.mark(code + number, start_ns, end_ns)
+        self._count()
+
+    def _count(self) -> None:
+        self._facts += 1
+        if not self._facts % FACTS_A_FLOOR:
+            self._floor_ns *= 2

@@ -1,0 +1,91 @@
+"""What the kernel says of a thread: how long it ran, and how long it was ready and had no core."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+from stagescope.middleware.recording.guard import guarded
+from stagescope.middleware.recording.timeline import Timeline
+from stagescope.recorder import format as fmt
+
+_now = time.monotonic_ns
+
+FLOOR_NS = 50_000
+"""What is shorter stays with its stage, unrecorded."""
+
+MOST_CHAINED = 16
+
+
+class ThreadClock:
+    """Reads the clocks of the thread that made it."""
+
+    def __init__(self) -> None:
+        self.ident = threading.get_ident()
+        self._fd = -1
+        with suppress(OSError):  # No Linux, or a kernel without schedstat: the CPU time alone.
+            self._fd = os.open("/proc/thread-self/schedstat", os.O_RDONLY | os.O_CLOEXEC)
+
+    def __del__(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+
+    def read(self) -> tuple[int, int]:
+        """Return CPU time and time in a run queue, ns since the thread began."""
+        waited_ns = 0
+        if self._fd >= 0:
+            waited_ns = int(os.pread(self._fd, 64, 0).split()[1])
+        return time.thread_time_ns(), waited_ns
+
+
+_local = threading.local()
+
+
+def thread_clock() -> ThreadClock:
+    """Return this thread's clock, made at its first use."""
+    clock: ThreadClock | None = getattr(_local, "clock", None)
+    if clock is None:
+        clock = _local.clock = ThreadClock()
+    return clock
+
+
+def record(
+    timeline: Timeline,
+    code: int,
+    begun_ns: int,
+    ended_ns: int,
+    before: tuple[int, int],
+    after: tuple[int, int],
+) -> None:
+    """Record that a thread was at work for *timeline*, and what of that time it had no core.
+
+    *code* is CODE_RAN of a loop, or CODE_THREAD. *before* and *after* are the clock's readings.
+    """
+    if len(timeline.chain or ()) >= MOST_CHAINED and ended_ns - begun_ns < 1_000_000:
+        return  # A stream of thousands of steps: the short ones stay with their stage.
+    timeline.mark(code, begun_ns, ended_ns)
+    queued_ns = min(after[1] - before[1], ended_ns - begun_ns)
+    off_ns = ended_ns - begun_ns - queued_ns - (after[0] - before[0])
+    if queued_ns >= FLOOR_NS:
+        timeline.mark(fmt.CODE_QUEUED, begun_ns, begun_ns + queued_ns)
+    if off_ns >= FLOOR_NS:
+        timeline.mark(fmt.CODE_OFF, begun_ns, begun_ns + off_ns)
+
+
+def timed(timeline: Timeline, function: Callable[..., Any], *args: Any) -> Any:
+    """Call *function* in a worker thread, and record how it ran where a load run lasts."""
+    if not timeline.run:
+        return function(*args)
+    clock = thread_clock()
+    begun_ns, before = _now(), clock.read()
+    try:
+        return function(*args)
+    finally:
+        with guarded(timeline.recorder):
+            ended_ns = _now()
+            if ended_ns - begun_ns >= FLOOR_NS:
+                record(timeline, fmt.CODE_THREAD, begun_ns, ended_ns, before, clock.read())

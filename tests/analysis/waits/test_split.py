@@ -1,0 +1,114 @@
+"""Waits told apart from work, on facts made by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from stagescope.analysis.waits.split import Served, Waits, segments, split
+from stagescope.stages import WaitFact
+
+MS = 1_000_000
+
+
+def request(
+    key: str,
+    start: int,
+    stages: Sequence[tuple[str, int, int]],
+    facts: Sequence[tuple[str, int, int]],
+    sent: int | None = None,
+) -> Served:
+    """Make a request of one process and loop; all times in ms."""
+    return Served(
+        key=key,
+        process="p",
+        start_ns=start * MS,
+        duration_ns=max(end for _, _, end in stages) * MS,
+        sent_ns=(start if sent is None else sent) * MS,
+        stages=[(name, first * MS, last * MS) for name, first, last in stages],
+        facts=[WaitFact(kind, 0, first * MS, last * MS) for kind, first, last in facts],
+    )
+
+
+def charged(waits: Waits) -> dict[tuple[str, str], int]:
+    """Return the estimates, in ms."""
+    return {key: charge.ns // MS for key, charge in waits.charges.items()}
+
+
+HOLDER = request("a", 100, [("preprocess", 0, 20), ("respond", 20, 21)], [("ran", 0, 21)])
+
+
+def test_stages_opened_later_are_charged_first() -> None:
+    """The partition rule, as stretches of time, the time before the first line in front."""
+    served = request("a", 10, [("inference", 0, 9), ("inference.h2d", 2, 4)], [], sent=8)
+    assert [(a // MS, b // MS, name) for a, b, name in segments(served)] == [
+        (8, 10, "network.request"),
+        (10, 12, "inference"),
+        (12, 14, "inference.h2d"),
+        (14, 19, "inference"),
+    ]
+
+
+def test_ready_until_resumed_is_a_wait_for_the_loop_held_by_who_ran() -> None:
+    """It is exact, charged to the stage that waited, and laid at the door of who ran."""
+    waiting = request("b", 95, [("inference", 0, 27)], [("ready", 7, 26)])
+    waits = split([HOLDER, waiting])["b"]
+    assert charged(waits) == {("inference", "event_loop"): 19}
+    charge = waits.charges["inference", "event_loop"]
+    assert charge.ns == charge.low_ns == charge.high_ns
+    assert waits.held == {("inference", "preprocess"): 18 * MS, ("inference", "respond"): MS}
+
+
+def test_a_late_timer_of_a_free_loop_is_no_wait() -> None:
+    """A timer that comes a millisecond late while nobody ran stays with the stage."""
+    waits = split([request("b", 0, [("inference", 0, 10)], [("due", 9, 10)])])["b"]
+    assert charged(waits) == {}
+
+
+def test_what_came_from_outside_has_bounds() -> None:
+    """Ready at an unknown moment: between when the loop was last free and when it resumed."""
+    waiting = request("b", 95, [("inference", 0, 27)], [("awaited", 0, 26)])
+    free = [
+        request(f"f{n}", 1_000 * n, [("inference", 0, 9)], [("awaited", 0, 9)])
+        for n in range(5, 11)
+    ]
+    waits = split([HOLDER, waiting, *free])["b"]
+    charge = waits.charges["inference", "event_loop"]
+    assert (charge.low_ns, charge.ns, charge.high_ns) == (0, 17 * MS, 21 * MS)
+    alone = split([HOLDER, waiting])["b"].charges["inference", "event_loop"]
+    assert (alone.low_ns, alone.ns, alone.high_ns) == (0, 0, 21 * MS)
+
+
+def test_before_the_first_line_the_network_has_what_the_loop_was_free_for() -> None:
+    """Sent 5 ms into a hold of 21 ms: 16 ms are the loop's, the rest is the network's."""
+    waiting = request("b", 123, [("inference", 0, 5)], [("ran", 0, 1)], sent=105)
+    waits = split([HOLDER, waiting])["b"]
+    assert charged(waits) == {("network.request", "event_loop"): 16}
+
+
+def test_a_run_queue_is_charged_over_the_stages_that_ran() -> None:
+    """A thread without a core for 12 of 24 ms: each stage has its share, and the loop none."""
+    served = request(
+        "b", 0, [("preprocess", 0, 16), ("inference", 16, 24)], [("ran", 0, 24), ("queued", 0, 12)]
+    )
+    assert charged(split([served])["b"]) == {("preprocess", "cpu"): 8, ("inference", "cpu"): 4}
+
+
+def test_a_collection_stops_all_and_is_nobodys_loop_wait() -> None:
+    """While the collector runs, a request that waits for the loop waits for the collector."""
+    holder = request("a", 100, [("preprocess", 0, 20)], [("ran", 0, 20), ("gc", 5, 15)])
+    waiting = request("b", 95, [("inference", 0, 26)], [("ready", 5, 25)])
+    assert charged(split([holder, waiting])["b"]) == {
+        ("inference", "gc"): 10,
+        ("inference", "event_loop"): 10,
+    }
+
+
+def test_the_interpreters_lock_is_an_estimate_between_bounds() -> None:
+    """A thread is off its core no more when alone: what it is beside others was the lock's."""
+    alone = [
+        request(f"f{n}", 1_000 * n, [("inference", 0, 4)], [("thread", 0, 4)]) for n in range(5)
+    ]
+    beside = request("a", 9_000, [("inference", 0, 8)], [("thread", 0, 8)])
+    waiting = request("b", 9_000, [("inference", 0, 8)], [("thread", 0, 8), ("off", 0, 4)])
+    charge = split([*alone, beside, waiting])["b"].charges["inference", "gil"]
+    assert (charge.low_ns, charge.ns, charge.high_ns) == (0, 4 * MS, 4 * MS)
