@@ -38,8 +38,8 @@ def planted_run(folder: Path, **changes: Any) -> Path:
     stall = {"stage": "inference", "cause": "gc", "stall_ns": 2 * MS}
     lag = {"stage": "queue", "cause": "loop", "stall_ns": 5 * MS}
     gaps = {"chunk_gaps": 4, "chunk_gap_sum_ns": 40 * MS, "chunk_gap_max_ns": 13 * MS}
-    facts = {"wait_facts": wait_facts()}
-    server = [server_row(row, STAGES, stalls=[stall, lag], **gaps, **facts) for row in clients]
+    facts: dict[str, Any] = {"wait_facts": wait_facts(), **gaps}
+    server = [server_row(row, STAGES, stalls=[stall, lag], **facts) for row in clients]
     evidence = {"samples": samples(), "stacks": stacks(), "kernels": kernels()} | changes
     return write_run_folder(folder, clients, server, **evidence)
 
