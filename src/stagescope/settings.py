@@ -7,13 +7,10 @@ logged once and its default counts; a command or an agent (*strict*) refuses it 
 
 from __future__ import annotations
 
-import logging
-import math
 import os
-import sys
 
-from stagescope.errors import UsageError
-
+# Every Python process below `stagescope run` imports this at its start: what costs more than all
+# of this (`logging`, `typing`, what `errors` needs) is imported where it is needed.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -22,7 +19,6 @@ PREFIX = "STAGESCOPE_"
 SERVER, AGENT, BOTH, TESTS = "served process", "agent", "both", "tests"
 OFF_WORDS = ("0", "off", "no", "false")
 
-_log = logging.getLogger("stagescope")
 _warned: set[str] = set()
 
 
@@ -70,10 +66,10 @@ class Setting:
         """Return a number above 0; infinite for `off`. Raises UsageError where *strict*."""
         value = self.text(environ).lower() or self.default
         try:
-            number = math.inf if value == "off" else float(value)
+            number = float("inf") if value == "off" else float(value)
         except ValueError:
             number = 0.0
-        if number > 0 and (value == "off" or number < math.inf):
+        if number > 0 and (value == "off" or number < float("inf")):
             return number
         return float(self._wrong(value, strict=strict))
 
@@ -90,10 +86,14 @@ class Setting:
 
     def _wrong(self, value: str, *, strict: bool) -> str:
         if strict:
+            from stagescope.errors import UsageError
+
             raise UsageError(self._sentence(value))
         if self.name not in _warned:
+            from logging import getLogger
+
             _warned.add(self.name)
-            _log.warning("%s; %s counts", self._sentence(value), self.default)
+            getLogger("stagescope").warning("%s; %s counts", self._sentence(value), self.default)
         return self.default
 
     def _sentence(self, value: str) -> str:
@@ -248,5 +248,7 @@ def page() -> str:
 
 
 if __name__ == "__main__":
+    import sys
+
     with open(sys.argv[1], "w", encoding="utf-8") as file:
         file.write(page())

@@ -139,7 +139,8 @@ def test_at_start_no_framework_and_nothing_foreign_is_loaded(bare_python: Path) 
         "print('logging' in sys.modules, 'asyncio' in sys.modules)"
     )
     ours = ["stagescope", "stagescope.middleware", "stagescope.middleware.hooks",
-            "stagescope.middleware.hooks.autoload", "stagescope.middleware.run_notes"]  # fmt: skip
+            "stagescope.middleware.hooks.autoload", "stagescope.middleware.run_notes",
+                "stagescope.settings"]  # fmt: skip
     assert python(script, interpreter=bare_python) == f"{' '.join(ours)}\nFalse False\n"
 
 
