@@ -124,6 +124,12 @@ class Recorder:
         if now_ns >= self._anchor_due_ns:
             self.anchor(now_ns)
 
+    def discard(self, slot: Slot) -> None:
+        """Free *slot* without a record; nothing where it is free already."""
+        if slot.listed and slot.raw[fmt.STATE_AT] != fmt.STATE_FREE:
+            slot.raw[fmt.STATE_AT] = fmt.STATE_FREE
+            self._free_slot(slot)
+
     def anchor(self, now_ns: int) -> None:
         """Write a new (monotonic, wall) pair, due once a minute."""
         self._anchor_due_ns = now_ns + REANCHOR_NS

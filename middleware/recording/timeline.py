@@ -89,9 +89,14 @@ class Timeline:
         self.codes = slot.codes
         self.times = slot.times
         raw = slot.raw
-        _pack_opened(
-            raw, 0, kind, flags, 0, start_ns, trace_id, span_id, parent_id, run, method, path
-        )
+        try:
+            _pack_opened(
+                raw, 0, kind, flags, 0, start_ns, trace_id, span_id, parent_id, run, method, path
+            )
+        except BaseException:
+            raw[17] = 1  # Else it would count as free already.
+            recorder.discard(slot)
+            raise
         # The state last, so that a process killed in between leaves no half-written identity.
         raw[17] = 1
 
@@ -134,6 +139,16 @@ class Timeline:
                 slot.codes[at] = slot.codes[at] | code if add else code
         except ValueError:
             return  # A forked child's view of its parent's timeline: see Recorder.abandon.
+
+    def reopen(self, index: int, at_ns: int) -> None:
+        """Say that the stage of entry *index*, closed before, is open since *at_ns* again."""
+        try:
+            if found := self.place(index):
+                slot, at = found
+                slot.times[at + ENDS] = 0
+                slot.times[at] = at_ns
+        except ValueError:
+            return  # As in recode.
 
     def flag(self, flag: int) -> None:
         """Add a flag (FLAG_INTERNAL, ...) to what was said of this timeline when it began."""
@@ -237,33 +252,58 @@ class Timeline:
         status: int,
         error: bytes,
         route: bytes,
+        last: int = -1,
     ) -> None:
         """End the timeline and commit its record; a second call does nothing.
 
-        For a batch *request_bytes* is its device time and *chunks* its size.
+        For a batch *request_bytes* is its device time and *chunks* its size. *last* is the entry
+        of a stage that ends with the timeline: it is closed only when the record is finished, so
+        that a process killed in between is known to have died in it.
         """
         if self.done:
             return
         self.done = True
         self.codes = NO_CODES
         self.times = NO_TIMES
-        recorder, slot = self.recorder, self.slot
+        recorder, slot, chain = self.recorder, self.slot, self.chain
         continuations = 0
-        if self.chain is not None or self.lent is not None:
-            # `done` is set, so no thread adds to these once it waits for the lock that we take.
-            with _chain_lock:
-                continuations = len(self.chain or ())
-                for further in (self.chain or []) + (self.lent or []):
+        try:
+            if chain is not None or self.lent is not None:
+                # `done` is set, so no thread adds to these once it waits for the lock.
+                with _chain_lock:
+                    continuations = len(chain or ())
+            raw = slot.raw
+            duration = end_ns - self.start_ns
+            if duration < 0:
+                duration = 0  # A clock that stepped back.
+            _pack_finished(
+                raw, 240, duration, request_bytes, response_bytes, first_byte_ns,
+                send_wait_ns, chunks, self.dropped, status, continuations,
+            )  # fmt: skip
+            if error or route:
+                _pack_words(raw, _WORDS_AT, error, route)
+            raw[17] = 2
+            if last < 32:
+                if last >= 0:
+                    slot.times[last + 32] = end_ns
+            elif last < fmt.ENTRIES_PER_SLOT * (continuations + 1):
+                assert chain is not None
+                chain[last // 32 - 1].times[last % 32 + ENDS] = end_ns
+            if continuations or self.lent is not None:
+                for further in (chain or []) + (self.lent or []):
                     recorder.commit(further)
-        raw = slot.raw
-        _pack_finished(
-            raw, 240, end_ns - self.start_ns, request_bytes, response_bytes, first_byte_ns,
-            send_wait_ns, chunks, self.dropped, status, continuations,
-        )  # fmt: skip
-        if error or route:
-            _pack_words(raw, _WORDS_AT, error, route)
-        raw[17] = 2
-        recorder.commit(slot)
+            recorder.commit(slot)
+        except BaseException:
+            self.discard()
+            raise
+
+    def discard(self) -> None:
+        """Free its slots without a record, where it could not be finished."""
+        self.done = True
+        self.codes = NO_CODES
+        self.times = NO_TIMES
+        for slot in (self.slot, *(self.chain or ()), *(self.lent or ())):
+            self.recorder.discard(slot)
 
 
 # Literals above are those of the format; a name costs a look-up for each request.

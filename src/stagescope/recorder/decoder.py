@@ -16,7 +16,7 @@ from stagescope.records import (
     RequestRecord,
     State,
 )
-from stagescope.stages import CAPTURE, OTHER, StageSpan, Stall, WaitFact, partition
+from stagescope.stages import CAPTURE, OTHER, StageSpan, Stall, WaitFact, partition, stage_of
 
 _HEAD = Struct(
     f"<{fmt.OPENED_AT}x"
@@ -182,6 +182,12 @@ class SlotDecoder:
             dropped += (continuations - own) * fmt.ENTRIES_PER_SLOT
         if kind == fmt.KIND_REQUEST:
             stages, batches, facts = self._request_entries(entries, start, duration)
+            if finished and any(span.open for span in stages):
+                # Killed between the end of the record and that of its response.
+                stages = tuple([
+                    span._replace(open=False) if stage_of(span.stage) == "respond" else span
+                    for span in stages
+                ])  # fmt: skip
             return RequestRecord(
                 process, seq, State.FINISHED if finished else State.DIED, trace.hex(), span.hex(),
                 parent.hex() if parent != _NO_PARENT else "", bool(flags & fmt.FLAG_INTERNAL),
