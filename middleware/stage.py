@@ -5,16 +5,19 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import AsyncIterator, Callable, Generator
+from sys import modules
+from threading import RLock
 from types import CodeType, FunctionType, TracebackType
 from typing import Any, ParamSpec, TypeVar, cast
 
 from stagescope.middleware.otel_context import Attached
-from stagescope.middleware.recording.guard import guarded
+from stagescope.middleware.recording.guard import fault, guarded
 from stagescope.middleware.recording.names import CODES, intern
 from stagescope.middleware.recording.slots import ENDS
 from stagescope.middleware.recording.timeline import Timeline, current
 from stagescope.middleware.runtime import cold_start
 from stagescope.middleware.runtime.thread_clock import timed
+from stagescope.recorder import format as fmt
 
 # Marks: frames of ours whose name tells a stack sampler which stage the code above them is in.
 #
@@ -78,6 +81,31 @@ def in_other_thread(function: Callable[..., R]) -> Callable[..., R]:
     return functools.partial(marked_call(code), function) if code else function
 
 
+_NOBODY = cast(Timeline, object())
+"""Stands for the timeline of an opening outside of requests."""
+
+_further_lock = RLock()
+"""Reentrant: a signal handler may open stages too."""
+
+
+def _code_of(name: object) -> int:
+    with guarded():
+        return intern(name)
+    return fmt.CODE_OTHER
+
+
+def is_failure(kind: type[BaseException] | None, error: BaseException | None = None) -> bool:
+    """Tell whether an exception that leaves a stage is a failure of that stage.
+
+    A cancelled or closed stage did not fail: that is no Exception. Nor did one that answers the
+    client with a 4xx, by an exception that carries its status as those of Starlette do.
+    """
+    if kind is None or not issubclass(kind, Exception):
+        return False
+    status = getattr(error, "status_code", 500)
+    return not (isinstance(status, int) and status < 500)
+
+
 _THREADPOOL = CODES["queue.threadpool"]
 _now: cold_start.Getter = current.get
 """The present timeline; a bound method in a global is found without looking it up."""
@@ -108,31 +136,44 @@ class stage:
     Names are free (`preprocess`, `inference.decode`, `rerank`); the six of
     `stagescope.stages.STAGES` have columns of their own. Outside a request it does nothing, but
     for the time until the first one is answered: then it is part of the cold start.
+    One object may be entered again while it is open, by any request, task or thread.
     Nothing that can go wrong with it reaches the caller.
     """
 
-    __slots__ = ("_attached", "_code", "_index", "_timeline")
+    __slots__ = ("_attached", "_code", "_further", "_index", "_timeline")
 
     _attached: Attached | None
-    _timeline: Timeline | None
     _index: int
 
     def __init__(self, name: str) -> None:
+        self._timeline: Timeline | None = None
+        """What it is open in; None where it is not open."""
+        self._further: list[stage] | None = None
+        """Its openings beside the first one, each by an object of its own."""
         try:
             self._code = CODES[name]
         except (KeyError, TypeError):
-            self._code = intern(name)
+            self._code = _code_of(name)
 
     @classmethod
     def of_code(cls, code: int) -> stage:
         """Make a stage of a code that `intern` gave."""
         opened = cls.__new__(cls)
         opened._code = code
+        opened._timeline = opened._further = None
         return opened
 
     def __enter__(self) -> None:
-        timeline = self._timeline = _now()
-        if timeline is not None:
+        try:
+            timeline = _now()
+            # No call stands between the question and the answer, so no other thread comes between.
+            if self._timeline is not None:
+                self._enter_another()
+                return
+            if timeline is None:
+                self._timeline = _NOBODY
+                return
+            self._timeline = timeline
             # Timeline.open, written out: this runs for each stage of each request. What is
             # called stands in a local first: `timeline.clock()` would look for a method.
             clock = timeline.clock
@@ -145,6 +186,9 @@ class stage:
                 timeline.spill(index, self._code, now)
             if timeline.nesting is not None:
                 self._nest(timeline, now)
+        except Exception as problem:
+            if fault(problem, None):
+                raise
 
     def __exit__(
         self,
@@ -152,10 +196,15 @@ class stage:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        timeline = self._timeline
-        if timeline is not None:
+        try:
+            if self._further:
+                self._exit_one(kind, error, traceback)
+                return
+            timeline, self._timeline = self._timeline, None
+            if timeline is None or timeline is _NOBODY:
+                return
             if timeline.nesting is not None:
-                self.leave_app_spans()
+                self._leave_app_spans(timeline)
             index = self._index
             clock = timeline.clock
             if kind is None:
@@ -164,8 +213,46 @@ class stage:
                 except (IndexError, ValueError):
                     timeline.close_at(index, clock())  # Beyond the first slot, or nowhere.
             else:
-                # A cancelled or closed stage is not a failed one: that is no Exception.
-                timeline.close_at(index, clock(), failed=issubclass(kind, Exception))
+                timeline.close_at(index, clock(), failed=is_failure(kind, error))
+        except Exception as problem:
+            if fault(problem, None):
+                raise
+
+    def _enter_another(self) -> None:
+        another = stage.of_code(self._code)
+        another.__enter__()
+        with _further_lock:
+            self._further = [*(self._further or ()), another]
+
+    def _exit_one(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Close the opening of the present request: of several, that which opened last."""
+        present = _now() or _NOBODY
+        with _further_lock:
+            openings = list(self._further or ())
+            own = next((one for one in reversed(openings) if one._timeline is present), None)
+            if own is not None:
+                openings.remove(own)
+            elif self._timeline is present or not openings:
+                own = self._moved()
+            else:
+                own = openings.pop()
+            self._further = openings or None
+        own.__exit__(kind, error, traceback)
+
+    def _moved(self) -> stage:
+        """Return an object that is open as this one was, which from now on is not."""
+        other = stage.of_code(self._code)
+        other._timeline, self._timeline = self._timeline, None
+        if other._timeline is not None and other._timeline is not _NOBODY:
+            other._index = self._index
+            if other._timeline.nesting is not None:
+                other._attached = self._attached
+        return other
 
     def _nest(self, timeline: Timeline, at_ns: int) -> None:
         """Let the app's own spans hang under this stage's; not once the request has ended."""
@@ -177,7 +264,11 @@ class stage:
     def leave_app_spans(self) -> None:
         """Let the app's own spans hang where they did before this stage."""
         timeline = self._timeline
-        if timeline is None or timeline.nesting is None or self._attached is None:
+        if timeline is not None and timeline is not _NOBODY and timeline.nesting is not None:
+            self._leave_app_spans(timeline)
+
+    def _leave_app_spans(self, timeline: Timeline) -> None:
+        if timeline.nesting is None or self._attached is None:
             return
         attached, self._attached = self._attached, None
         with guarded(timeline.recorder):
@@ -185,6 +276,11 @@ class stage:
 
     def __call__(self, function: F) -> F:
         """Decorate *function*; each call is an opening of its own."""
+        with guarded():
+            return self._decorated(function)
+        return function
+
+    def _decorated(self, function: F) -> F:
         code = self._code
         if inspect.isasyncgenfunction(function):
             wrapper: Callable[..., Any] = _async_generator(function, code)
@@ -194,30 +290,55 @@ class stage:
             wrapper = _coroutine(function, code)
         else:
             wrapper = _function(function, code)
+        wrapper = _in_namespace_of(function, wrapper)
         return cast(F, functools.wraps(function)(marked(wrapper, code)))
 
 
+def _in_namespace_of(function: Callable[..., Any], wrapper: Callable[..., Any]) -> Any:
+    """Return *wrapper* with the globals of *function*, in which its annotations are looked up.
+
+    Some frameworks look for them in the outermost function's module. What wrappers use of this
+    module they have in locals around them.
+    """
+    own = cast(FunctionType, wrapper)
+    namespace = getattr(function, "__globals__", None)
+    if not isinstance(namespace, dict):
+        return wrapper
+    moved = FunctionType(own.__code__, namespace, own.__name__, own.__defaults__, own.__closure__)
+    moved.__kwdefaults__ = own.__kwdefaults__
+    return moved
+
+
+# Wrappers run with the globals of the function that they wrap: see `_in_namespace_of`.
+
+
 def _function(function: Callable[..., Any], code: int) -> Callable[..., Any]:
+    of_code = stage.of_code
+
     def timed(*args: Any, **kwargs: Any) -> Any:
-        with stage.of_code(code):
+        with of_code(code):
             return function(*args, **kwargs)
 
     return timed
 
 
 def _coroutine(function: Callable[..., Any], code: int) -> Callable[..., Any]:
+    of_code = stage.of_code
+
     async def timed(*args: Any, **kwargs: Any) -> Any:
-        with stage.of_code(code):
+        with of_code(code):
             return await function(*args, **kwargs)
 
     return timed
 
 
 def _generator(function: Callable[..., Any], code: int) -> Callable[..., Any]:
+    begun, partial = Steps, functools.partial
+
     def timed(*args: Any, **kwargs: Any) -> Generator[Any, Any, Any]:
         inner = function(*args, **kwargs)
         step: Callable[[], Any] = inner.__next__
-        steps = Steps(code)
+        steps = begun(code)
         try:
             while True:
                 steps.begin()
@@ -231,11 +352,11 @@ def _generator(function: Callable[..., Any], code: int) -> Callable[..., Any]:
                 except GeneratorExit:
                     raise
                 except BaseException as thrown:  # noqa: BLE001 - handed on to the generator
-                    step = functools.partial(inner.throw, thrown)
+                    step = partial(inner.throw, thrown)
                 else:
-                    step = inner.__next__ if sent is None else functools.partial(inner.send, sent)
+                    step = inner.__next__ if sent is None else partial(inner.send, sent)
         except BaseException as error:
-            steps.close(type(error))
+            steps.close(error)
             raise
         finally:
             steps.close()
@@ -245,10 +366,12 @@ def _generator(function: Callable[..., Any], code: int) -> Callable[..., Any]:
 
 
 def _async_generator(function: Callable[..., Any], code: int) -> Callable[..., Any]:
+    begun, partial, other_closes = Steps, functools.partial, _is_closed_elsewhere
+
     async def timed(*args: Any, **kwargs: Any) -> AsyncIterator[Any]:
         inner = function(*args, **kwargs)
         step: Callable[[], Any] = inner.__anext__
-        steps = Steps(code)
+        steps = begun(code)
         try:
             while True:
                 steps.begin()
@@ -262,17 +385,34 @@ def _async_generator(function: Callable[..., Any], code: int) -> Callable[..., A
                 except GeneratorExit:
                     raise
                 except BaseException as thrown:  # noqa: BLE001 - handed on to the generator
-                    step = functools.partial(inner.athrow, thrown)
+                    step = partial(inner.athrow, thrown)
                 else:
-                    step = inner.__anext__ if sent is None else functools.partial(inner.asend, sent)
+                    step = inner.__anext__ if sent is None else partial(inner.asend, sent)
         except BaseException as error:
-            steps.close(type(error))
+            steps.close(error)
             raise
         finally:
             steps.close()
-            await inner.aclose()
+            if not await other_closes(inner):
+                await inner.aclose()
 
     return timed
+
+
+async def _is_closed_elsewhere(inner: Any) -> bool:
+    """Tell whether somebody else closes *inner*, the generator behind a decorated one.
+
+    The event loop closes generators that were left behind in a task each, both of ours where the
+    garbage collector found both, or where the loop ends; two at once would be an error.
+    """
+    asyncio: Any = modules.get("asyncio")
+    try:
+        task = asyncio.current_task() if asyncio else None
+    except RuntimeError:
+        return False  # Not asyncio's loop.
+    if task is not None and type(task.get_coro()).__name__ == "async_generator_athrow":
+        await asyncio.sleep(0)  # The other task, if there is one, begins.
+    return bool(getattr(inner, "ag_running", False))
 
 
 class Steps:
@@ -299,11 +439,11 @@ class Steps:
             self._left -= 1
             self.close()
 
-    def close(self, failed: type[BaseException] | None = None) -> None:
+    def close(self, failed: BaseException | None = None) -> None:
         """Say that there is no further step."""
         if self._open is not None:
-            self._open.__exit__(failed, None, None)
-            self._open = None
+            opened, self._open = self._open, None
+            opened.__exit__(type(failed) if failed else None, failed, None)
 
 
 def carry(function: Callable[P, R]) -> Callable[P, R]:
@@ -316,13 +456,16 @@ def carry(function: Callable[P, R]) -> Callable[P, R]:
     timeline = current.get()
     if timeline is None:
         return function
-    waiting = [timeline.open(_THREADPOOL)]
+    waiting: list[int] = []
+    with guarded(timeline.recorder):
+        waiting.append(timeline.open(_THREADPOOL))
 
     @functools.wraps(function)
     def carried(*args: P.args, **kwargs: P.kwargs) -> R:
         token = current.set(timeline)
         if waiting:
-            timeline.close(waiting.pop())
+            with guarded(timeline.recorder):
+                timeline.close(waiting.pop())
         try:
             return function(*args, **kwargs)
         finally:

@@ -15,7 +15,7 @@ from stagescope.middleware.patching import wrap
 from stagescope.middleware.recording.guard import guarded, say_once
 from stagescope.middleware.recording.names import CODES
 from stagescope.middleware.recording.timeline import current
-from stagescope.middleware.stage import marked, stage
+from stagescope.middleware.stage import is_failure, marked, stage
 from stagescope.middleware.types import ASGIApp, Receive, Scope, Send
 
 PARSE = CODES["preprocess.parse"]
@@ -35,7 +35,7 @@ def staged(code: int) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
             try:
                 result = await inner(*args, **kwargs)
             except BaseException as error:
-                timeline.close_at(index, timeline.clock(), failed=isinstance(error, Exception))
+                timeline.close_at(index, timeline.clock(), failed=is_failure(type(error), error))
                 raise
             timeline.close(index)
             return result

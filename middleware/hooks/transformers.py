@@ -76,7 +76,7 @@ def _timed_next(step: Callable[[Any], str]) -> Callable[[Any], str]:
         try:
             text = step(self)
         except BaseException as end:
-            steps.close(type(end) if not isinstance(end, StopIteration) else None)
+            steps.close(end if not isinstance(end, StopIteration) else None)
             raise
         steps.end()
         return text
@@ -91,7 +91,7 @@ def _timed_anext(step: Callable[[Any], Awaitable[str]]) -> Callable[[Any], Await
         try:
             text = await step(self)
         except BaseException as end:
-            steps.close(type(end) if not isinstance(end, StopAsyncIteration) else None)
+            steps.close(end if not isinstance(end, StopAsyncIteration) else None)
             raise
         steps.end()
         return text

@@ -274,7 +274,7 @@ class Timeline:
                     continuations = len(chain or ())
             raw = slot.raw
             duration = end_ns - self.start_ns
-            if duration < 0:
+            if duration < 0:  # noqa: PLR1730 - a call of max() would cost each request
                 duration = 0  # A clock that stepped back.
             _pack_finished(
                 raw, 240, duration, request_bytes, response_bytes, first_byte_ns,

@@ -69,9 +69,12 @@ def _set(*, watched: bool) -> None:
 
 
 def _enter(self: stage) -> None:
+    another = self._timeline is not None  # pyright: ignore[reportPrivateUsage]
     _plain_enter(self)
+    if another:
+        return  # Open already: an object of its own was entered, and observed.
     timeline = self._timeline  # pyright: ignore[reportPrivateUsage]
-    if timeline is not None:
+    if isinstance(timeline, Timeline):
         _tell_opened(timeline, self._index, self._code)  # pyright: ignore[reportPrivateUsage]
 
 
@@ -81,9 +84,10 @@ def _exit(
     error: BaseException | None,
     traceback: TracebackType | None,
 ) -> None:
-    _plain_exit(self, kind, error, traceback)
+    another = self._further  # pyright: ignore[reportPrivateUsage]
     timeline = self._timeline  # pyright: ignore[reportPrivateUsage]
-    if timeline is not None:
+    _plain_exit(self, kind, error, traceback)
+    if isinstance(timeline, Timeline) and not another:
         _tell_closed(timeline, self._index, self._code)  # pyright: ignore[reportPrivateUsage]
 
 

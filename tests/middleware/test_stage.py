@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import gc
 import threading
+import typing
 from collections.abc import AsyncIterator, Generator, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -350,6 +353,130 @@ def test_requests_side_by_side_keep_their_own_stages(recording: Recording) -> No
 
     assert len(recording.requests) == 100
     assert all(len(record.stages) == 1 for record in recording.requests)
+
+
+def test_one_object_may_be_open_in_many_requests_at_once(
+    recording: Recording, clock: HandClock
+) -> None:
+    """A stage made once at module level is charged to each request by its own time in it."""
+    shared = stage("inference")
+    outside = threading.Event()
+
+    async def request(number: int) -> None:
+        with recording.request(), shared:
+            for _ in range(number):
+                await asyncio.sleep(0)
+                clock.tick(1)
+
+    async def all_of_them() -> None:
+        await asyncio.gather(*(request(number) for number in (3, 1, 2)), request(0))
+
+    with shared:  # Outside of any request; closed first while others are open, or last.
+        asyncio.run(all_of_them())
+        outside.set()
+
+    assert outside.is_set()
+    found = recording.requests
+    assert len(found) == 4
+    for record in found:
+        (span,) = record.stages
+        assert not span.open
+        assert span.end_ns - span.start_ns == record.duration_ns
+
+
+def test_one_object_may_be_nested_in_itself(recording: Recording, clock: HandClock) -> None:
+    """Recursive code may use one object: each block is an opening that ends with the block."""
+    shared = stage("inference")
+    with recording.request():
+        with shared:
+            clock.tick(5)
+            with shared:
+                clock.tick(7)
+            clock.tick(11)
+        clock.tick(100)
+
+    assert [(s.start_ns, s.end_ns, s.self_ns) for s in only(recording).stages] == [
+        (0, 23, 16), (5, 12, 7),
+    ]  # fmt: skip
+
+
+class Refused(Exception):
+    """An exception that a framework answers with its status."""
+
+    def __init__(self, status_code: int) -> None:
+        self.status_code = status_code
+
+
+@pytest.mark.parametrize(("status", "failed"), [(401, False), (404, False), (500, True)])
+def test_what_answers_the_client_with_a_4xx_is_no_failure(
+    recording: Recording, status: int, failed: bool
+) -> None:
+    """A dependency that refuses a caller did what it is there for."""
+    with recording.request(), pytest.raises(Refused), stage("preprocess"):
+        raise Refused(status)
+
+    assert [span.failed for span in only(recording).stages] == [failed]
+
+
+FUNCTIONS = """
+from __future__ import annotations
+class Item: ...
+def function(item: Item) -> Item: ...
+async def coroutine(item: Item) -> Item: ...
+def generator(item: Item) -> Item: yield
+async def async_generator(item: Item) -> Item: yield
+"""
+
+
+@pytest.mark.parametrize("name", ["function", "coroutine", "generator", "async_generator"])
+def test_annotations_are_found_where_the_decorated_function_is(name: str) -> None:
+    """Frameworks look string annotations up in the outermost function's own module."""
+    made: dict[str, Any] = {"__name__": "made"}
+    exec(FUNCTIONS, made)  # noqa: S102 - a module of its own
+
+    decorated = stage("inference")(made[name])
+
+    assert typing.get_type_hints(decorated, decorated.__globals__)["item"] is made["Item"]
+
+
+def test_the_collector_closes_a_decorated_async_generator_silently(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A stream that was left in a reference cycle is closed once, to its last line, without a log."""
+    closed: list[int] = []
+
+    @stage("inference.decode")
+    async def stream() -> AsyncIterator[int]:
+        try:
+            for number in range(9):
+                yield number
+        finally:
+            await asyncio.sleep(0)
+            closed.append(1)
+
+    async def leave() -> None:
+        left = stream()
+        cycle: list[object] = [left]
+        cycle.append(cycle)
+        async for number in left:
+            if number == 2:
+                break
+
+    async def main() -> None:
+        for _ in range(20):
+            await leave()
+        gc.collect()
+        async with asyncio.timeout(20):
+            while len(closed) < 20:
+                await asyncio.sleep(0)
+        for _ in range(5):
+            await asyncio.sleep(0)
+
+    asyncio.run(main())
+    gc.collect()
+
+    assert len(closed) == 20
+    assert [record.getMessage() for record in caplog.records] == []
 
 
 # One step of a random program: open a stage, close one of those open, or let time pass.

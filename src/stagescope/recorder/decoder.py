@@ -182,7 +182,7 @@ class SlotDecoder:
             dropped += (continuations - own) * fmt.ENTRIES_PER_SLOT
         if kind == fmt.KIND_REQUEST:
             stages, batches, facts = self._request_entries(entries, start, duration)
-            if finished and any(span.open for span in stages):
+            if finished and seq < 0:
                 # Killed between the end of the record and that of its response.
                 stages = tuple([
                     span._replace(open=False) if stage_of(span.stage) == "respond" else span
