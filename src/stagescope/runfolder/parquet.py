@@ -16,57 +16,27 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from stagescope.errors import StagescopeError
-from stagescope.runfolder.schema import (
-    MEMBER_TYPE,
-    SCHEMA_VERSION,
-    SPAN_TYPE,
-    STALL_TYPE,
-    WAIT_FACT_TYPE,
-    Column,
-    Table,
-)
+from stagescope.runfolder.schema import SCHEMA_VERSION, Column, Table, parts_of
 
 ROWS_A_GROUP = 65_536
 
-_SPAN = pa.list_(
-    pa.struct(
-        [
-            ("stage", pa.string()),
-            ("start_ns", pa.int64()),
-            ("end_ns", pa.int64()),
-            ("self_ns", pa.int64()),
-            ("failed", pa.bool_()),
-        ]
-    )
-)
-_MEMBER = pa.list_(pa.struct([("trace_id", pa.string()), ("span_id", pa.string())]))
-_STALL = pa.list_(
-    pa.struct([("stage", pa.string()), ("cause", pa.string()), ("stall_ns", pa.int64())])
-)
-
-_WAIT_FACT = pa.list_(
-    pa.struct(
-        [
-            ("kind", pa.string()),
-            ("loop", pa.int64()),
-            ("start_ns", pa.int64()),
-            ("end_ns", pa.int64()),
-        ]
-    )
-)
-
-_TYPES: Mapping[str, pa.DataType] = {
+_PLAIN: Mapping[str, pa.DataType] = {
     "string": pa.string(),
     "int64": pa.int64(),
     "int32": pa.int32(),
     "float64": pa.float64(),
     "bool": pa.bool_(),
-    "list<string>": pa.list_(pa.string()),
-    SPAN_TYPE: _SPAN,
-    MEMBER_TYPE: _MEMBER,
-    STALL_TYPE: _STALL,
-    WAIT_FACT_TYPE: _WAIT_FACT,
 }
+
+
+def _arrow_type(type: str) -> pa.DataType:
+    if not type.startswith("list<"):
+        return _PLAIN[type]
+    parts = parts_of(type)
+    if not parts:
+        return pa.list_(_PLAIN[type.removeprefix("list<").removesuffix(">")])
+    return pa.list_(pa.struct([(name, _PLAIN[part]) for name, part in parts.items()]))
+
 
 _UNFIT = (OverflowError, ValueError, TypeError)
 """How Arrow says that a value does not fit its type (`ArrowInvalid` is a ValueError)."""
@@ -78,7 +48,7 @@ _UNIQUE = frozenset({"trace_id", "span_id", "parent_span_id", "batch_id"})
 def arrow_schema(table: Table) -> pa.Schema:
     """Give *table* as an Arrow schema; each column's documentation is its field's metadata."""
     return pa.schema(
-        [pa.field(c.name, _TYPES[c.type], metadata={"doc": c.doc}) for c in table.columns],
+        [pa.field(c.name, _arrow_type(c.type), metadata={"doc": c.doc}) for c in table.columns],
         metadata={"schema_version": str(SCHEMA_VERSION), "doc": table.doc},
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,10 +13,10 @@ from stagescope.errors import StagescopeError
 from stagescope.kernels import KernelRow
 from stagescope.records import BatchRecord, InstrumentCost, Record, RequestRecord, State, last_stage
 from stagescope.runfolder.parquet import TableFile
-from stagescope.runfolder.schema import BATCHES, KERNELS, SAMPLES, SERVER, STACKS, Table
+from stagescope.runfolder.schema import BATCHES, KERNELS, SAMPLES, SERVER, STACKS, Table, parts_of
 from stagescope.samples import SAMPLE_NAMES, Sample
 from stagescope.stacks import Frame, StackSpan
-from stagescope.stages import STAGES, StageSpan
+from stagescope.stages import STAGES
 
 
 @dataclass(slots=True)
@@ -91,81 +92,53 @@ def _until_broken(
         yield record
 
 
+def _row(
+    table: Table, computed: Mapping[str, Callable[[Any], object]]
+) -> Callable[[Any], dict[str, Any]]:
+    """Return what makes a row of *table*: its columns' own fields, and those *computed*."""
+    taken = [(c.name, attrgetter(c.of), _elements(c.type)) for c in table.columns if c.of]
+
+    def row(record: Any) -> dict[str, Any]:
+        made = {
+            name: convert(get(record)) if convert else get(record) for name, get, convert in taken
+        }
+        for name, compute in computed.items():
+            made[name] = compute(record)
+        return made
+
+    return row
+
+
+def _elements(type: str) -> Callable[[Iterable[Any]], list[Any]] | None:
+    """Return what makes a column's list of a record's tuple; None for a column without a list."""
+    if not type.startswith("list<"):
+        return None
+    names = tuple(parts_of(type))
+    if not names:
+        return list
+    return lambda items: [{name: getattr(item, name) for name in names} for item in items]
+
+
+_charged = _row(
+    SERVER,
+    {
+        "state": lambda record: record.state.value,
+        "died_in_stage": lambda r: last_stage(r) if r.state is State.DIED else "",
+        "start_wall_ns": lambda record: record.process.anchor.wall(record.start_ns),
+        "profiled": lambda record: record.profiled,
+        "source": lambda record: "agent",
+    },
+)
+
+
 def server_row(record: RequestRecord) -> dict[str, Any]:
-    """Give *record* as a row of the `server` table."""
+    """Return *record* as a row of the `server` table."""
     spent = record.stage_ns()
     charged = {f"{stage}_ns": spent.get(stage, 0) for stage in STAGES}
-    process = record.process
-    return {
-        "trace_id": record.trace_id,
-        "span_id": record.span_id,
-        "parent_span_id": record.parent_span_id,
-        "ring_id": process.ring_id,
-        "seq": record.seq,
-        "pid": process.pid,
-        "service": process.service,
-        "host": process.host,
-        "boot_id": process.boot_id,
-        "state": record.state.value,
-        "died_in_stage": last_stage(record) if record.state is State.DIED else "",
-        "start_ns": record.start_ns,
-        "start_wall_ns": process.anchor.wall(record.start_ns),
-        "duration_ns": record.duration_ns,
-        **charged,
-        "other_ns": record.duration_ns - sum(charged.values()),
-        "stages": [_span(span) for span in record.stages],
-        "batch_ids": list(record.batch_ids),
-        "method": record.method,
-        "path": record.path,
-        "route": record.route,
-        "status": record.status,
-        "error": record.error,
-        "request_bytes": record.request_bytes,
-        "response_bytes": record.response_bytes,
-        "first_byte_ns": record.first_byte_ns,
-        "send_wait_ns": record.send_wait_ns,
-        "chunks": record.chunks,
-        "stages_dropped": record.stages_dropped,
-        "chunk_gaps": record.chunk_gaps,
-        "chunk_gap_sum_ns": record.chunk_gap_sum_ns,
-        "chunk_gap_max_ns": record.chunk_gap_max_ns,
-        "stalls": [
-            {"stage": stall.stage, "cause": stall.cause, "stall_ns": stall.stall_ns}
-            for stall in record.stalls
-        ],
-        "profiled": record.profiled,
-        "wait_facts": [fact._asdict() for fact in record.wait_facts],
-        "source": "agent",
-    }
+    return _charged(record) | charged | {"other_ns": record.duration_ns - sum(charged.values())}
 
 
-def batch_row(record: BatchRecord) -> dict[str, Any]:
-    """Give *record* as a row of the `batches` table."""
-    return {
-        "batch_id": record.batch_id,
-        "trace_id": record.trace_id,
-        "ring_id": record.process.ring_id,
-        "seq": record.seq,
-        "model": record.model,
-        "state": record.state.value,
-        "start_ns": record.start_ns,
-        "duration_ns": record.duration_ns,
-        "size": record.size,
-        "members": [{"trace_id": m.trace_id, "span_id": m.span_id} for m in record.members],
-        "device_ns": record.device_ns,
-        "stages": [_span(span) for span in record.stages],
-        "error": record.error,
-    }
-
-
-def _span(span: StageSpan) -> dict[str, Any]:
-    return {
-        "stage": span.stage,
-        "start_ns": span.start_ns,
-        "end_ns": span.end_ns,
-        "self_ns": span.self_ns,
-        "failed": span.failed,
-    }
+batch_row = _row(BATCHES, {"state": lambda record: record.state.value})
 
 
 _NAMED = {named.name: named for named in SAMPLE_NAMES}
@@ -200,44 +173,27 @@ def _write(
     return file.rows
 
 
-def sample_row(sample: Sample) -> dict[str, Any]:
-    """Give *sample* as a row; unit and kind of a name that only a newer agent knows are empty."""
-    named = _NAMED.get(sample.name)
-    return {
-        "name": sample.name,
-        "start_ns": sample.start_ns,
-        "end_ns": sample.end_ns,
-        "value": sample.value,
-        "unit": named.unit if named else "",
-        "kind": named.kind if named else "",
-        "pid": sample.pid,
-        "device": sample.device,
-        "detail": sample.detail,
-    }
+def _unit_and_kind(name: str) -> tuple[str, str]:
+    """Return unit and kind; empty where only a newer agent knows the name."""
+    named = _NAMED.get(name)
+    return (named.unit, named.kind) if named else ("", "")
 
 
-def stack_row(stack: StackSpan) -> dict[str, Any]:
-    """Give *stack* as a row."""
-    return {
-        "pid": stack.pid,
-        "thread_id": stack.thread_id,
-        "thread": _utf8(stack.thread),
-        "start_ns": stack.start_ns,
-        "end_ns": stack.end_ns,
-        "samples": stack.samples,
-        "stage": stack.stage,
-        "by": stack.by,
-        "running": stack.running,
-        "frames": [_shown(frame) for frame in stack.frames],
-        "reason": stack.reason,
-        "how": stack.how,
-        "cpu_ns": stack.cpu_ns,
-    }
-
-
-def kernel_row(kernel: KernelRow) -> dict[str, Any]:
-    """Give *kernel* as a row: its fields are the table's columns."""
-    return {column.name: getattr(kernel, column.name) for column in KERNELS.columns}
+sample_row = _row(
+    SAMPLES,
+    {
+        "unit": lambda sample: _unit_and_kind(sample.name)[0],
+        "kind": lambda sample: _unit_and_kind(sample.name)[1],
+    },
+)
+stack_row = _row(
+    STACKS,
+    {
+        "thread": lambda stack: _utf8(stack.thread),
+        "frames": lambda stack: [_shown(frame) for frame in stack.frames],
+    },
+)
+kernel_row = _row(KERNELS, {})
 
 
 def _shown(frame: Frame) -> str:

@@ -1,14 +1,20 @@
 """The tables of a run folder, column by column; docs/run-folder.md is written from here.
 
-Standard library only: who writes Parquet turns a `Table` into an Arrow schema.
+A column that a record has takes its type from the record's own field, and its value by `of`; rows,
+Arrow schema and docs/run-folder.md follow from here. Standard library only.
 A reader must take any older version of a table: columns are added, never renamed or dropped,
 and a column that an old file lacks reads as null.
 """
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
+from stagescope.kernels import KernelRow
+from stagescope.records import BatchRecord, Process, RequestRecord
+from stagescope.samples import Sample
+from stagescope.stacks import StackSpan
 from stagescope.stages import STAGES
 
 SCHEMA_VERSION = 1
@@ -32,6 +38,53 @@ class Column:
     name: str
     type: str
     doc: str
+    of: str = ""
+    """Where the record has it: a field's name, or `process.pid`; empty where it is computed."""
+
+
+_TYPES = {
+    "str": "string",
+    "int": "int64",
+    "int | None": "int64",
+    "float": "float64",
+    "bool": "bool",
+    "State": "string",
+    "tuple[str, ...]": "list<string>",
+    "tuple[Frame, ...]": "list<string>",
+    "tuple[StageSpan, ...]": SPAN_TYPE,
+    "tuple[Member, ...]": MEMBER_TYPE,
+    "tuple[StageStall, ...]": STALL_TYPE,
+    "tuple[WaitFact, ...]": WAIT_FACT_TYPE,
+}
+"""Of a field's annotation, as records.py and its like write it."""
+
+
+def parts_of(type: str) -> dict[str, str]:
+    """Return the names and types of a list's elements; empty where they are plain values."""
+    return dict(re.findall(r"(\w+): (\w+)", type))
+
+
+class _Fields:
+    """Makes columns of the fields of one kind of record."""
+
+    def __init__(self, record: type) -> None:
+        self._record = record
+
+    def __call__(self, name: str, doc: str, *, of: str = "", small: bool = False) -> Column:
+        """Return the column of field *of* (*name*, if not given); *small* fits 32 bits."""
+        of = of or name
+        kind = self._record
+        for part in of.split(".")[:-1]:
+            kind = {"process": Process}[part]
+        annotation: str = kind.__annotations__[of.rpartition(".")[2]]
+        return Column(name, "int32" if small else _TYPES[annotation], doc, of)
+
+
+_request = _Fields(RequestRecord)
+_batch = _Fields(BatchRecord)
+_sample = _Fields(Sample)
+_stack = _Fields(StackSpan)
+_kernel = _Fields(KernelRow)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,46 +135,46 @@ SERVER = Table(
     "server",
     "One row a request that a served process recorded for this run.",
     (
-        Column("trace_id", "string", "joins `client.trace_id`"),
-        Column("span_id", "string", "the server's span"),
-        Column("parent_span_id", "string", "joins `client.span_id`"),
-        Column("ring_id", "string", "the process that served it (`service.instance.id`)"),
-        Column("seq", "int64", "position in that process's recorder file; -1: it died in flight"),
-        Column("pid", "int64", "process id on its host"),
-        Column("service", "string", "service name"),
-        Column("host", "string", "host name"),
-        Column("boot_id", "string", "equal to the client's: one monotonic clock serves both"),
-        Column("state", "string", "`finished` or `died`"),
+        _request("trace_id", "joins `client.trace_id`"),
+        _request("span_id", "the server's span"),
+        _request("parent_span_id", "joins `client.span_id`"),
+        _request("ring_id", "the process that served it (`service.instance.id`)", of="process.ring_id"),
+        _request("seq", "position in that process's recorder file; -1: it died in flight"),
+        _request("pid", "process id on its host", of="process.pid"),
+        _request("service", "service name", of="process.service"),
+        _request("host", "host name", of="process.host"),
+        _request("boot_id", "equal to the client's: one monotonic clock serves both", of="process.boot_id"),
+        _request("state", "`finished` or `died`"),
         Column("died_in_stage", "string", "the stage open when the process died; empty otherwise"),
-        Column("start_ns", "int64", f"when the middleware first saw it; {_MONO}"),
+        _request("start_ns", f"when the middleware first saw it; {_MONO}"),
         Column("start_wall_ns", "int64", "the same, ns since the Unix epoch"),
-        Column("duration_ns", "int64", "until the last byte was handed over"),
+        _request("duration_ns", "until the last byte was handed over"),
         *(Column(f"{s}_ns", "int64", f"charged to `{s}`, sub-stages included") for s in STAGES),
         Column("other_ns", "int64", "what none of the six stages claimed (stages of the user's "
                "own names are in `stages` and count here)"),
-        Column("stages", SPAN_TYPE, "every opening of a stage, by full name, with what it is "
+        _request("stages", "every opening of a stage, by full name, with what it is "
                "charged"),
-        Column("batch_ids", "list<string>", "batches that it was a member of"),
-        Column("method", "string", "HTTP method"),
-        Column("path", "string", "without query string, at most 128 bytes"),
-        Column("route", "string", "route template where known, else empty"),
-        Column("status", "int32", "HTTP status; 0 where no response was started"),
-        Column("error", "string", "exception class, `disconnect`, `incomplete`, or empty"),
-        Column("request_bytes", "int64", "body bytes read"),
-        Column("response_bytes", "int64", "body bytes written"),
-        Column("first_byte_ns", "int64", "since start_ns; 0 where no body byte was written"),
-        Column("send_wait_ns", "int64", "waiting for the client to take bytes"),
-        Column("chunks", "int32", "body messages written"),
-        Column("stages_dropped", "int32", "openings that found no room in the record"),
-        Column("chunk_gaps", "int32", "times between one body chunk with bytes and the next"),
-        Column("chunk_gap_sum_ns", "int64", "their sum; divided by chunk_gaps, the mean time between "
+        _request("batch_ids", "batches that it was a member of"),
+        _request("method", "HTTP method"),
+        _request("path", "without query string, at most 128 bytes"),
+        _request("route", "route template where known, else empty"),
+        _request("status", "HTTP status; 0 where no response was started", small=True),
+        _request("error", "exception class, `disconnect`, `incomplete`, or empty"),
+        _request("request_bytes", "body bytes read"),
+        _request("response_bytes", "body bytes written"),
+        _request("first_byte_ns", "since start_ns; 0 where no body byte was written"),
+        _request("send_wait_ns", "waiting for the client to take bytes"),
+        _request("chunks", "body messages written", small=True),
+        _request("stages_dropped", "openings that found no room in the record", small=True),
+        _request("chunk_gaps", "times between one body chunk with bytes and the next", small=True),
+        _request("chunk_gap_sum_ns", "their sum; divided by chunk_gaps, the mean time between "
                "chunks, or tokens"),
-        Column("chunk_gap_max_ns", "int64", "the longest of them"),
-        Column("stalls", STALL_TYPE, "what its stages, and `other`, were charged while the process "
+        _request("chunk_gap_max_ns", "the longest of them"),
+        _request("stalls", "what its stages, and `other`, were charged while the process "
                "stood still, by cause: `loop`, `gc`, `capture`; null: not known"),
         Column("profiled", "bool", "true where a capture was at work meanwhile, so that its times are "
                "not the server's own; null: not known"),
-        Column("wait_facts", WAIT_FACT_TYPE, "when it ran on the event loop (`ran`), waited for it "
+        _request("wait_facts", "when it ran on the event loop (`ran`), waited for it "
                "(`ready`, `due`), awaited something else (`awaited`), a thread worked for it "
                "(`thread`) or was not on a core (`queued`, `off`), and when its process stood "
                "still (`gc`); null: not known; see waits.md"),
@@ -134,19 +187,19 @@ BATCHES = Table(
     "batches",
     "One row a batch whose members belong to this run.",
     (
-        Column("batch_id", "string", "16 hex digits; joins `server.batch_ids`"),
-        Column("trace_id", "string", "the batch's own trace"),
-        Column("ring_id", "string", "the process that ran it"),
-        Column("seq", "int64", "position in that process's recorder file"),
-        Column("model", "string", "model name, where given"),
-        Column("state", "string", "`finished` or `died`"),
-        Column("start_ns", "int64", f"worker free and first member there; {_MONO}"),
-        Column("duration_ns", "int64", "until the batch was done"),
-        Column("size", "int32", "members"),
-        Column("members", MEMBER_TYPE, "ids of the members"),
-        Column("device_ns", "int64", "device time; 0 where it was not measured"),
-        Column("stages", SPAN_TYPE, "the batch's own stages"),
-        Column("error", "string", "exception class, or empty"),
+        _batch("batch_id", "16 hex digits; joins `server.batch_ids`"),
+        _batch("trace_id", "the batch's own trace"),
+        _batch("ring_id", "the process that ran it", of="process.ring_id"),
+        _batch("seq", "position in that process's recorder file"),
+        _batch("model", "model name, where given"),
+        _batch("state", "`finished` or `died`"),
+        _batch("start_ns", f"worker free and first member there; {_MONO}"),
+        _batch("duration_ns", "until the batch was done"),
+        _batch("size", "members", small=True),
+        _batch("members", "ids of the members"),
+        _batch("device_ns", "device time; 0 where it was not measured"),
+        _batch("stages", "the batch's own stages"),
+        _batch("error", "exception class, or empty"),
     ),
 )
 
@@ -156,15 +209,15 @@ SAMPLES = Table(
     "samples",
     "One row a reading of a resource on the server's host, while the run lasted.",
     (
-        Column("name", "string", "what was read, a name of docs/attributes.md"),
-        Column("start_ns", "int64", f"beginning of what the value tells of; {_HOST_MONO}"),
-        Column("end_ns", "int64", "its end; equal to start_ns where it is of one moment"),
-        Column("value", "float64", "in `unit`"),
+        _sample("name", "what was read, a name of docs/attributes.md"),
+        _sample("start_ns", f"beginning of what the value tells of; {_HOST_MONO}"),
+        _sample("end_ns", "its end; equal to start_ns where it is of one moment"),
+        _sample("value", "in `unit`"),
         Column("unit", "string", "as UCUM writes it"),
         Column("kind", "string", "`level`: how high it stood; `amount`: how much there was"),
-        Column("pid", "int64", "the process that it is of; 0: the host or a device"),
-        Column("device", "string", "UUID of the device that it is of; empty: none"),
-        Column("detail", "string", "what tells apart series of one name: `read`, a reason"),
+        _sample("pid", "the process that it is of; 0: the host or a device"),
+        _sample("device", "UUID of the device that it is of; empty: none"),
+        _sample("detail", "what tells apart series of one name: `read`, a reason"),
     ),
 )
 
@@ -172,19 +225,19 @@ STACKS = Table(
     "stacks",
     "One row a stack of one thread, as long as sampling saw it unchanged.",
     (
-        Column("pid", "int64", "process id"),
-        Column("thread_id", "int64", "the operating system's id; 0 where it is not known"),
-        Column("thread", "string", "the thread's name"),
-        Column("start_ns", "int64", _HOST_MONO),
-        Column("end_ns", "int64", "start_ns and what its samples stand for"),
-        Column("samples", "int32", "how often it was seen"),
-        Column("stage", "string", "full name of the stage whose code it is; empty: none known"),
-        Column("by", "string", "`marker`, `block`, `interval` or `none`: how the stage is known"),
-        Column("running", "bool", "false where the thread waits"),
-        Column("frames", "list<string>", "`function (file:line)`, outermost first"),
-        Column("reason", "string", "`window`, `loop_lag`, `slow`, `oom` or `demand`"),
-        Column("how", "string", "`py-spy` or `in-process`"),
-        Column("cpu_ns", "int64", "CPU time that the thread used meanwhile; null: not read"),
+        _stack("pid", "process id"),
+        _stack("thread_id", "the operating system's id; 0 where it is not known"),
+        _stack("thread", "the thread's name"),
+        _stack("start_ns", _HOST_MONO),
+        _stack("end_ns", "start_ns and what its samples stand for"),
+        _stack("samples", "how often it was seen", small=True),
+        _stack("stage", "full name of the stage whose code it is; empty: none known"),
+        _stack("by", "`marker`, `block`, `interval` or `none`: how the stage is known"),
+        _stack("running", "false where the thread waits"),
+        _stack("frames", "`function (file:line)`, outermost first"),
+        _stack("reason", "`window`, `loop_lag`, `slow`, `oom` or `demand`"),
+        _stack("how", "`py-spy` or `in-process`"),
+        _stack("cpu_ns", "CPU time that the thread used meanwhile; null: not read"),
     ),
 )
 
@@ -192,21 +245,21 @@ KERNELS = Table(
     "kernels",
     "One row a kernel, copy or operator by name, stage and capture; one row a stage's sum.",
     (
-        Column("capture_id", "string", "the capture that saw it"),
-        Column("pid", "int64", "process id"),
-        Column("start_ns", "int64", f"begin of recording; {_HOST_MONO}"),
-        Column("end_ns", "int64", "its end"),
-        Column("stage", "string", "full name of the stage that launched it; empty: none"),
-        Column("kind", "string", "`stage`, `kernel`, `copy`, `memset` or `operator`"),
-        Column("name", "string", "as the profiler writes it; empty for kind `stage`"),
-        Column("device", "string", "`cuda:0`, `cpu`"),
-        Column("launches", "int64", "how often"),
-        Column("busy_ns", "int64", "sum; of a stage the union; of operators self time"),
-        Column("span_ns", "int64", "kind `stage`: how long the stage was open; else 0"),
-        Column("idle_ns", "int64", "kind `stage`: of span_ns, the device without work; else 0"),
-        Column("host_wait_ns", "int64", "kind `stage`: of idle_ns, the next launch not begun"),
-        Column("bound", "string", "kind `stage`: `launch`, `kernel`, `copy`, `sync`, `mixed`"),
-        Column("unmatched", "int64", "kind `stage`: launches whose work was not seen"),
+        _kernel("capture_id", "the capture that saw it"),
+        _kernel("pid", "process id"),
+        _kernel("start_ns", f"begin of recording; {_HOST_MONO}"),
+        _kernel("end_ns", "its end"),
+        _kernel("stage", "full name of the stage that launched it; empty: none"),
+        _kernel("kind", "`stage`, `kernel`, `copy`, `memset` or `operator`"),
+        _kernel("name", "as the profiler writes it; empty for kind `stage`"),
+        _kernel("device", "`cuda:0`, `cpu`"),
+        _kernel("launches", "how often"),
+        _kernel("busy_ns", "sum; of a stage the union; of operators self time"),
+        _kernel("span_ns", "kind `stage`: how long the stage was open; else 0"),
+        _kernel("idle_ns", "kind `stage`: of span_ns, the device without work; else 0"),
+        _kernel("host_wait_ns", "kind `stage`: of idle_ns, the next launch not begun"),
+        _kernel("bound", "kind `stage`: `launch`, `kernel`, `copy`, `sync`, `mixed`"),
+        _kernel("unmatched", "kind `stage`: launches whose work was not seen"),
     ),
 )
 
