@@ -141,7 +141,7 @@ class StageMiddleware:
             else:
                 await app(scope, exchange.receive, exchange.send)
         except BaseException as error:
-            failure = type(error).__name__
+            failure = exchange.failed(error)
             raise
         finally:
             if nesting is not None and attached is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from asyncio import get_running_loop
 from collections.abc import Awaitable
 from sys import modules
 from typing import Any
@@ -62,19 +63,18 @@ class ChunkGaps:
 
 
 MOUNT_KEY = "stagescope.mount"
-"""Scope key of the hook for Starlette: (prefix of all mounts so far, the innermost mount)."""
-
-_NO_MOUNT = ("", None)
+"""Scope key of the hook for Starlette: (prefix of all mounts so far, route at the innermost)."""
 
 
 def template(scope: Scope) -> bytes:
     """Give the template as UTF-8; empty where no router left one."""
     route: Any = scope.get("route")
-    if route is None:
-        return b""
-    prefix, mount = scope.get(MOUNT_KEY, _NO_MOUNT)
-    if route is mount:
+    mounted = scope.get(MOUNT_KEY)
+    prefix, outer_route = mounted or ("", None)
+    if mounted and route is outer_route:  # The mounted app has no routes.
         path: object = "/{path}"
+    elif route is None:
+        return b""
     else:
         path = _included(scope, route) or getattr(route, "path_format", None)
         path = path or getattr(route, "path", None)
@@ -113,6 +113,9 @@ _NOWHERE = fmt.MAX_CHAIN * fmt.ENTRIES_PER_SLOT
 
 _UNCHUNKED = ("http.response.pathsend", "http.response.zerocopysend")
 """Extensions by which the server itself reads the body from a file."""
+
+ERROR_GRACE_S = 0.1
+"""How long the record of a 5xx waits for the exception behind it."""
 
 SLOW_SEND_NS = 1_000_000
 """A client that keeps the server waiting longer than this for one chunk gets an entry of its own."""
@@ -337,9 +340,26 @@ class Exchange:
     def end(self, at_ns: int) -> None:
         """Note that the last byte was handed over at *at_ns*."""
         self.ended_ns = at_ns
-        # An error's class is known only when the app has raised it, after its 500 was sent.
         if self._status < 500:
             self.finish("")
+            return
+        # An error's class is known only when the app has raised it, after its 500 was sent. An
+        # app that raises nothing may have a background task, which the record does not wait for.
+        try:
+            loop = get_running_loop()
+        except RuntimeError:
+            return  # trio: the record is written when the app returns.
+        loop.call_later(ERROR_GRACE_S, self._finish_unless_done)
+
+    def _finish_unless_done(self) -> None:
+        if not self._timeline.done:
+            self.finish("")
+
+    def failed(self, error: BaseException) -> str:
+        """Return the class name of what the app raised; the server answers for it with a 500."""
+        if not self._status and not self._disconnected and isinstance(error, Exception):
+            self._status = 500
+        return type(error).__name__
 
     def finish(self, error: str) -> None:
         """Write the record; *error* is the exception's class name, or empty."""
@@ -362,7 +382,7 @@ class Exchange:
                 end_ns, self._request_bytes, self._response_bytes, self._first_byte_ns,
                 self._send_wait_ns, self._chunks, _STATUSES.get(self._status, 0),
                 error.encode("utf-8", "replace") if error else b"",
-                template(scope) if "route" in scope else b"",
+                template(scope) if "route" in scope or MOUNT_KEY in scope else b"",
             )  # fmt: skip
         except Exception as problem:
             recorder = self._timeline.recorder

@@ -24,6 +24,7 @@ def begin() -> None:
         watch()
     except Exception as error:  # noqa: BLE001 - the guard: the server starts, whatever we do
         say(f"{type(error).__name__}: {error}")
+    stay_first_after_exec()
 
 
 def watch() -> None:
@@ -43,6 +44,44 @@ def watch() -> None:
     autoload.begin()
 
 
+def with_ours_first(path: str) -> str:
+    """Return the PYTHONPATH *path* with our folder first, where it is on it at all."""
+    entries = path.split(os.pathsep)
+    if HERE not in entries:
+        return path
+    return os.pathsep.join([HERE] + [entry for entry in entries if entry != HERE])
+
+
+def put_ours_first() -> None:
+    """Put our folder first again on the PYTHONPATH of what this process starts.
+
+    Python runs the first `sitecustomize` alone. Of two launchers that both work by one, that of
+    OpenTelemetry puts its own first and does not run ours; ours runs theirs.
+    """
+    path = os.environ.get("PYTHONPATH")
+    if path and with_ours_first(path) != path:
+        os.environ["PYTHONPATH"] = with_ours_first(path)
+
+
+def stay_first_after_exec() -> None:
+    """Put our folder first before this process becomes another; each exec of `os` ends in these."""
+    execv, execve = os.execv, os.execve
+
+    def execv_with_ours_first(path, argv):  # type: ignore[no-untyped-def]
+        put_ours_first()
+        return execv(path, argv)
+
+    def execve_with_ours_first(path, argv, env):  # type: ignore[no-untyped-def]
+        if isinstance(env, dict) and isinstance(env.get("PYTHONPATH"), str):
+            env = dict(env, PYTHONPATH=with_ours_first(env["PYTHONPATH"]))
+        elif env is os.environ:
+            put_ours_first()
+        return execve(path, argv, env)
+
+    os.execv = execv_with_ours_first
+    os.execve = execve_with_ours_first
+
+
 def say(why: str) -> None:
     """Say on standard error why this process records nothing."""
     sys.stderr.write(f"stagescope run: nothing is recorded in process {os.getpid()}: {why}\n")
@@ -59,6 +98,9 @@ def chain() -> None:
             raise
         if ours is not None:
             sys.modules["sitecustomize"] = ours
+    finally:
+        if os.environ.get("STAGESCOPE_RUN"):
+            put_ours_first()
 
 
 # Imported by hand (a tool that walks the package), it does nothing.

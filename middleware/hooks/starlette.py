@@ -58,7 +58,7 @@ def _mounted(handle: Callable[..., Any]) -> Callable[..., Any]:
         with guarded():
             prefix, _ = scope.get(MOUNT_KEY, ("", None))
             path = getattr(mount, "path_format", "").removesuffix("/{path}")
-            scope[MOUNT_KEY] = (prefix + path, mount)
+            scope[MOUNT_KEY] = (prefix + path, scope.get("route"))
         await handle(mount, scope, receive, send)
 
     return noted

@@ -499,6 +499,60 @@ def test_an_odd_app_stays_as_odd_as_it_is(name: str, recording: Recording) -> No
     assert [record.error for record in recording.requests] == [error]
 
 
+@pytest.mark.parametrize(
+    ("app", "status"),
+    [
+        (says(error=LookupError()), 500),
+        (says(START, error=LookupError()), 200),
+        (says(error=asyncio.CancelledError()), 0),
+        (says(), 0),
+    ],
+    ids=["raises", "raises after the start", "is cancelled", "returns"],
+)
+def test_an_exception_before_the_response_is_a_500(
+    app: App, status: int, recording: Recording
+) -> None:
+    """The server answers for an app that raises; nothing that it does may be counted as no status."""
+    drive(StageMiddleware.around(app, recording.recorder), http_scope())
+
+    assert [record.status for record in recording.requests] == [status]
+
+
+@pytest.mark.parametrize("status", [200, 500, 503])
+def test_a_record_does_not_wait_for_a_background_task(status: int, recording: Recording) -> None:
+    """It is written while the task that came with the response still runs."""
+    recorded = asyncio.Event()
+    ended: list[bool] = []
+
+    async def later() -> None:
+        async with asyncio.timeout(20):
+            await recorded.wait()
+        ended.append(True)
+
+    response = PlainTextResponse("sent", status, background=BackgroundTask(later))
+    wrapped = StageMiddleware.around(response, recording.recorder)
+
+    async def call() -> None:
+        serving = asyncio.create_task(serve(wrapped))
+        while not recording.requests and not serving.done():
+            await asyncio.sleep(0.01)
+        recorded.set()
+        await serving
+
+    async def serve(app: App) -> None:
+        async def receive() -> dict[str, Any]:
+            return {"type": "http.request"}
+
+        async def send(message: dict[str, Any]) -> None:
+            return
+
+        await app(http_scope(), receive, send)
+
+    asyncio.run(call())
+    assert ended == [True]
+    assert [(record.status, record.error) for record in recording.requests] == [(status, "")]
+
+
 SCOPES = {
     "plain": http_scope(),
     "no raw_path": {key: value for key, value in http_scope().items() if key != "raw_path"},

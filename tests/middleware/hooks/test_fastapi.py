@@ -16,6 +16,8 @@ import pytest
 from fastapi import APIRouter, Depends, FastAPI, Form
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, field_serializer
+from starlette.applications import Starlette
+from starlette.staticfiles import StaticFiles
 
 from stagescope import stage
 from stagescope.middleware.asgi import StageMiddleware
@@ -291,6 +293,33 @@ def test_the_route_is_a_template(recording: Recording, path: str, route: str) ->
     assert record.route == route or (
         record.status == 404 and record.route == "/tenants/{tenant}/{path}"
     )
+
+
+@pytest.mark.parametrize("outer", [FastAPI, Starlette])
+@pytest.mark.parametrize("between", [None, FastAPI, Starlette])
+@pytest.mark.parametrize("path", ["/static/file.txt", "/static/none"])
+def test_the_route_of_a_mounted_app_without_routes_is_its_mount(
+    recording: Recording,
+    tmp_path: Path,
+    outer: type[Starlette],
+    between: type[Starlette] | None,
+    path: str,
+) -> None:
+    """Static files and other plain ASGI apps, whoever mounts them."""
+    files = tmp_path / "files"
+    files.mkdir()
+    (files / "file.txt").write_text("here")
+    app = outer()
+    mounting = app
+    if between is not None:
+        mounting = between()
+        app.mount("/v1", mounting)
+        path = f"/v1{path}"
+    mounting.mount("/static", StaticFiles(directory=files))
+
+    record = one_record(app, recording, "GET", path)
+
+    assert record.route == ("/v1/static/{path}" if between else "/static/{path}")
 
 
 @pytest.mark.parametrize("form", ["t={:.6f}", "{:.6f}", "ms", "us"])
