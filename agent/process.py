@@ -28,6 +28,7 @@ from stagescope.agent.pipeline import ENDPOINT_VARIABLE, Pipeline, sinks_from_en
 from stagescope.agent.samplers import chosen
 from stagescope.errors import EXIT_DONE, StagescopeError, UsageError
 from stagescope.recorder.spool import SOCKET_NAME, default_spool, ensure_spool
+from stagescope.settings import wrong_values
 
 YIELD_S = 8.0
 """How long an embedded agent may take to flush and let go."""
@@ -87,7 +88,9 @@ def _drained_until_lost(settings: Settings, spool: Path, samplers: Samplers | No
 
 
 def _check(settings: Settings) -> None:
-    """Find what is wrong with the command line before anything is touched."""
+    """Find what is wrong with command line and environment before anything is touched."""
+    if wrong := wrong_values():
+        raise UsageError("; ".join(wrong))
     if settings.listen:
         parse_address(settings.listen, option="--listen")
     elif settings.token_file:

@@ -62,9 +62,9 @@ def chosen(
 ) -> Chosen:
     """Give the samplers that *asked* (a command line) or the environment names, or all that fit.
 
-    Raises UsageError for a name that there is not.
+    Raises UsageError where the command line names one that there is not.
     """
-    text = settings.SAMPLERS.text(environment) if asked is None else asked
+    text = ",".join(settings.SAMPLERS.names(environment)) if asked is None else asked
     names = [name.strip() for name in text.split(",") if name.strip()]
     if names == ["off"]:
         return Chosen(())

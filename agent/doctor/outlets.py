@@ -103,10 +103,9 @@ def load(around: Environment) -> Finding:
 
 def own_cost(around: Environment) -> Finding:
     """What the samplers may cost, what they do, and what is shed for it."""
-    try:
-        share = budget(around.environment)
-    except UsageError as wrong:
-        return Finding(NO, str(wrong))
+    if wrong := settings.AGENT_BUDGET.problem(around.environment):
+        return Finding(NO, wrong)
+    share = budget(around.environment)
     text = f"samplers may use {100 * share:g} % of one core ({BUDGET_VARIABLE})"
     facts: dict[str, Any] = {"budget": share if share < float("inf") else None}
     try:
@@ -134,5 +133,7 @@ def configuration(around: Environment) -> Finding:
     facts = {"set": chosen, "wrong": wrong}
     if wrong:
         return Finding(WARN, "; ".join(wrong), ("see docs/configuration.md",), facts=facts)
-    told = ", ".join(f"{name}={value}" for name, value in sorted(chosen.items()))
+    told = ", ".join(
+        f"{name}={settings.printable(value)}" for name, value in sorted(chosen.items())
+    )
     return Finding(OK, told or "no STAGESCOPE_* variable is set: the defaults count", facts=facts)

@@ -34,11 +34,8 @@ def counters_allowed(
     proc: Path = Path("/proc"),
     clock: Callable[[], float] = time.monotonic,
 ) -> Callable[[], bool]:
-    """Make what tells whether the counters may be read now; *governor* may forbid it as well.
-
-    Raises UsageError for a setting that is none.
-    """
-    asked = settings.GPM.choice(environment, strict=True)
+    """Make what tells whether the counters may be read now; *governor* may forbid it as well."""
+    asked = settings.GPM.choice(environment)
     if asked:
         return lambda: asked == "on" and governor()
     look_s, found = 0.0, ""
@@ -79,7 +76,7 @@ OTHER_DEVICES: Final = ("/dev/kfd", "/dev/dri/renderD*", "/dev/accel*")
 def make(agent: AgentContext, environment: Mapping[str, str] = os.environ) -> Sequence[Collector]:
     """Give the sampler, or none where there is nothing to read, which is said.
 
-    Raises UsageError for a setting that is none, or a recording that cannot be read.
+    Raises UsageError for a recording that cannot be read.
     """
     if settings.GPU.text(environment) == "off":
         return ()
@@ -93,7 +90,7 @@ def make(agent: AgentContext, environment: Mapping[str, str] = os.environ) -> Se
 def _chosen(agent: AgentContext, environment: Mapping[str, str]) -> Callable[[], GpuProbe] | None:
     if replayed := settings.GPU_REPLAY.text(environment):
         return _replay(Path(replayed))
-    asked = settings.GPU.choice(environment, strict=True)
+    asked = settings.GPU.choice(environment)
     opener: Callable[[], GpuProbe] | None = None
     if asked == "nvml" or (not asked and _has_nvml()):
         opener = _nvml(agent, environment)

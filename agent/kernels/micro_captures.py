@@ -190,7 +190,7 @@ def request_for(mode: str, *, device: bool) -> CaptureRequest | None:
 
 def make(agent: AgentContext, environment: Mapping[str, str] = os.environ) -> list[Collector]:
     """Make the collector of *agent*."""
-    mode = settings.KERNELS.text(environment).lower()
+    mode = settings.KERNELS.choice(environment)
     made = KernelCaptures(
         agent.spool, agent.alive, agent.evidence, micro=request_for(mode, device=NVIDIA.exists()),
         allowed=agent.governor.allowed,

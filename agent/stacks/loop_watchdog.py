@@ -104,8 +104,8 @@ _log = logging.getLogger("stagescope")
 
 
 def make(agent: AgentContext, environment: Mapping[str, str] = os.environ) -> Sequence[Collector]:
-    """Make the watchdog. Raises UsageError where the limit is no number of milliseconds."""
-    limit_ms = settings.LOOP_LIMIT_MS.number(environment, strict=True)
+    """Make the watchdog; none where the limit is `off`."""
+    limit_ms = settings.LOOP_LIMIT_MS.number(environment)
     if math.isinf(limit_ms):
         return ()
     return (LoopWatch(agent, int(limit_ms * 1e6)),)

@@ -39,8 +39,8 @@ _log = logging.getLogger("stagescope")
 
 
 def make(agent: AgentContext, environment: Mapping[str, str] = os.environ) -> Sequence[Collector]:
-    """Make the collector; none where `STAGESCOPE_STACKS=off`. Raises UsageError for nonsense."""
-    mode = settings.STACKS.choice(environment, strict=True)
+    """Make the collector; none where `STAGESCOPE_STACKS=off`."""
+    mode = settings.STACKS.choice(environment)
     if mode == "off":
         return ()
     agent.actions.stacks = made = Stacks(agent, always=mode == "always")

@@ -18,7 +18,6 @@ from stagescope.agent.context import AgentContext
 from stagescope.agent.events import KINDS, SLOW, THROTTLE, Notice
 from stagescope.agent.stacks.loop_watchdog import LagWatch
 from stagescope.agent.triggers.sources import CgroupOom, NoticeFiles, SlowWatch
-from stagescope.errors import UsageError
 from stagescope.records import Process
 from stagescope.samples import Sample
 
@@ -102,7 +101,6 @@ def _write(path: Path, text: str) -> None:
     os.replace(hidden, path)
 
 
-TRIGGERS_VARIABLE: Final = variables.TRIGGERS.name
 KERNELS_VARIABLE: Final = variables.KERNELS.name
 """`micro`: triggers may start kernel captures too."""
 PERIOD_S: Final = 0.5
@@ -131,17 +129,10 @@ class Settings:
 
 
 def settings(environment: Mapping[str, str] = os.environ) -> Settings:
-    """Read the variables; raises UsageError for a kind that there is not."""
-    kernels = variables.KERNELS.text(environment).lower() not in ("", "off")
+    """Read the variables."""
+    kernels = variables.KERNELS.choice(environment) == "micro"
     kinds = variables.TRIGGERS.names(environment) or KINDS
-    if kinds == ("off",):
-        return Settings((), kernels)
-    if wrong := [name for name in kinds if name not in KINDS]:
-        raise UsageError(
-            f"{TRIGGERS_VARIABLE}: there is no trigger {wrong[0]!r}; there are "
-            f"{', '.join(KINDS)}, and `off` for none"
-        )
-    return Settings(kinds, kernels)
+    return Settings(() if kinds == ("off",) else kinds, kernels)
 
 
 class Triggers:

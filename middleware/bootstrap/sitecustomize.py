@@ -15,7 +15,13 @@ def begin() -> None:
     """Watch for the frameworks that there are hooks for."""
     if not os.environ.get("STAGESCOPE_RUN"):
         return
-    if os.environ.get("STAGESCOPE_DISABLE", "") not in ("", "0"):
+    if os.environ.get("STAGESCOPE_DISABLE", "").strip().lower() not in (
+        "",
+        "0",
+        "off",
+        "no",
+        "false",
+    ):
         return
     if sys.version_info < (3, 11):  # noqa: UP036 - not the Python that we are run by
         say(f"Python {sys.version_info[0]}.{sys.version_info[1]} is too old, 3.11 is needed")

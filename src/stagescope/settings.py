@@ -1,7 +1,7 @@
 """Every `STAGESCOPE_*` variable: its default, what it may be, and what it does.
 
 A variable is read when it is needed, here and nowhere else. In a served process a wrong value is
-logged once and its default counts; a command or an agent (*strict*) refuses it by UsageError.
+logged once and its default counts; `stagescope agent` asks `problems` first and refuses to start.
 `python -m stagescope.settings docs/configuration.md` brings the page up to date.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 
 # Every Python process below `stagescope run` imports this at its start: what costs more than all
-# of this (`logging`, `typing`, what `errors` needs) is imported where it is needed.
+# of this (`logging`, `typing`) is imported where it is needed.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 PREFIX = "STAGESCOPE_"
 SERVER, AGENT, BOTH, TESTS = "served process", "agent", "both", "tests"
 OFF_WORDS = ("0", "off", "no", "false")
+SAMPLER_NAMES = ("gpu", "host", "torch", "kernels", "triggers", "stacks", "watchdog")
+TRIGGER_NAMES = ("slow", "loop_lag", "oom", "throttle", "xid")
+LONGEST = 80
 
 _warned: set[str] = set()
 
@@ -25,7 +28,7 @@ _warned: set[str] = set()
 class Setting:
     """One variable. *allowed* is empty where any text will do; *form* says what text that is."""
 
-    __slots__ = ("allowed", "default", "form", "help", "name", "read_by")
+    __slots__ = ("allowed", "default", "form", "help", "is_number", "known", "name", "read_by")
 
     def __init__(
         self,
@@ -36,12 +39,17 @@ class Setting:
         read_by: str,
         allowed: tuple[str, ...] = (),
         form: str = "",
+        known: tuple[str, ...] = (),
+        is_number: bool = False,
     ) -> None:
+        """*known* are the names that a list of names may have."""
         self.name = PREFIX + name
         self.default = default
         self.help = help
         self.read_by = read_by
         self.allowed = allowed
+        self.known = known
+        self.is_number = is_number
         self.form = form or " or ".join(f"`{value}`" for value in allowed)
 
     def text(self, environ: Mapping[str, str] = os.environ) -> str:
@@ -52,52 +60,74 @@ class Setting:
         """Return whether a switch is on: set to anything but `0`, `off`, `no`, `false`."""
         return (self.text(environ) or self.default).lower() not in OFF_WORDS
 
-    def choice(self, environ: Mapping[str, str] = os.environ, *, strict: bool = False) -> str:
-        """Return the value, one of `allowed`; the default where it is not set or none of them.
-
-        Raises UsageError for a wrong value where *strict*.
-        """
+    def choice(self, environ: Mapping[str, str] = os.environ) -> str:
+        """Return the value, one of `allowed`; the default where it is not set or none of them."""
         value = self.text(environ).lower()
         if not value or value in self.allowed:
             return value or self.default
-        return self._wrong(value, strict=strict)
+        return self._wrong(value)
 
-    def number(self, environ: Mapping[str, str] = os.environ, *, strict: bool = False) -> float:
-        """Return a number above 0; infinite for `off`. Raises UsageError where *strict*."""
+    def number(self, environ: Mapping[str, str] = os.environ) -> float:
+        """Return a number above 0; infinite for `off`."""
         value = self.text(environ).lower() or self.default
-        try:
-            number = float("inf") if value == "off" else float(value)
-        except ValueError:
-            number = 0.0
-        if number > 0 and (value == "off" or number < float("inf")):
-            return number
-        return float(self._wrong(value, strict=strict))
+        number = _positive(value)
+        return number or float(self._wrong(value))
 
     def names(self, environ: Mapping[str, str] = os.environ) -> tuple[str, ...]:
-        """Return the names between commas; the default's where it is not set."""
-        text = self.text(environ) or self.default
-        return tuple(name.strip() for name in text.split(",") if name.strip())
+        """Return the names between commas; the default's where it is not set or one is unknown."""
+        if self.problem(environ):
+            return _names(self._wrong(self.text(environ)))
+        return _names(self.text(environ) or self.default)
 
     def problem(self, environ: Mapping[str, str]) -> str:
         """Return one sentence on what is wrong with the value; empty where nothing is."""
         value = self.text(environ).lower()
-        wrong = bool(value and self.allowed) and value not in self.allowed
-        return self._sentence(value) if wrong else ""
+        if not value:
+            return ""
+        if self.is_number:
+            wrong = not _positive(value)
+        elif self.known:
+            names = _names(self.text(environ))
+            wrong = names != ("off",) and not set(names) <= set(self.known)
+        else:
+            wrong = bool(self.allowed) and value not in self.allowed
+        return self._sentence(self.text(environ)) if wrong else ""
 
-    def _wrong(self, value: str, *, strict: bool) -> str:
-        if strict:
-            from stagescope.errors import UsageError
-
-            raise UsageError(self._sentence(value))
+    def _wrong(self, value: str) -> str:
         if self.name not in _warned:
             from logging import getLogger
 
             _warned.add(self.name)
-            getLogger("stagescope").warning("%s; %s counts", self._sentence(value), self.default)
+            getLogger("stagescope").warning(
+                "%s; %s counts", self._sentence(value), self.default or "its default"
+            )
         return self.default
 
     def _sentence(self, value: str) -> str:
-        return f"{self.name}={value}: give {self.form.replace('`', '')}"
+        return f"{self.name}={printable(value)}: give {self.form.replace('`', '')}"
+
+
+def printable(value: str) -> str:
+    """Return *value* short and without characters that would steer a terminal."""
+    short = value if len(value) <= LONGEST else value[:LONGEST] + "..."
+    return short if short.isprintable() else ascii(short)
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def _positive(value: str) -> float:
+    """Return the number, infinite for `off`; 0 where it is none above 0."""
+    try:
+        number = float("inf") if value == "off" else float(value)
+    except ValueError:
+        return 0.0
+    return number if number > 0 and (value == "off" or number < float("inf")) else 0.0
+
+
+def _some_of(names: tuple[str, ...]) -> str:
+    return f"some of {', '.join(f'`{name}`' for name in names)}, or `off`"
 
 
 def _switch(name: str, default: str, help: str, *, read_by: str) -> Setting:
@@ -152,7 +182,7 @@ TORCHSERVE_LOG = Setting(
 )  # fmt: skip
 SAMPLERS = Setting(
     "SAMPLERS", "", "What the agent samples; all that fit where it runs, if not set.",
-    read_by=AGENT, form="names with commas between, or `off`",
+    read_by=AGENT, form=_some_of(SAMPLER_NAMES), known=SAMPLER_NAMES,
 )  # fmt: skip
 STACKS = Setting(
     "STACKS", "runs", "When Python stacks are sampled: while a load run lasts, always, or never "
@@ -160,7 +190,7 @@ STACKS = Setting(
 )  # fmt: skip
 LOOP_LIMIT_MS = Setting(
     "LOOP_LIMIT_MS", "250", "How long an event loop may be blocked before its stack is taken.",
-    read_by=AGENT, form="milliseconds, or `off`",
+    read_by=AGENT, form="milliseconds, or `off`", is_number=True,
 )  # fmt: skip
 KERNELS = Setting(
     "KERNELS", "", "Short kernel captures by the agent itself: where there is a device if not set, "
@@ -168,11 +198,11 @@ KERNELS = Setting(
 )  # fmt: skip
 TRIGGERS = Setting(
     "TRIGGERS", "", "What starts a closer look by itself; all, if not set (docs/triggers.md).",
-    read_by=AGENT, form="names with commas between, or `off`",
+    read_by=AGENT, form=_some_of(TRIGGER_NAMES), known=TRIGGER_NAMES,
 )  # fmt: skip
 AGENT_BUDGET = Setting(
     "AGENT_BUDGET", "0.01", "What the samplers may use of one core before they are slowed down.",
-    read_by=AGENT, form="a share of one core, for example 0.01, or `off`",
+    read_by=AGENT, form="a share of one core, for example 0.01, or `off`", is_number=True,
 )  # fmt: skip
 GPU = Setting(
     "GPU", "", "Where GPU readings come from; the first that is there, if not set (docs/gpu.md).",
@@ -206,6 +236,12 @@ SETTINGS = (
 """In the order of the page."""
 
 
+def wrong_values(environ: Mapping[str, str] = os.environ) -> list[str]:
+    """Return a sentence for each wrong value of what an agent reads."""
+    found = (one.problem(environ) for one in SETTINGS if one.read_by in (AGENT, BOTH))
+    return [sentence for sentence in found if sentence]
+
+
 def problems(environ: Mapping[str, str]) -> Iterator[str]:
     """Yield a sentence for each variable of ours that is unknown or has a wrong value."""
     known = {setting.name: setting for setting in SETTINGS}
@@ -215,7 +251,7 @@ def problems(environ: Mapping[str, str]) -> Iterator[str]:
             sentence = (
                 setting.problem(environ)
                 if setting
-                else f"{name} is no setting; see docs/configuration.md"
+                else f"{printable(name)} is no setting; see docs/configuration.md"
             )
             if sentence:
                 yield sentence
@@ -230,7 +266,7 @@ def page() -> str:
         "These variables of the environment change what the served process and the agent do.",
         "Command-line options win over them.",
         "A wrong value is one sentence in a served process's log, and the default counts.",
-        "A command or an agent refuses it.",
+        "`stagescope agent` refuses to start with one: exit code 2.",
         "`stagescope doctor` shows those that are set, with what is wrong with them.",
         "OpenTelemetry's own variables are in [exporters.md](exporters.md).",
         "",

@@ -28,7 +28,6 @@ from stagescope.agent.triggers.triggers import (
     make,
     settings,
 )
-from stagescope.errors import UsageError
 from stagescope.records import Process, State
 from stagescope.stages import StageStall
 from stagescope.testing import wait_until
@@ -233,15 +232,13 @@ def test_old_reasons_go(tmp_path: Path) -> None:
     assert kept == [f"{number:04}.json" for number in range(5, MOST + 5)]
 
 
-def test_settings_are_read_and_wrong_words_named() -> None:
-    """Unset: all kinds, no kernels; names; `off`; a word that is none is a sentence."""
+def test_settings_are_read() -> None:
+    """Unset: all kinds, no kernels; names; `off`."""
     assert settings({}) == Settings(KINDS, kernels=False)
     assert settings({"STAGESCOPE_TRIGGERS": "slow, oom"}).kinds == (SLOW, OOM)
     assert settings({"STAGESCOPE_TRIGGERS": "off"}).kinds == ()
     assert settings({"STAGESCOPE_KERNELS": "micro"}).kernels
     assert not settings({"STAGESCOPE_KERNELS": "off"}).kernels
-    with pytest.raises(UsageError, match="there is no trigger 'flow'; there are slow, loop_lag"):
-        settings({"STAGESCOPE_TRIGGERS": "flow"})
 
 
 # --- slow -----------------------------------------------------------------------------------------
