@@ -33,7 +33,7 @@ class HasChildCpu(Protocol):
     """A collector that has others work for it, whose CPU time its own thread's does not show."""
 
     def children_cpu_s(self) -> float:
-        """Give the CPU seconds of all processes and threads that it ever began; only grows."""
+        """Return the CPU seconds of all processes and threads that it ever began; only grows."""
         ...
 
 
@@ -102,12 +102,12 @@ class Metered:
             self._longest_ns = max(self._longest_ns, took_ns)
 
     def cost(self) -> Cost:
-        """Give what it has cost so far."""
+        """Return what it has cost so far."""
         cpu_s = self._cpu_ns / 1e9 + self._children_cpu_s()
         return Cost(cpu_s, self._late_ns / 1e9, self._stall_ns / 1e9)
 
     def counters(self) -> dict[str, float]:
-        """Give calls; seconds of CPU, late, and held up in all; the longest that one call took."""
+        """Return calls; seconds of CPU, late, and held up in all; the longest that one call took."""
         cost = self.cost()
         return {
             f"collector_{self.name}_calls": self._calls,

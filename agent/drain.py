@@ -1,4 +1,4 @@
-"""Tails every recorder file of a spool: finds new ones, reads them in bites, buries the dead."""
+"""Tails every recorder file of a spool: finds new ones, reads them in batches, removes the files of exited processes."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ class Ring:
 class Drain:
     """Reads whatever the spool's processes write; one thread calls, any thread asks for counters.
 
-    *give_way* is called between two bites: an embedded agent lets the server run there. No bite
+    *give_way* is called between two batches: an embedded agent lets the server run there. No batch
     is read where *has_room* says no. *note* hears how far a file is read, after its records were
     delivered; *recall* has again what was read shortly before the place of a cursor.
     """
@@ -194,7 +194,7 @@ class Drain:
                 self._recall(records)
 
     def _set_aside(self, path: Path, problem: str) -> None:
-        """Leave a file that cannot be read where it is; said once, tried again at each look."""
+        """Leave a file that cannot be read where it is; logged once, tried again at each look."""
         if path in self._broken:
             return
         self._broken[path] = problem
@@ -244,7 +244,7 @@ class Drain:
                   ring.process.pid, ring.process.service, len(in_flight))  # fmt: skip
 
     def places(self) -> Cursors:
-        """Tell how far each file is read."""
+        """Return how far each file is read."""
         return {ring.process.ring_id: ring.place for ring in self._rings.values()}
 
     def ended(self) -> list[Path]:
@@ -274,7 +274,7 @@ class Drain:
             self._close(ring)
 
     def counters(self) -> dict[str, int]:
-        """Give what was read, and the sum of the writers' own counters, those gone included."""
+        """Return what was read, and the sum of the writers' own counters, those gone included."""
         with self._lock:
             sums = dict(self._gone)
             for ring in self._rings.values():
@@ -283,7 +283,7 @@ class Drain:
             return self._counts | sums
 
     def waits(self) -> dict[str, dict[str, int]]:
-        """Give what the processes of each service waited for; a service keeps its sums."""
+        """Return what the processes of each service waited for; a service keeps its sums."""
         with self._lock:
             at_hand: dict[str, list[dict[str, int]]] = {s: [w] for s, w in self._waited.items()}
             for ring in self._rings.values():
@@ -291,18 +291,18 @@ class Drain:
             return {service: summed(waits, fmt.WAITS) for service, waits in at_hand.items()}
 
     def process_waits(self) -> list[tuple[Process, dict[str, int]]]:
-        """Give what each live process waited for."""
+        """Return what each live process waited for."""
         with self._lock:
             live = [ring for ring in self._rings.values() if not ring.dead]
             return [(ring.reader.process, ring.reader.waits()) for ring in live]
 
     def alive(self) -> list[tuple[Path, Process]]:
-        """Give the recorder files whose processes live, and these processes."""
+        """Return the recorder files whose processes live, and these processes."""
         with self._lock:
             return [(r.path, r.reader.process) for r in self._rings.values() if not r.dead]
 
     def loop_ticks(self) -> list[tuple[Path, Process, int]]:
-        """Give the same, and of each how often its event loops' timers have run."""
+        """Return the same, and of each how often its event loops' timers have run."""
         with self._lock:
             return [
                 (r.path, r.process, r.reader.wait("loop_ticks"))
@@ -311,13 +311,13 @@ class Drain:
             ]
 
     def serving_since(self, path: Path) -> list[int]:
-        """Give the starts (monotonic ns) of the requests that the writer of *path* serves now."""
+        """Return the starts (monotonic ns) of the requests that the writer of *path* serves now."""
         with self._lock:
             ring = self._rings.get(path)
             return ring.reader.serving_since() if ring else []
 
     def rings(self) -> int:
-        """Count the files at hand."""
+        """Return the number of open recorder files."""
         return len(self._rings)
 
     def in_flight(self) -> dict[str, int]:
@@ -332,7 +332,7 @@ class Drain:
             return dict(self._serving)
 
     def cost(self) -> InstrumentCost:
-        """Give the mean of what the middleware measured of itself in the processes at hand."""
+        """Return the mean of what the middleware measured of itself in the live processes."""
         with self._lock:
             costs = [ring.reader.process.cost for ring in self._rings.values()]
         known = [cost for cost in costs if cost.base_ns] or [InstrumentCost(0, 0)]

@@ -63,14 +63,14 @@ class EventQueue:
             self.put(notice)
 
     def take(self) -> list[Notice]:
-        """Give what waits, oldest first, and forget it."""
+        """Return what waits, oldest first, and forget it."""
         with self._lock:
             taken = list(self._waiting)
             self._waiting.clear()
         return taken
 
     def counters(self) -> dict[str, float]:
-        """Give how many were put, and dropped for want of room."""
+        """Return how many were put, and dropped for want of room."""
         with self._lock:
             return {"notices": self._put, "notices_dropped": self._dropped}
 

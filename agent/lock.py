@@ -31,7 +31,7 @@ class SpoolLock:
         self._path = path
 
     def valid(self) -> bool:
-        """Tell whether the lock file is still there: without it another agent may drain too."""
+        """Return whether the lock file is still there: without it another agent may drain too."""
         return self._fd >= 0 and still_named(self._fd, self._path)
 
     def release(self) -> None:
@@ -80,7 +80,7 @@ def holder(spool: Path) -> dict[str, Any]:
 
 
 def held(spool: Path) -> bool:
-    """Tell whether somebody drains *spool*; False also where it is not there or not for us."""
+    """Return whether somebody drains *spool*; False also where it is not there or not for us."""
     try:
         with opened_spool(spool) as folder:
             return is_held(folder)

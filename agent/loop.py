@@ -46,7 +46,7 @@ _log = logging.getLogger("stagescope")
 
 
 def next_pause_s(last_s: float, *, records: int, more: bool) -> float:
-    """Give how long to sleep: not at all where more is waiting, longer the longer nothing came."""
+    """Return how long to sleep: not at all where more is waiting, longer the longer nothing came."""
     if more:
         return 0.0
     if records:
@@ -72,7 +72,7 @@ class Agent:
         clock: Callable[[], int] = time.monotonic_ns,
         cpu_s: Callable[[], float] = time.process_time,
     ) -> None:
-        """*shared*: the process is a server's, so every bite ends with giving way to it.
+        """*shared*: the process is a server's, so every batch ends with giving way to it.
 
         *samplers* makes what samples, once the agent knows whom. Where *holds* tells that the
         spool is no longer ours, since somebody deleted it, `run` ends and `lost_spool` is True.
@@ -186,7 +186,7 @@ class Agent:
             collector.due_ns = 0
 
     def close(self, timeout_s: float = 5.0) -> None:
-        """Flush every sink, save how far the spool is read, let go of the files."""
+        """Flush every sink, save how far the spool is read, close the files."""
         deadline = self._clock() + int(timeout_s * 1e9)
         if not self.lost_spool:
             withdraw_export(self.spool)
@@ -227,7 +227,7 @@ class Agent:
             return self._passed.wait_for(lambda: self._finished >= wanted, timeout_s)
 
     def counters(self) -> dict[str, float]:
-        """Give what only grows: the agent's own counts, the writers' and the sinks'."""
+        """Return what only grows: the agent's own counts, the writers' and the sinks'."""
         drained = self._drain.counters()
         faults = drained.pop("faults")
         of_sinks = {
@@ -250,7 +250,7 @@ class Agent:
         }
 
     def gauges(self) -> dict[str, float]:
-        """Give what comes and goes: files at hand, what the middleware costs, worst lateness."""
+        """Return what comes and goes: open recorder files, what the middleware costs, worst lateness."""
         cost = self._drain.cost()
         return (
             {
@@ -267,7 +267,7 @@ class Agent:
         )
 
     def costs(self) -> dict[str, dict[str, float]]:
-        """Give what each collector has cost so far, by its name; from any thread."""
+        """Return what each collector has cost so far, by its name; from any thread."""
         return costs_of(self._collectors)
 
     def _own_cpu_s(self) -> dict[str, float]:
@@ -276,31 +276,31 @@ class Agent:
         return used_s | {OTHER: self._cpu_s() - self._cpu_before_s - in_collectors_s}
 
     def alive(self) -> list[tuple[Path, Process]]:
-        """Give the recorder files whose processes live, and these processes; from any thread."""
+        """Return the recorder files whose processes live, and these processes; from any thread."""
         return self._drain.alive()
 
     def loop_ticks(self) -> list[tuple[Path, Process, int]]:
-        """Give of each living process how often its event loops' timers have run."""
+        """Return of each living process how often its event loops' timers have run."""
         return self._drain.loop_ticks()
 
     def serving_since(self, ring: Path) -> list[int]:
-        """Give the starts (monotonic ns) of the requests that the writer of *ring* serves now."""
+        """Return the starts (monotonic ns) of the requests that the writer of *ring* serves now."""
         return self._drain.serving_since(ring)
 
     def run_under_way(self) -> bool:
-        """Tell whether records of a load run came in the last few seconds."""
+        """Return whether records of a load run came in the last few seconds."""
         return self.runs.under_way(RUN_QUIET_S)
 
     def in_flight(self) -> dict[str, int]:
-        """Give the requests that each service is serving now."""
+        """Return the requests that each service is serving now."""
         return self._drain.in_flight()
 
     def waits(self) -> dict[str, dict[str, int]]:
-        """Give what the processes of each service waited for (`recorder_format.WAITS`)."""
+        """Return what the processes of each service waited for (`recorder_format.WAITS`)."""
         return self._drain.waits()
 
     def process_waits(self) -> list[tuple[Process, dict[str, int]]]:
-        """Give what each live process waited for, each process by itself."""
+        """Return what each live process waited for, each process by itself."""
         return self._drain.process_waits()
 
     def _deliver(self, records: Sequence[Record]) -> None:
@@ -329,7 +329,7 @@ class Agent:
         self._counts["sleeps"] += 1
 
     def _guarded(self, doing: str, call: Callable[[], T]) -> T | None:
-        """The one guard: a fault in one part is counted, said once, and ends no other part."""
+        """The one guard: a fault in one part is counted, logged once, and ends no other part."""
         try:
             return call()
         except Exception:
@@ -339,7 +339,7 @@ class Agent:
             if doing not in self._said:
                 self._said.add(doing)
                 _log.exception(
-                    "the agent's own fault while %s; said once, counted as faults", doing
+                    "the agent's own fault while %s; logged once, counted as faults", doing
                 )
             return None
 

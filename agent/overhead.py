@@ -90,7 +90,7 @@ class Usage:
             self._readings.popleft()
 
     def share(self, since_ns: int) -> float | None:
-        """Give the share of one core in the last window; None until one began after *since_ns*."""
+        """Return the share of one core in the last window; None until one began after *since_ns*."""
         if not self._readings:
             return None
         (begun_ns, before_s), (now_ns, now_s) = self._readings[0], self._readings[-1]
@@ -115,7 +115,7 @@ _log = logging.getLogger("stagescope")
 
 
 def budget(environment: Mapping[str, str] = os.environ) -> float:
-    """Give the budget, a share of one core; infinite for `off`."""
+    """Return the budget, a share of one core; infinite for `off`."""
     return settings.AGENT_BUDGET.number(environment)
 
 
@@ -155,7 +155,7 @@ class Governor:
         self._watched += collectors
 
     def allowed(self, what: str) -> bool:
-        """Tell whether *what* may be done now: `capture`, `micro-capture`, `stacks`, `gpm`.
+        """Return whether *what* may be done now: `capture`, `micro-capture`, `stacks`, `gpm`.
 
         Raises ValueError for what is not in `SHEDS`: a mistake of ours, not of the user's.
         """
@@ -163,7 +163,7 @@ class Governor:
         return within or (what in OF_STACKS and self._run_under_way())
 
     def stack_rate_factor(self) -> float:
-        """Give by what to multiply the rate of stacks: 1, 0.5, or 0 for none."""
+        """Return by what to multiply the rate of stacks: 1, 0.5, or 0 for none."""
         return 1.0 if self.allowed("stack-rate") else 0.5 if self.allowed(STACKS) else 0.0
 
     def collect(self) -> None:
@@ -215,7 +215,7 @@ class Governor:
         """Nothing was begun."""
 
     def counters(self) -> dict[str, float]:
-        """Give steps taken, and CPU seconds judged, and not judged for a load run's sake."""
+        """Return steps taken, and CPU seconds judged, and not judged for a load run's sake."""
         return {
             **self._counts,
             "governor_judged_cpu_s": self._judged_s,
@@ -223,7 +223,7 @@ class Governor:
         }
 
     def gauges(self) -> dict[str, float]:
-        """Give the level (0: nothing is shed), the share of one core used, and the budget."""
+        """Return the level (0: nothing is shed), the share of one core used, and the budget."""
         known = {"governor_level": self._standing.level, "governor_share": self._share}
         if self._budget < float("inf"):
             known["governor_budget"] = self._budget
@@ -249,7 +249,7 @@ COUNTERS_OF = "collector_"
 
 
 def costs_of(collectors: Iterable[Metered]) -> dict[str, dict[str, float]]:
-    """Give the counters of each by its name: `calls`, `cpu_s`, `late_s`, `longest_s`."""
+    """Return the counters of each by its name: `calls`, `cpu_s`, `late_s`, `longest_s`."""
     return {
         one.name: {
             counter.removeprefix(f"{COUNTERS_OF}{one.name}_"): value

@@ -59,18 +59,18 @@ class Pipeline:
         self._agent = agent
 
     def counters(self) -> Mapping[str, float]:
-        """Give the agent's numbers that only grow; those of collectors are in `costs`."""
+        """Return the agent's numbers that only grow; those of collectors are in `costs`."""
         if not self._agent:
             return {}
         counters = self._agent.counters().items()
         return {name: n for name, n in counters if not name.startswith(COUNTERS_OF)}
 
     def costs(self) -> Mapping[str, Mapping[str, float]]:
-        """Give what each of the agent's collectors has cost."""
+        """Return what each of the agent's collectors has cost."""
         return self._agent.costs() if self._agent else {}
 
     def shown(self) -> Shown:
-        """Give the series of samples that are metrics now."""
+        """Return the series of samples that are metrics now."""
         from stagescope.exporters.sample_series import Shown, shown
 
         if not self._agent:
@@ -79,11 +79,11 @@ class Pipeline:
         return shown(self._agent.evidence.samples.latest(0), services, time.monotonic_ns())
 
     def gauges(self) -> Mapping[str, float]:
-        """Give the agent's numbers that come and go."""
+        """Return the agent's numbers that come and go."""
         return self._agent.gauges() if self._agent else {}
 
     def render(self, accept: str) -> tuple[bytes, str]:
-        """Give all metrics in the format that an `Accept` header asks for."""
+        """Return all metrics in the format that an `Accept` header asks for."""
         if self._agent:
             for service, requests in self._agent.in_flight().items():
                 self._metrics.set_in_flight(service, requests)
@@ -118,7 +118,7 @@ def sinks_from_environment(environment: Mapping[str, str] = os.environ) -> Pipel
 
 
 def sends_by_otlp_alone(environment: Mapping[str, str] = os.environ) -> bool:
-    """Tell whether spans or metrics are sent by OTLP and none are printed, by the environment."""
+    """Return whether spans or metrics are sent by OTLP and none are printed, by the environment."""
     asked = {_asked(TRACES, environment), _asked(METRICS, environment, SERVED_ANYWAY)}
     return OTLP in asked and CONSOLE not in asked
 

@@ -18,7 +18,7 @@ MAX_LINE_BYTES = 64 << 20
 
 
 def probe_of(ring: Path) -> Path:
-    """Give the path of the probe of the process that writes the recorder file *ring*."""
+    """Return the path of the probe of the process that writes the recorder file *ring*."""
     return ring.with_name(ring.name.removesuffix(RING_SUFFIX) + PROBE_SUFFIX)
 
 
@@ -135,7 +135,7 @@ class Question:
         return True
 
     def answer(self) -> Mapping[str, Any] | None:
-        """Give the answer; empty where none will come, None where it may come yet."""
+        """Return the answer; empty where none will come, None where it may come yet."""
         if not self.asked:
             return {}
         try:

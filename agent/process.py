@@ -31,7 +31,7 @@ from stagescope.recorder.spool import SOCKET_NAME, default_spool, ensure_spool
 from stagescope.settings import wrong_values
 
 YIELD_S = 8.0
-"""How long an embedded agent may take to flush and let go."""
+"""How long an embedded agent may take to flush and release the spool."""
 FLUSH_S = 10.0
 """How long sinks may take to flush at the end."""
 
@@ -53,7 +53,7 @@ class Settings:
 
 
 def run_agent(settings: Settings) -> int:
-    """Run an agent in the foreground; gives the exit code.
+    """Run an agent in the foreground; returns the exit code.
 
     Raises HeldError where another agent holds the spool, UsageError and StagescopeError with
     one sentence for everything else that keeps it from starting.

@@ -60,7 +60,7 @@ class Chosen:
 def chosen(
     asked: str | None = None, *, embedded: bool = False, environment: Mapping[str, str] = os.environ
 ) -> Chosen:
-    """Give the samplers that *asked* (a command line) or the environment names, or all that fit.
+    """Return the samplers that *asked* (a command line) or the environment names, or all that fit.
 
     Raises UsageError where the command line names one that there is not.
     """

@@ -32,11 +32,11 @@ class Sink(Protocol):
         """Take records, in the order in which one process committed them."""
 
     def counters(self) -> dict[str, int]:
-        """Give what was dropped, refused or failed, by name."""
+        """Return what was dropped, refused or failed, by name."""
         ...
 
     def close(self, timeout_s: float) -> None:
-        """Flush within the time and let go of everything."""
+        """Flush within the time and release everything."""
 
 
 @runtime_checkable

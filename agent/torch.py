@@ -30,7 +30,7 @@ Counts = dict[tuple[str, str, str], float]
 def samples_between(
     before: Mapping[str, Any] | None, now: Mapping[str, Any], pid: int
 ) -> list[Sample]:
-    """Give the levels of *now*, and the growth since *before*; without a *before*, levels alone."""
+    """Return the levels of *now*, and the growth since *before*; without a *before*, levels alone."""
     at_ns = int(now["at_ns"])
     levels = [
         Sample(name, at_ns, at_ns, value, pid, device, detail)
@@ -48,7 +48,7 @@ def samples_between(
 
 
 def counts(answer: Mapping[str, Any]) -> Counts:
-    """Give what only grows in the life of a process."""
+    """Return what only grows in the life of a process."""
     found: Counts = {}
     for key, value in (*_times(answer.get("times") or {}), *_events(answer)):
         found[key] = found.get(key, 0.0) + value

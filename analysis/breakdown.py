@@ -37,7 +37,7 @@ class Slot:
 
 
 def slots(spans: Spans, *, split_network: bool) -> tuple[Slot, ...]:
-    """Give the parts in order; *split_network* where one clock serves both sides."""
+    """Return the parts in order; *split_network* where one clock serves both sides."""
     sides = (
         Slot("network.request", "network_request"),
         Slot("network.response", "network_response"),
@@ -53,7 +53,7 @@ def slots(spans: Spans, *, split_network: bool) -> tuple[Slot, ...]:
 
 
 def stage_slots(spans: Spans) -> tuple[Slot, ...]:
-    """Give the stages: the six, then those with names of the user's own."""
+    """Return the stages: the six, then those with names of the user's own."""
     custom = spans.custom()
     columns = dict(zip(custom, (f"custom_{index}" for index in range(len(custom))), strict=True))
     return tuple(
@@ -67,7 +67,7 @@ def stage_slots(spans: Spans) -> tuple[Slot, ...]:
 
 
 def unknown_slots() -> tuple[Slot, ...]:
-    """Give the parts of a run that has no server side."""
+    """Return the parts of a run that has no server side."""
     return (
         Slot("client_wait", "client_wait"),
         Slot("connect", "connect"),
@@ -77,7 +77,7 @@ def unknown_slots() -> tuple[Slot, ...]:
 
 
 def split(pairs: ir.Table, spans: Spans) -> ir.Table:
-    """Give the pairs with a column a part, in nanoseconds, and `after_ns`, the server's overhang.
+    """Return the pairs with a column a part, in nanoseconds, and `after_ns`, the server's overhang.
 
     The columns of `slots` sum to `latency_ns` in every row, to the nanosecond.
     """
@@ -111,7 +111,7 @@ def split(pairs: ir.Table, spans: Spans) -> ir.Table:
 
 
 def split_unknown(client: ir.Table) -> ir.Table:
-    """Give client rows with the parts of `unknown_slots`."""
+    """Return client rows with the parts of `unknown_slots`."""
     parts = _client_parts(client).mutate(server=_not_negative(ibis._.last_byte_ns - ibis._.sent_ns))
     known = parts.client_wait + parts.connect + parts.server
     return cast(ir.Table, parts.mutate(unexplained=parts.latency_ns - known))

@@ -115,7 +115,7 @@ def _build(tables: RunTables) -> Report:
 def _parts(
     tables: RunTables, client: ir.Table, chosen: ir.Table, spans: Spans, join: Join, seen: Client
 ) -> tuple[Part | None, tuple[Part, ...], tuple[Part, ...]]:
-    """Give the total, all parts, and those parts that are stages."""
+    """Return the total, all parts, and those parts that are stages."""
     if join.joined:
         base = chosen.filter(in_breakdown(chosen))
         order = slots(spans, split_network=join.one_clock == join.joined)
@@ -159,7 +159,7 @@ def _waits(
 
 
 def _columns(order: Sequence[Slot]) -> list[str]:
-    """Give the columns of *order*, each once: a stage may be its own only sub-stage."""
+    """Return the columns of *order*, each once: a stage may be its own only sub-stage."""
     every = (each.column for slot in order for each in (slot, *slot.inner))
     return list(dict.fromkeys(every))
 
@@ -232,7 +232,7 @@ def _instrument(tables: RunTables, chosen: ir.Table, spans: Spans, join: Join) -
 
 
 def _measured_since(client: ir.Table, join: Join) -> int | None:
-    """Give when the measured phase began, where the server's clock is the client's; else None."""
+    """Return when the measured phase began, where the server's clock is the client's; else None."""
     if not join.joined or join.one_clock < join.joined:
         return None
     measured = client.filter(client.measured)

@@ -80,7 +80,7 @@ def in_flight(client: ir.Table, run: Run) -> tuple[int, int]:
 
 
 def is_overloaded(in_flight_middle: int, in_flight_end: int, count: int) -> bool:
-    """Tell whether the backlog grew over the second half of *count* measured requests.
+    """Return whether the backlog grew over the second half of *count* measured requests.
 
     Requests in flight stay level at a server that keeps up, however long each takes, and grow
     without end at one that does not. Growth within the scatter of the arrivals is none.

@@ -52,11 +52,11 @@ class Spans:
     """Stages that were opened at all, themselves or by a sub-stage."""
 
     def of(self, stage: str) -> tuple[SpanName, ...]:
-        """Give the sub-stages of *stage*."""
+        """Return the sub-stages of *stage*."""
         return tuple(found for found in self.names if found.stage == stage and found.name != stage)
 
     def custom(self) -> tuple[str, ...]:
-        """Give the stages with names of the user's own."""
+        """Return the stages with names of the user's own."""
         own = (name.stage for name in self.names if name.stage not in (*STAGES, OTHER))
         return tuple(dict.fromkeys(own))
 
@@ -81,7 +81,7 @@ def find_spans(server: ir.Table, known: Sequence[str]) -> Spans:
 
 
 def self_ns(server: ir.Table, name: str) -> ir.IntegerValue:
-    """Give what each row of *server* was charged for spans called exactly *name*."""
+    """Return what each row of *server* was charged for spans called exactly *name*."""
     spans = cast(ir.ArrayValue, server.stages)
     charged = spans.map(lambda span: ibis.ifelse(span["stage"] == name, span["self_ns"], 0))
     # DuckDB sums int64 to int128, which Ibis takes for int64 and will not cast: hence by way of
@@ -115,7 +115,7 @@ class Join:
 
 
 def pair(tables: RunTables, spans: Spans) -> ir.Table:
-    """Give one row a server record, with its client row where there is one (`seq` null if not)."""
+    """Return one row a server record, with its client row where there is one (`seq` null if not)."""
     client = client_columns(tables)
     server = _server_columns(tables, spans)
     return cast(
@@ -125,7 +125,7 @@ def pair(tables: RunTables, spans: Spans) -> ir.Table:
 
 
 def client_columns(tables: RunTables) -> ir.Table:
-    """Give the client's rows with what the join and the breakdown need.
+    """Return the client's rows with what the join and the breakdown need.
 
     `answered`: a whole response came, with any status. `unsent`: it failed before a byte was sent;
     the driver then leaves `sent_ns` out, or gives it the time of the failure. `profiled`: of its
@@ -161,12 +161,12 @@ def client_columns(tables: RunTables) -> ir.Table:
 
 
 def in_breakdown(requests: ir.Table) -> ir.BooleanValue:
-    """Tell which of *requests* (client columns, or pairs) the figures are of."""
+    """Return which of *requests* (client columns, or pairs) the figures are of."""
     return cast(ir.BooleanValue, requests.measured & requests.answered & ~requests.profiled)
 
 
 def _with_profiled(tables: RunTables) -> ir.Table:
-    """Give the client's table with a column `profiled`; runs without a capture need no join."""
+    """Return the client's table with a column `profiled`; runs without a capture need no join."""
     s = tables.server
     profiled = s.filter(s.profiled.fill_null(False)).select("trace_id").distinct()
     (found,) = rows(profiled.aggregate(n=profiled.count()))

@@ -242,12 +242,12 @@ class Report:
         return not self.invalid_reasons
 
     def part(self, name: str) -> Part | None:
-        """Give the part called *name*, at any depth."""
+        """Return the part called *name*, at any depth."""
         found = (inner for part in self.parts for inner in (part, *part.inner))
         return next((part for part in found if part.name == name), None)
 
     def to_json(self) -> dict[str, Any]:
-        """Give the report as docs/report-schema.md describes it."""
+        """Return the report as docs/report-schema.md describes it."""
         named = {name: self.part(name) for name in ("client_wait", "connect", "network")}
         return {
             "schema": SCHEMA,

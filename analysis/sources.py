@@ -116,7 +116,7 @@ def reading(folder: Path) -> Iterator[None]:
 
 
 def _damaged(folder: Path) -> Iterator[str]:
-    """Give each table that does not read through to its end."""
+    """Yield each table that does not read through to its end."""
     for file in (folder / table.file_name for table in (*TABLES, *EVIDENCE)):
         if not file.exists():
             continue

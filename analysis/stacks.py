@@ -75,7 +75,7 @@ class SlowDiff:
     """Stacks with a stage, but no request in it at that time: other traffic, a batcher's thread."""
 
     def shares(self) -> list[FrameShare]:
-        """Give each stage and its functions, the greatest difference first, of either sign.
+        """Return each stage and its functions, the greatest difference first, of either sign.
 
         A stage's own row has no function; a function that all stacks of its stage go through
         would only say the same again, and is left out.
@@ -120,7 +120,7 @@ def slow_diff(spans: Sequence[StackSpan], requests: Sequence[Request]) -> SlowDi
 
 
 def percentile(ordered: Sequence[int], share: float) -> int:
-    """Give the smallest of *ordered* values with *share* of them before it; 0 where there are none.
+    """Return the smallest of *ordered* values with *share* of them before it; 0 where there are none.
 
     So that from the 99th percentile on there is the slowest 1 %, and at least one.
     """
@@ -130,7 +130,7 @@ def percentile(ordered: Sequence[int], share: float) -> int:
 def overlaid(
     spans: Sequence[StackSpan], requests: Sequence[Request]
 ) -> Iterator[tuple[StackSpan, list[Request]]]:
-    """Give with each span the requests that were in its stage, in its process, when it was seen.
+    """Yield with each span the requests that were in its stage, in its process, when it was seen.
 
     Where there is none, those nearest within NEAR_NS: a sampler's times may be off by so much.
     """
@@ -153,7 +153,7 @@ class _Opening(NamedTuple):
     request: int
 
     def off_ns(self, at_ns: int) -> int:
-        """Give how far *at_ns* is outside; 0 inside."""
+        """Return how far *at_ns* is outside; 0 inside."""
         return max(self.start_ns - at_ns, at_ns - self.end_ns, 0)
 
 

@@ -38,7 +38,7 @@ class Figures:
 def figures(
     tables: RunTables, table: ir.Table, columns: Sequence[str], count: int, by: str = "latency_ns"
 ) -> dict[str, Figures]:
-    """Give the figures of *columns* (ns) of *table*, which has *count* rows, at least one.
+    """Return the figures of *columns* (ns) of *table*, which has *count* rows, at least one.
 
     The slowest are the `count // 100` rows, at least one, with the largest *by*,
     which is one of *columns*. *table* is of the engine of *tables*.
@@ -77,7 +77,7 @@ def _whole(table: ir.Table, columns: Sequence[str]) -> ir.Table:
 
 
 def client_side(client: ir.Table, run: Run) -> tuple[Client, int]:
-    """Give the client's figures, and how many requests failed before a byte was sent.
+    """Return the client's figures, and how many requests failed before a byte was sent.
 
     *client* is `join.client_columns`.
     """
@@ -106,7 +106,7 @@ def client_side(client: ir.Table, run: Run) -> tuple[Client, int]:
 
 
 def _answers_per_s(client: ir.Table, measured_s: float) -> float:
-    """Give the answers that came within the measured phase, per second of it.
+    """Return the answers that came within the measured phase, per second of it.
 
     To whichever requests, warm-up included: beyond its capacity a server answers the plan's
     requests long after the plan has ended, and counting those would show the rate asked for.
@@ -137,7 +137,7 @@ def _outcomes(measured: ir.Table) -> ir.Table:
 
 
 def _sums(outcomes: list[dict[str, Any]], key: str, *, answered: bool) -> dict[str, int]:
-    """Give counts by *key*, the most frequent first."""
+    """Return counts by *key*, the most frequent first."""
     sums: dict[str, int] = {}
     for row in outcomes:
         if row["answered"] == answered:
@@ -169,7 +169,7 @@ def _latencies(answered: ir.Table) -> tuple[Latency, Latency]:
 
 
 def batch_figures(tables: RunTables, since_ns: int | None) -> Batches:
-    """Give the figures of batches that started at *since_ns* or later; of all where it is None.
+    """Return the figures of batches that started at *since_ns* or later; of all where it is None.
 
     *since_ns* is on the batches' own clock. Batches of profiled requests are left out.
     """
@@ -231,7 +231,7 @@ MAX_UNMATCHED = 0.01
 def invalid_reasons(
     run: Run, client: Client, unmatched: Unmatched, instrument: Instrument
 ) -> tuple[str, ...]:
-    """Give what the load driver found against the run, then what the records show."""
+    """Return what the load driver found against the run, then what the records show."""
     found = (
         _too_few(client),
         _unmatched(run, client, unmatched),

@@ -24,7 +24,7 @@ _EIGHTHS = " ▏▎▍▌▋▊▉"
 
 
 def render(report: Report) -> RenderableType:
-    """Give head, table and foot of *report*."""
+    """Return head, table and foot of *report*."""
     return Group(
         *_banner(report),
         *_head(report),
@@ -44,7 +44,7 @@ def bar(share: float, width: int = BAR_WIDTH) -> str:
 
 
 def label(name: str) -> str:
-    """Give a part's name as the table shows it."""
+    """Return a part's name as the table shows it."""
     return {"client_wait": "client wait", UNKNOWN: "server (?)"}.get(name, name)
 
 
@@ -252,7 +252,7 @@ def _row(table: Table, part: Part, name: str, style: str) -> None:
 
 
 def ms(value: float) -> str:
-    """Give *value* to the microsecond, without a negative nought."""
+    """Return *value* to the microsecond, without a negative nought."""
     text = f"{value:,.3f}"
     return "0.000" if text == "-0.000" else text
 
@@ -301,7 +301,7 @@ def _batches(b: Batches) -> str:
 
 
 def side_by_side(reports: Sequence[Report]) -> RenderableType:
-    """Give one table with mean and p99 (ms) a run, and a line on what grew from run to run."""
+    """Return one table with mean and p99 (ms) a run, and a line on what grew from run to run."""
     table = Table(box=None, padding=(0, 0, 0, 1), pad_edge=False, header_style="bold")
     table.add_column("part, ms", no_wrap=True, min_width=14)
     for report in reports:
@@ -343,7 +343,7 @@ def _rate(report: Report) -> str:
 
 
 def _names(reports: Sequence[Report]) -> list[str]:
-    """Give every part's name once; a part that only some runs have stands before `other`."""
+    """Return every part's name once; a part that only some runs have stands before `other`."""
     names = dict.fromkeys(part.name for report in reports for part in report.parts)
     last = [name for name in ("other", "unexplained") if name in names]
     return [name for name in names if name not in last] + last

@@ -66,7 +66,7 @@ def _command(variant: str, pid: int, spool: Path, seconds: float) -> list[str]:
 
 @contextmanager
 def _watched(variant: str, server: psutil.Process, spool: Path, seconds: float) -> Iterator[int]:
-    """Give the pid of whoever watches, 0 where nobody does; he is ended afterwards."""
+    """Yield the pid of whoever watches, 0 where nobody does; he is ended afterwards."""
     if variant == "off":
         yield 0
         return
@@ -88,7 +88,7 @@ def _watched(variant: str, server: psutil.Process, spool: Path, seconds: float) 
 
 
 def _cpu_s(pid: int) -> float:
-    """Give the CPU time of a process, of its children and of those that it has waited for."""
+    """Return the CPU time of a process, of its children and of those that it has waited for."""
     if not pid:
         return 0.0
     me = psutil.Process(pid)

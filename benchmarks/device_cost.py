@@ -39,7 +39,7 @@ class FreeEvent:
         return True
 
     def elapsed_time(self, later: object) -> float:
-        """Give a millisecond."""
+        """Return a millisecond."""
         return 1.0
 
 
@@ -57,7 +57,7 @@ class FreeClock:
         """Never call it."""
 
     def stream(self) -> FreeStream:
-        """Give the one stream."""
+        """Return the one stream."""
         return self._stream
 
     def key(self, stream: object) -> tuple[int, int]:
@@ -94,7 +94,7 @@ def observed(observer: StageObserver | None) -> Iterator[None]:
 
 
 def once(recording: Recording, name: str) -> float:
-    """Give µs a stage of *name*."""
+    """Return µs a stage of *name*."""
     with recording.request():
         begun = time.perf_counter_ns()
         for _ in range(STAGES):
@@ -104,7 +104,7 @@ def once(recording: Recording, name: str) -> float:
 
 
 def measure(spool: Path) -> dict[str, float]:
-    """Give the median µs a stage, by who watches."""
+    """Return the median µs a stage, by who watches."""
     recording = Recording(spool)
     times = DeviceTime(FreeClock(), ["inference"])
     watched: dict[str, tuple[StageObserver | None, str]] = {

@@ -39,7 +39,7 @@ class Row:
 
 
 def drain(spool: Path, sinks: Sequence[Sink], bite: int) -> tuple[int, float]:
-    """Read all files of *spool* into *sinks*; gives records and CPU seconds."""
+    """Read all files of *spool* into *sinks*; returns records and CPU seconds."""
 
     def deliver(records: Sequence[Record]) -> None:
         for sink in sinks:
@@ -61,7 +61,7 @@ def measure(spool: Path, rounds: int) -> list[Row]:
     for _ in range(rounds):
         for what, steps, bite in (
             ("decode", (), FULL_BATCH),
-            ("decode, in an embedded agent's bites", (), SHARED_BATCH),
+            ("decode, in an embedded agent's batches", (), SHARED_BATCH),
             ("decode + metrics", ("metrics",), FULL_BATCH),
             ("decode + metrics + run store", ("metrics", "runs"), FULL_BATCH),
         ):

@@ -91,7 +91,7 @@ class Timer(NoTimer):
         self._pair[1].record()
 
     def ms(self) -> float:
-        """Give the time between."""
+        """Return the time between."""
         return float(self._pair[0].elapsed_time(self._pair[1]))
 
 

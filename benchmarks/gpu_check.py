@@ -58,7 +58,7 @@ class Outcome:
     """The end of what the process wrote, where it failed."""
 
     def told(self) -> dict[str, Any]:
-        """Give what there is to tell."""
+        """Return what there is to tell."""
         return {
             name: value
             for name in self.__slots__
@@ -75,7 +75,7 @@ def measured_here(section: Section, out: Path) -> int:
         begun = time.monotonic()
         try:
             told["figures"][name] = part()
-        except Exception:  # noqa: BLE001 - one part's failure is told, the others are measured
+        except Exception:  # noqa: BLE001 - one part's failure is reported, the others are measured
             told["errors"][name] = _tail(traceback.format_exc())
         told["parts_s"][name] = round(time.monotonic() - begun, 2)
     told["under_way"] = ""
@@ -98,7 +98,7 @@ def measured_apart(section: Section, words: Sequence[str], limit_s: float) -> Ou
 
 
 def _run(command: list[str], folder: Path, log: Path, limit_s: float) -> int | None:
-    """Give the exit code; None where it was over the limit."""
+    """Return the exit code; None where it was over the limit."""
     path = os.pathsep.join(filter(None, (str(SOURCE), os.environ.get("PYTHONPATH"))))
     with log.open("wb") as output:
         process = subprocess.Popen(
@@ -191,7 +191,7 @@ class Check:
         return told | {"measured": measured, "look_at": question.look_at}
 
     def figure(self, path: str) -> Any:
-        """Give what stands at `section/part/key/...`; None where nothing does."""
+        """Return what stands at `section/part/key/...`; None where nothing does."""
         name, *keys = path.split("/")
         found: Any = self.outcomes[name].figures if name in self.outcomes else None
         for key in keys:

@@ -17,7 +17,7 @@ PACKAGES: Final = ("nvidia-ml-py", "psutil", "py-spy", "fastapi", "uvicorn", "ai
 
 
 def facts() -> dict[str, Any]:
-    """Give what is known; `why_no_gpu` is empty where there is one."""
+    """Return what is known; `why_no_gpu` is empty where there is one."""
     return {
         "python": platform.python_version(),
         "system": platform.platform(),

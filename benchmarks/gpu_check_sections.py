@@ -32,7 +32,7 @@ class Section:
     """False: it runs without a GPU too."""
 
     def missing(self) -> list[str]:
-        """Give what is not installed here of what it needs."""
+        """Return what is not installed here of what it needs."""
         return [name for name in self.needs if find_spec(name) is None]
 
     def load(self) -> Parts:
@@ -44,7 +44,7 @@ class Section:
 
 
 def captures() -> Parts:
-    """Give the cases of gpu_capture.py."""
+    """Return the cases of gpu_capture.py."""
     module: Any = importlib.import_module("gpu_capture")
     return {case.name: partial(_capture, module, case) for case in module.CASES}
 

@@ -38,7 +38,7 @@ Figures = dict[str, Any]
 
 
 def _torch() -> Any:
-    """Give torch, as late as it is needed, and without its half of types."""
+    """Return torch, as late as it is needed, and without its half of types."""
     import torch
 
     return torch
@@ -60,7 +60,7 @@ def timed() -> Iterator[tuple[DeviceTime, Recording]]:
 
 
 def why_not() -> str:
-    """Give why nothing can be measured here; empty where it can."""
+    """Return why nothing can be measured here; empty where it can."""
     try:
         import torch
     except ImportError:
@@ -71,7 +71,7 @@ def why_not() -> str:
 
 
 def asking_begins_nothing() -> Figures:
-    """Tell whether CUDA is in use before and after it was asked for; call this first."""
+    """Return whether CUDA is in use before and after it was asked for; call this first."""
     torch = _torch()
     before = torch.cuda.is_initialized()
     told = state(torch)
@@ -91,7 +91,7 @@ def _model() -> tuple[Any, Any]:
 
 
 def event_cost() -> list[Figures]:
-    """Give what a stage costs the thread with so many in flight that the device has not begun.
+    """Return what a stage costs the thread with so many in flight that the device has not begun.
 
     `unwatched_us`: without us. `put_us`: the marks are put, and the oldest one asked in vain.
     `settled_us`: the device is done, so that eight marks are taken in with each that is put.
@@ -237,7 +237,7 @@ def capture_beside_stages() -> Figures:
 
 
 def batches_with_device_time() -> Figures:
-    """Give the share of batches whose record has its device time, where the result is fetched."""
+    """Return the share of batches whose record has its device time, where the result is fetched."""
     torch = _torch()
     model, rows = _model()
     with timed() as (_, recording):
@@ -253,7 +253,7 @@ def batches_with_device_time() -> Figures:
 
 
 def throughput() -> Figures:
-    """Give batches a second, watched and not, in turns; each batch is waited for."""
+    """Return batches a second, watched and not, in turns; each batch is waited for."""
     torch = _torch()
     model, rows = _model()
     call = _eager(model, rows)
@@ -277,7 +277,7 @@ def throughput() -> Figures:
 
 
 def memory_cost() -> Figures:
-    """Give µs to read the allocators, and what a snapshot takes."""
+    """Return µs to read the allocators, and what a snapshot takes."""
     torch = _torch()
     _model()
     namespace = torch.cuda

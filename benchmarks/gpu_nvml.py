@@ -66,7 +66,7 @@ Figures = dict[str, Any]
 
 
 def calls(plan: Plan = REAL) -> Figures:
-    """Give the median of each call of ours, with the GPU at rest and busy."""
+    """Return the median of each call of ours, with the GPU at rest and busy."""
     at_rest = _polled(plan.polls)
     with busy(plan.device):
         return {"at_rest": at_rest, "busy": _polled(plan.polls)}
@@ -100,7 +100,7 @@ def _polled(polls: int) -> Figures:
 
 @contextmanager
 def _handle() -> Iterator[tuple[Calls, Any, str]]:
-    """Give what calls the library, and the first GPU: its handle and UUID. Raises NVMLError."""
+    """Yield what calls the library, and the first GPU: its handle and UUID. Raises NVMLError."""
     import pynvml
 
     pynvml.nvmlInit()
@@ -113,7 +113,7 @@ def _handle() -> Iterator[tuple[Calls, Any, str]]:
 
 
 def buffers(plan: Plan = REAL) -> Figures:
-    """Give length and period of each buffer, or why it is not to be had."""
+    """Return length and period of each buffer, or why it is not to be had."""
     with busy(plan.device), _handle() as (made, handle, _):
         time.sleep(plan.again_s)
         first = {name: _fetched(made, handle, kind) for name, kind in BUFFERS.items()}
@@ -160,7 +160,7 @@ def _of_buffer(made: Calls, handle: Any, kind: int, first: Any) -> Figures:
 
 
 def fields() -> list[Figures]:
-    """Tell which field values are answered, all in one call."""
+    """Return which field values are answered, all in one call."""
     wanted = (*FAST, *SLOW, POWER_INSTANT)
     with _handle() as (made, handle, _):
         values = made(
@@ -177,7 +177,7 @@ def fields() -> list[Figures]:
 
 
 def gpm(plan: Plan = REAL) -> Figures:
-    """Give what hardware counters cost and tell, by the time between two readings."""
+    """Return what hardware counters cost and tell, by the time between two readings."""
     with busy(plan.device), _handle() as (made, handle, uuid):
         answer = made("nvmlGpmQueryDeviceSupport", handle)
         if not answer.isSupportedDevice:
@@ -224,7 +224,7 @@ def _by_name(samples: Sequence[Sample]) -> dict[str, float]:
 
 
 def effect(plan: Plan = REAL) -> Figures:
-    """Give what batches take while the sampler runs and while not."""
+    """Return what batches take while the sampler runs and while not."""
     return in_turns(plan.device, plan.rounds, plan.turn_s)
 
 

@@ -40,7 +40,7 @@ class Turn:
     ended_ns: int
 
     def of(self, stretches: Sequence[Interval]) -> list[Interval]:
-        """Give those that began in it."""
+        """Return those that began in it."""
         return [one for one in stretches if self.begun_ns <= one[0] < self.ended_ns]
 
 
@@ -61,7 +61,7 @@ class NotedProbe(NvmlProbe):
 
 
 def in_turns(device: str, rounds: int, turn_s: float) -> Figures:
-    """Give, by how often it was sampled, what batches took. Raises AssertionError without NVML."""
+    """Return, by how often it was sampled, what batches took. Raises AssertionError without NVML."""
     polls: list[Interval] = []
     with busy(device) as child:
         turns = [_turn(variant, polls, turn_s) for variant in _order(rounds)]
@@ -142,7 +142,7 @@ def _changes(rounds: Sequence[tuple[Sequence[Interval], Sequence[Interval]]]) ->
 
 
 def _beside_polls(polls: Sequence[Interval], batches: Sequence[Interval]) -> Figures:
-    """Give the batches that were under way while the driver was asked."""
+    """Return the batches that were under way while the driver was asked."""
     if not polls:
         return {}
     lengths = [length for _, length in polls]

@@ -133,7 +133,7 @@ def _coverage(report: Figures) -> float | None:
 
 
 def _of(report: Figures) -> Figures:
-    """Give what a report says that has to do with the device, and what went wrong."""
+    """Return what a report says that has to do with the device, and what went wrong."""
     kept = ("valid", "invalid_reasons", "client", "latency", "resources", "code", "said",
             "load_said")  # fmt: skip
     return {name: report[name] for name in kept if name in report}

@@ -220,7 +220,7 @@ def _batches(spool: Spool, since_ns: int, until_ns: int) -> Figures:
 
 
 def _samples(agent: Agent, since_ns: int, until_ns: int) -> Figures:
-    """Give sums of what is counted by stage, and means of what the GPU was."""
+    """Return sums of what is counted by stage, and means of what the GPU was."""
     sums: dict[str, float] = defaultdict(float)
     levels: dict[str, list[float]] = defaultdict(list)
     for one in agent.evidence.samples.between(since_ns, until_ns):

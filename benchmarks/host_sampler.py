@@ -41,7 +41,7 @@ over.set()
 
 @contextmanager
 def served(spool: Path, threads: int) -> Iterator[int]:
-    """Run one process; gives its pid."""
+    """Run one process; returns its pid."""
     with subprocess.Popen(
         [sys.executable, "-c", SERVED, str(spool), str(threads)],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE,
@@ -52,7 +52,7 @@ def served(spool: Path, threads: int) -> Iterator[int]:
 
 
 def cost_ms(read: Callable[[], object], rounds: int, pause_s: float) -> list[float]:
-    """Give the CPU ms of each of *rounds* readings after the first."""
+    """Return the CPU ms of each of *rounds* readings after the first."""
     read()
     spent = []
     for _ in range(rounds):

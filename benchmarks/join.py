@@ -44,14 +44,14 @@ BOOT = "b" * 36
 
 
 def hex_ids(rng: np.random.Generator, count: int, digits: int) -> pa.Array:
-    """Give *count* random ids of *digits* hex digits."""
+    """Return *count* random ids of *digits* hex digits."""
     text = rng.bytes(count * digits // 2).hex().encode()
     offsets = np.arange(count + 1, dtype=np.int32) * digits
     return pa.StringArray.from_buffers(count, pa.py_buffer(offsets), pa.py_buffer(text))
 
 
 def words(codes: Ints, names: tuple[str, ...]) -> pa.Array:
-    """Give the name of each code."""
+    """Return the name of each code."""
     return pa.DictionaryArray.from_arrays(codes.astype(np.int32), pa.array(names)).cast(pa.string())
 
 
@@ -71,7 +71,7 @@ def table(kind: Table, count: int, columns: dict[str, object]) -> pa.Table:
 
 
 def spans_of(self_ns: Ints, ends: Ints) -> pa.Array:
-    """Give the `stages` list of each row from its (row, span) self times and ends."""
+    """Return the `stages` list of each row from its (row, span) self times and ends."""
     rows, width = self_ns.shape
     kind = arrow_schema(SERVER).field("stages").type
     flat = self_ns.reshape(-1)
@@ -178,7 +178,7 @@ def write(folder: Path, kind: Table, count: int, columns: dict[str, object]) -> 
 
 
 def run_of(requests: int, duration_s: float, seed: int) -> Run:
-    """Give the `run.json` of the made-up run."""
+    """Return the `run.json` of the made-up run."""
     return Run(
         run_id="benchmark",
         plan=Plan(

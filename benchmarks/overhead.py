@@ -102,13 +102,13 @@ def measure(options: argparse.Namespace) -> Figures:
 
 
 def spool_parent() -> Path:
-    """Give the file system of the default spool: memory, where there is such."""
+    """Return the file system of the default spool: memory, where there is such."""
     parent = default_spool().parent
     return parent if os.access(parent, os.W_OK) else Path(tempfile.gettempdir())
 
 
 def as_json(figures: Figures, options: argparse.Namespace) -> dict[str, Any]:
-    """Give the figures with what they were measured on; times in µs a request."""
+    """Return the figures with what they were measured on; times in µs a request."""
     return {
         "machine": {
             "cores": os.cpu_count(),
@@ -161,7 +161,7 @@ def table_under_load(lines: list[UnderLoad]) -> Table:
 
 
 def screen() -> Console:
-    """Give the screen; a pipe is taken as wide enough for one line a variant."""
+    """Return the screen; a pipe is taken as wide enough for one line a variant."""
     return Console() if sys.stdout.isatty() else Console(width=120)
 
 

@@ -43,7 +43,7 @@ async def plain(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 def marked(mark: Mark) -> ASGIApp:
-    """Give `plain` with five marked steps; `respond`, the sixth stage, is the instrument's."""
+    """Return `plain` with five marked steps; `respond`, the sixth stage, is the instrument's."""
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         with mark("preprocess"):
@@ -64,7 +64,7 @@ def marked(mark: Mark) -> ASGIApp:
 
 
 def fastapi_app(mark: Mark | None, **options: Any) -> FastAPI:
-    """Give the same as a FastAPI app, with five marked steps or none."""
+    """Return the same as a FastAPI app, with five marked steps or none."""
     app = FastAPI(**options)
 
     async def predict(request: Request) -> Response:
@@ -101,7 +101,7 @@ class CountingExporter(SpanExporter):
 
 
 def traced() -> tuple[TracerProvider, CountingExporter]:
-    """Give a provider of its own, with the usual batch processor, for one variant."""
+    """Return a provider of its own, with the usual batch processor, for one variant."""
     provider, exporter = TracerProvider(), CountingExporter()
     provider.add_span_processor(BatchSpanProcessor(exporter))
     return provider, exporter
@@ -112,7 +112,7 @@ Built = tuple[ASGIApp, tuple[TracerProvider, CountingExporter] | None]
 
 
 def raw_apps(spool: Path) -> dict[str, Built]:
-    """Give each instrument around the app in bare ASGI, by the variant's key."""
+    """Return each instrument around the app in bare ASGI, by the variant's key."""
     without, with_five = traced(), traced()
     mark = with_five[0].get_tracer("app").start_as_current_span
     return {
@@ -129,7 +129,7 @@ def raw_apps(spool: Path) -> dict[str, Built]:
 
 
 def fastapi_apps(spool: Path) -> dict[str, Built]:
-    """Give each instrument around the app in FastAPI, by the variant's key."""
+    """Return each instrument around the app in FastAPI, by the variant's key."""
     native, contrib = traced(), traced()
     native_mark = native[0].get_tracer("app").start_as_current_span
     contrib_mark = contrib[0].get_tracer("app").start_as_current_span

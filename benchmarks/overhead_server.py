@@ -19,7 +19,7 @@ from stagescope.middleware.types import ASGIApp, Receive, Scope, Send
 
 
 def build(variant: str) -> ASGIApp:
-    """Give the app of *variant*; a spool and an OTLP endpoint come in the environment."""
+    """Return the app of *variant*; a spool and an OTLP endpoint come in the environment."""
     from overhead_apps import marked, plain
 
     if variant == "bare":

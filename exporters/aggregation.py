@@ -53,7 +53,7 @@ class Histogram:
         self.total = 0
 
     def add(self, value: int) -> int:
-        """Count *value*; gives its bucket."""
+        """Count *value*; returns its bucket."""
         bucket = bisect_left(self.bounds, value)
         self.counts[bucket] += 1
         self.total += value
@@ -177,11 +177,11 @@ class ServiceStats:
         self._cold_starts.setdefault(until, Histogram()).add(duration_ns)
 
     def stalls(self) -> dict[tuple[str, str], int]:
-        """Give nanoseconds by stage and cause."""
+        """Return nanoseconds by stage and cause."""
         return dict(self._stalls)
 
     def series(self, metric: str) -> Iterator[tuple[Labels, Histogram]]:
-        """Give the histograms of *metric* (a name of attributes.METRICS) with their labels."""
+        """Yield the histograms of *metric* (a name of attributes.METRICS) with their labels."""
         if metric == names.METRIC_REQUEST_DURATION:
             for (method, route, status), histogram in self._requests.items():
                 yield (method, route, STATUS_CLASSES[status]), histogram
@@ -285,7 +285,7 @@ class Steady:
         return self._seen >= MAX_REQUESTS
 
     def add(self, record: RequestRecord) -> int | None:
-        """Give nanoseconds from the process's start until it was steady, once that is known."""
+        """Return nanoseconds from the process's start until it was steady, once that is known."""
         self._seen += 1
         route = record.method, record.route
         if route not in self._windows and len(self._windows) >= MAX_STEADY_ROUTES:

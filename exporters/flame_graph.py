@@ -29,7 +29,7 @@ class Node:
     children: dict[str, Node] = field(default_factory=dict[str, "Node"])
 
     def child(self, name: str) -> Node:
-        """Give the child of that name, new or known."""
+        """Return the child of that name, new or known."""
         return self.children.setdefault(name, Node(name))
 
 
@@ -44,7 +44,7 @@ def place(frame: Frame) -> str:
 
 
 def path_of(span: StackSpan) -> list[str]:
-    """Give the names from the first level to the leaf."""
+    """Return the names from the first level to the leaf."""
     return [stage_of(span), *[place(frame) for frame in span.frames]]
 
 
@@ -94,7 +94,7 @@ TEMPLATE = "flame_graph.html"
 def flame_graph(
     root: Node, title: str, subtitle: str, *, unit: str = "s", diff: bool = False
 ) -> str:
-    """Give the page of *root*; *unit* is that of its weights, `share` of a difference."""
+    """Return the page of *root*; *unit* is that of its weights, `share` of a difference."""
     whole = _width(root) or 1.0
     data = {
         "title": title,
@@ -109,7 +109,7 @@ def flame_graph(
 
 
 def _drawn(node: Node, smallest: float) -> list[object]:
-    """Give [name, weight, other, children] of what is wide enough, the widest child first."""
+    """Return [name, weight, other, children] of what is wide enough, the widest child first."""
     children = sorted(_shown(node, smallest), key=lambda child: (-_width(child), child.name))
     weight: list[object] = [node.name, round(node.weight, 6)]
     return [*weight, round(node.other, 6), [_drawn(child, smallest) for child in children]]

@@ -51,19 +51,19 @@ class Group:
 
 
 def request_group(records: Iterable[Record]) -> Group:
-    """Give the requests among *records*, each with its stages within it."""
+    """Return the requests among *records*, each with its stages within it."""
     requests = [one for one in records if isinstance(one, RequestRecord)]
     return Group("stagescope requests", _tracks("requests", [_request(one) for one in requests]))
 
 
 def batch_group(records: Iterable[Record]) -> Group:
-    """Give the batches among *records*, each with its stages within it."""
+    """Return the batches among *records*, each with its stages within it."""
     batches = [one for one in records if isinstance(one, BatchRecord)]
     return Group("stagescope batches", _tracks("batches", [_batch(one) for one in batches]))
 
 
 def thread_group(stages: Mapping[str, Iterable[Slice]]) -> Group:
-    """Give the stages that each thread, by its name, was in."""
+    """Return the stages that each thread, by its name, was in."""
     tracks = [
         track
         for name, slices in sorted(stages.items())
@@ -75,7 +75,7 @@ def thread_group(stages: Mapping[str, Iterable[Slice]]) -> Group:
 def merged(
     trace: Mapping[str, Any], groups: Sequence[Group], wall_offset_ns: int
 ) -> dict[str, Any]:
-    """Give *trace* with *groups* above it; *wall_offset_ns* turns their times into Unix time."""
+    """Return *trace* with *groups* above it; *wall_offset_ns* turns their times into Unix time."""
     base_ns = int(trace.get("baseTimeNanoseconds", 0))
     ours = [
         event
@@ -165,7 +165,7 @@ def _batch(record: BatchRecord) -> list[Slice]:
 def _stages(
     stages: Iterable[StageSpan], start_ns: int, ids: Mapping[str, Any]
 ) -> Iterator[Slice]:  # fmt: skip
-    """Give *stages* so that they lie within each other or apart."""
+    """Return *stages* so that they lie within each other or apart."""
     told: list[Slice] = []
     around: list[int] = []
     for span in sorted(stages, key=lambda one: (one.start_ns, -one.end_ns)):

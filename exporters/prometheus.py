@@ -117,7 +117,7 @@ class StageMetrics:
             del self._starting[ring_id]
 
     def counters(self) -> dict[str, int]:
-        """Give nothing: what was counted is in the text, and nothing is ever dropped."""
+        """Return nothing: what was counted is in the text, and nothing is ever dropped."""
         return {}
 
     def close(self, timeout_s: float) -> None:
@@ -136,12 +136,12 @@ class StageMetrics:
                 self._waits[service] = dict(waits)
 
     def waits(self) -> dict[str, Mapping[str, int]]:
-        """Give what `set_waits` was told last, by service."""
+        """Return what `set_waits` was told last, by service."""
         with self._lock:
             return dict(self._waits)
 
     def stalls(self) -> dict[tuple[str, str, str], int]:
-        """Give nanoseconds by service, stage and cause."""
+        """Return nanoseconds by service, stage and cause."""
         with self._lock:
             return {
                 (service, *labels): spent
@@ -150,17 +150,17 @@ class StageMetrics:
             }
 
     def profiled(self) -> dict[str, int]:
-        """Give the requests that overlap a capture, by service."""
+        """Return the requests that overlap a capture, by service."""
         with self._lock:
             return {service: stats.profiled for service, stats in self._services.items()}
 
     def render(self, accept: str = "") -> tuple[bytes, str]:
-        """Give the text in the format that an `Accept` header asks for, and its content type."""
+        """Return the text in the format that an `Accept` header asks for, and its content type."""
         encode, content_type = choose_encoder(accept)
         return encode(self.registry), content_type
 
     def in_flight(self) -> dict[str, int]:
-        """Give the requests in flight by service."""
+        """Return the requests in flight by service."""
         with self._lock:
             return dict(self._in_flight)
 
@@ -192,7 +192,7 @@ class StageCollector(Collector):
         self._gauges = gauges
 
     def collect(self) -> Iterator[Metric]:
-        """Give every family, histograms first."""
+        """Yield every family, histograms first."""
         for name in (
             names.METRIC_REQUEST_DURATION,
             names.METRIC_STAGE_DURATION,
@@ -329,7 +329,7 @@ class SampleCollector(Collector):
         self._shown = shown
 
     def collect(self) -> Iterator[Metric]:
-        """Give a family for each name that there is a sample of."""
+        """Yield a family for each name that there is a sample of."""
         now = self._shown()
         by_name: dict[SampleName, list[Series]] = {}
         for series in now.series:
@@ -347,7 +347,7 @@ class CostCollector(Collector):
         self._costs = costs
 
     def collect(self) -> Iterator[Metric]:
-        """Give calls, lateness and the longest call, by collector; CPU time is a sample."""
+        """Yield calls, lateness and the longest call, by collector; CPU time is a sample."""
         named = _COLLECTOR_METRIC[names.METRIC_COLLECTOR_CALLS]
         calls = CounterMetricFamily(named.prometheus, named.doc, labels=named.labels)
         named = _COLLECTOR_METRIC[names.METRIC_COLLECTOR_LATE]

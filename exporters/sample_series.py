@@ -35,7 +35,7 @@ class Series:
         return self.newest.value if self.named.kind == LEVEL else self.total
 
     def attributes(self) -> dict[str, str | int]:
-        """Give what tells it apart from the others of its name, by OpenTelemetry's names."""
+        """Return what tells it apart from the others of its name, by OpenTelemetry's names."""
         of: dict[str, str | int] = {}
         if self.newest.pid:
             of[PROCESS_PID] = self.newest.pid

@@ -19,7 +19,7 @@ SPEEDSCOPE_SCHEMA = "https://www.speedscope.app/file-format-schema.json"
 
 
 def collapsed(spans: Sequence[StackSpan]) -> str:
-    """Give collapsed lines, the stage first, the most frequent stack first."""
+    """Return collapsed lines, the stage first, the most frequent stack first."""
     counts: Counter[str] = Counter()
     for span in spans:
         names = [name.replace(";", ":").replace("\n", " ") for name in path_of(span)]
@@ -28,7 +28,7 @@ def collapsed(spans: Sequence[StackSpan]) -> str:
 
 
 def speedscope(spans: Sequence[StackSpan], name: str) -> dict[str, Any]:
-    """Give speedscope's document; weights are ns, profiles are stages."""
+    """Return speedscope's document; weights are ns, profiles are stages."""
     frames: dict[Frame, int] = {}
     by_stage: dict[str, list[StackSpan]] = {}
     for span in sorted(spans, key=lambda span: span.start_ns):
@@ -100,12 +100,12 @@ _PACKAGE = "perftools.profiles"
 
 
 def pprof(spans: Sequence[StackSpan]) -> bytes:
-    """Give the profile: values are samples and ns of wall time."""
+    """Return the profile: values are samples and ns of wall time."""
     return gzip.compress(_Profile(spans).message.SerializeToString(), mtime=0)
 
 
 def profile_type() -> Any:
-    """Give the message's class, for reading a profile too."""
+    """Return the message's class, for reading a profile too."""
     return _types()["Profile"]
 
 

@@ -74,13 +74,13 @@ class SlowTail:
 
 
 def bucket_of(duration_ns: int) -> int:
-    """Give the bucket of a duration: 16 of equal width between two powers of two."""
+    """Return the bucket of a duration: 16 of equal width between two powers of two."""
     exponent = duration_ns.bit_length() - 5
     return exponent * _SUB_BUCKETS + (duration_ns >> exponent) if exponent > 0 else duration_ns
 
 
 def upper_edge(bucket: int) -> int:
-    """Give the longest duration that falls into *bucket*."""
+    """Return the longest duration that falls into *bucket*."""
     if bucket < 2 * _SUB_BUCKETS:
         return bucket
     exponent, mantissa = divmod(bucket - _SUB_BUCKETS, _SUB_BUCKETS)
@@ -113,7 +113,7 @@ class Share:
 
 
 def share_from_environment(environ: Mapping[str, str] = os.environ) -> Share:
-    """Give the share that `OTEL_TRACES_SAMPLER` and `OTEL_TRACES_SAMPLER_ARG` ask for.
+    """Return the share that `OTEL_TRACES_SAMPLER` and `OTEL_TRACES_SAMPLER_ARG` ask for.
 
     Raises UsageError for a sampler that OpenTelemetry's specification does not name, or for a
     ratio that is no number from 0 to 1.
@@ -138,7 +138,7 @@ def share_from_environment(environ: Mapping[str, str] = os.environ) -> Share:
 
 
 def _bound(ratio: float) -> str:
-    """Give what the last 16 hex digits of a trace id must sort before, to be in *ratio* of all."""
+    """Return what the last 16 hex digits of a trace id must sort before, to be in *ratio* of all."""
     return f"{round(ratio * 2**64):016x}" if ratio < 1 else "g"
 
 

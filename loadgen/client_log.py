@@ -96,7 +96,7 @@ class ClientLog:
         self.failed += call.error != ""
 
     def chunks(self, rows: int = 65_536) -> Iterator[Mapping[str, Sequence[Any]]]:
-        """Give all rows as columns of the `client` table, at most *rows* at a time."""
+        """Yield all rows as columns of the `client` table, at most *rows* at a time."""
         for start in range(0, len(self), rows):
             yield self._chunk(start, min(start + rows, len(self)))
 

@@ -68,7 +68,7 @@ class Ids:
         return cls(random.Random(os.urandom(32)))
 
     def pair(self) -> tuple[str, str]:
-        """Give a trace id and a span id, neither of them zero."""
+        """Return a trace id and a span id, neither of them zero."""
         bits = self.source.getrandbits(192)
         trace, span = bits >> 64, bits & 0xFFFF_FFFF_FFFF_FFFF
         return f"{trace or 1:032x}", f"{span or 1:016x}"

@@ -50,7 +50,7 @@ _BY_TYPE: tuple[tuple[type[BaseException], str], ...] = (
 
 
 def failure_word(problem: BaseException) -> str:
-    """Give the word for *problem*; an exception of no known kind is its class name."""
+    """Return the word for *problem*; an exception of no known kind is its class name."""
     if isinstance(problem, aiohttp.ClientConnectorError) and isinstance(
         problem.os_error, socket.gaierror
     ):

@@ -31,7 +31,7 @@ class Health:
 
 
 def quantile(values: Sequence[int], share: float) -> float:
-    """Give the *share* quantile (nearest rank) of *values*; 0 where there are none."""
+    """Return the *share* quantile (nearest rank) of *values*; 0 where there are none."""
     ordered = sorted(values)
     return float(ordered[min(int(share * len(ordered)), len(ordered) - 1)]) if ordered else 0.0
 
@@ -54,7 +54,7 @@ def health(log: ClientLog, *, planned: int, cpu_share: float, loop: str) -> Heal
 
 
 def _since_intended(log: ClientLog, stamp: str) -> list[int]:
-    """Give *stamp* less intended, of the measured phase: warm-up is there to be slow."""
+    """Return *stamp* less intended, of the measured phase: warm-up is there to be slow."""
     columns = log.integers
     pairs = zip(columns[stamp], columns["intended_ns"], strict=True)
     return [at - intended for at, intended in pairs if intended >= log.measure_from_ns]

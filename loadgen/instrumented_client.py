@@ -79,7 +79,7 @@ class StampingConnector(aiohttp.TCPConnector):
         return StampingProtocol(loop=self._loop)
 
     async def connect(self, *args: Any, **kwargs: Any) -> Connection:
-        """Give a connection, and give the connection the call that it will serve."""
+        """Return a connection, and give the connection the call that it will serve."""
         connection = await super().connect(*args, **kwargs)
         call = CURRENT.get()
         protocol = connection.protocol

@@ -59,7 +59,7 @@ class Target:
         return urlunsplit((parts.scheme, place, parts.path, "..." if parts.query else "", ""))
 
     def headers_for(self, run_id: str) -> list[tuple[str, str]]:
-        """Give the headers of every request of run *run_id*; the user's own baggage is kept."""
+        """Return the headers of every request of run *run_id*; the user's own baggage is kept."""
         baggage = [format_run(run_id)]
         others = []
         for name, value in self.headers:

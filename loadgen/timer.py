@@ -32,7 +32,7 @@ class Timer(Protocol):
 
 
 def alarm(loop: asyncio.AbstractEventLoop, callback: Callable[[], None]) -> Timer:
-    """Give the finest alarm that this system has."""
+    """Return the finest alarm that this system has."""
     try:
         return KernelAlarm(loop, callback)
     except (AttributeError, OSError):

@@ -72,7 +72,7 @@ class StageMiddleware:
     `model-server`); *spool* is the folder of the recorder files (default: see
     `stagescope.recorder.spool.default_spool`); *installer* installs the hooks of frameworks (none without it); *beside* is called once in each
     process, with the spool, when its recorder opens, and what it gives is stopped when the app's
-    lifespan ends: the face passes the embedded agent.
+    lifespan ends: the public package passes the embedded agent.
     With `STAGESCOPE_DISABLE=1` in the environment every request goes straight to *app*.
 
     Raises nothing of its own; exceptions of the app pass through as they are.

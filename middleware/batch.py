@@ -251,7 +251,7 @@ def working_for(formed: batch) -> Iterator[None]:
 
 
 def timelines_of(formed: batch) -> list[Timeline]:
-    """Give the timelines of the members, and behind them the batch's own."""
+    """Return the timelines of the members, and behind them the batch's own."""
     timelines = [ticket.timeline for ticket in formed.tickets]
     own = formed.timeline
     return [*timelines, own] if own is not None else timelines

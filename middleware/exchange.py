@@ -67,7 +67,7 @@ MOUNT_KEY = "stagescope.mount"
 
 
 def template(scope: Scope) -> bytes:
-    """Give the template as UTF-8; empty where no router left one."""
+    """Return the template as UTF-8; empty where no router left one."""
     route: Any = scope.get("route")
     mounted = scope.get(MOUNT_KEY)
     prefix, outer_route = mounted or ("", None)

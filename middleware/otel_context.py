@@ -68,7 +68,7 @@ class AppTracing:
         self._w3c = self._others = False
 
     def nests(self, ring: Path | None, now_ns: int) -> bool:
-        """Tell whether the app's spans may go under ours now; cheap, but for once a second."""
+        """Return whether the app's spans may go under ours now; cheap, but for once a second."""
         if now_ns >= self._due_ns and _asked != "1":
             self._due_ns = now_ns + LOOK_NS
             self._since_ns = self._since_ns or now_ns
@@ -96,7 +96,7 @@ class AppTracing:
         return ""
 
     def asks_propagator(self, has_parent: bool) -> bool:
-        """Tell whether a caller's span is to be read by the app's propagator, not by us.
+        """Return whether a caller's span is to be read by the app's propagator, not by us.
 
         *has_parent* says that there is a valid `traceparent`.
         """
@@ -224,7 +224,7 @@ def _identity(context: Any) -> TraceParent | None:
 
 
 def app_tracing(span_seen: bool) -> AppTracing | None:
-    """Give the app's OpenTelemetry; None where it has none, or none that makes spans.
+    """Return the app's OpenTelemetry; None where it has none, or none that makes spans.
 
     *span_seen* says that a span is current, which is proof of one, whatever the provider.
     """
@@ -302,12 +302,12 @@ class Nesting:
 
 
 def server_span_below(scope: Scope) -> bool:
-    """Tell whether FastAPI's own telemetry, inside us, makes the request's SERVER span."""
+    """Return whether FastAPI's own telemetry, inside us, makes the request's SERVER span."""
     return getattr(scope.get("fastapi.telemetry"), "span", None) is not None
 
 
 def outer_span() -> TraceParent | None:
-    """Give the current span's identity; None where the app has no OpenTelemetry or no span."""
+    """Return the current span's identity; None where the app has no OpenTelemetry or no span."""
     trace: Any = sys.modules.get("opentelemetry.trace")
     if trace is None:
         return None

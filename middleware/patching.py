@@ -17,7 +17,7 @@ _wrapped: list[tuple[Any, str, Any]] = []
 def wrap(owner: Any, name: str, make: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
     """Replace `owner.name` by *make* of it, once; the wrapper keeps name, doc and signature.
 
-    Raises AttributeError, which `install` takes for "stand back", where there is no such name.
+    Raises AttributeError, which `install` takes for "step aside", where there is no such name.
     """
     inner = getattr(owner, name)
     if hasattr(inner, PATCHED):

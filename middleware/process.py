@@ -29,12 +29,12 @@ SERVICE_VARIABLE = "OTEL_SERVICE_NAME"
 
 
 def default_service() -> str:
-    """Give the name that a process's records have where nobody names the service."""
+    """Return the name that a process's records have where nobody names the service."""
     return os.environ.get(SERVICE_VARIABLE) or "model-server"
 
 
 def process_recorder(spool: Path | None, service: str) -> Recorder | None:
-    """Give this process's recorder for *spool* and *service*; None where there can be none.
+    """Return this process's recorder for *spool* and *service*; None where there can be none.
 
     Why there can be none is logged, once; the server is served without.
     """
@@ -112,7 +112,7 @@ os.register_at_fork(after_in_child=_forget_in_child)
 
 
 def recorder_beside(carrier: str) -> Recorder | None:
-    """Give this process's recorder, in the spool and for the service of *carrier*'s owner.
+    """Return this process's recorder, in the spool and for the service of *carrier*'s owner.
 
     None where there can be none, which is logged, or where the owner's file is gone.
     """

@@ -169,7 +169,7 @@ class CarriedId(str):
 
 
 def carried(request_id: str) -> str:
-    """Give *request_id* with the present request's timeline, which from now on waits in a queue.
+    """Return *request_id* with the present request's timeline, which from now on waits in a queue.
 
     Outside a request it is given back as it is.
     """

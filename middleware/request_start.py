@@ -23,7 +23,7 @@ believed = settings.INGRESS.on()
 
 
 def waited_ns(stamp: bytes, wall_ns: int) -> int:
-    """Give how long before *wall_ns* (Unix time, ns) the *stamp* is.
+    """Return how long before *wall_ns* (Unix time, ns) the *stamp* is.
 
     0 where it is none, lies in the future, or lies more than an hour back.
     """

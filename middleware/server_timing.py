@@ -38,7 +38,7 @@ class _OpenRuns:
         self._looked_ns = 0
 
     def has(self, run: bytes, now_ns: int) -> bool:
-        """Tell whether *run* is open; reads the folder 20 times a second at most."""
+        """Return whether *run* is open; reads the folder 20 times a second at most."""
         age_ns = now_ns - self._looked_ns
         if age_ns > _KNOWN_NS or (run not in self._open and age_ns > _UNKNOWN_NS):
             self._looked_ns = now_ns
@@ -62,7 +62,7 @@ _open_runs: dict[Path, _OpenRuns] = {}
 
 
 def answers(timeline: Timeline, now_ns: int) -> bool:
-    """Tell whether a request that names a run (`timeline.run`) gets the header."""
+    """Return whether a request that names a run (`timeline.run`) gets the header."""
     mode = settings.SERVER_TIMING.choice()
     if mode in ("off", "all"):
         return mode == "all"
@@ -75,7 +75,7 @@ def answers(timeline: Timeline, now_ns: int) -> bool:
 
 
 def header_value(timeline: Timeline, now_ns: int) -> bytes:
-    """Give each of the six stages that was seen, and `total`, from the start until now."""
+    """Return each of the six stages that was seen, and `total`, from the start until now."""
     duration = now_ns - timeline.start_ns
     # What other processes wrote, too: in a server of several, that is where the work is done.
     slots = (timeline.slot, *(timeline.chain or ()), *(timeline.lent or ()))
@@ -93,14 +93,14 @@ def header_value(timeline: Timeline, now_ns: int) -> bytes:
 
 
 def _stage(code: int, recorder: Recorder) -> str:
-    """Give the stage of *code*, also of one that another process put into our table of names."""
+    """Return the stage of *code*, also of one that another process put into our table of names."""
     if code > len(_stages):
         _stages[:] = [stage_of(name) for name in list(CODES)]
     return _stages[code - 1] if code <= len(_stages) else stage_of(recorder.read_name(code))
 
 
 def _entries(slot: Slot, since_ns: int) -> Iterator[tuple[int, int, int]]:
-    """Give start since *since_ns*, end (absolute) and code of the stages in *slot*."""
+    """Yield start since *since_ns*, end (absolute) and code of the stages in *slot*."""
     times = slot.times.tolist()
     for index, code in enumerate(slot.codes.tolist()):
         if 0 < code < fmt.CODE_SPECIAL:

@@ -95,7 +95,7 @@ def _code_of(name: object) -> int:
 
 
 def is_failure(kind: type[BaseException] | None, error: BaseException | None = None) -> bool:
-    """Tell whether an exception that leaves a stage is a failure of that stage.
+    """Return whether an exception that leaves a stage is a failure of that stage.
 
     A cancelled or closed stage did not fail: that is no Exception. Nor did one that answers the
     client with a 4xx, by an exception that carries its status as those of Starlette do.
@@ -400,7 +400,7 @@ def _async_generator(function: Callable[..., Any], code: int) -> Callable[..., A
 
 
 async def _is_closed_elsewhere(inner: Any) -> bool:
-    """Tell whether somebody else closes *inner*, the generator behind a decorated one.
+    """Return whether somebody else closes *inner*, the generator behind a decorated one.
 
     The event loop closes generators that were left behind in a task each, both of ours where the
     garbage collector found both, or where the loop ends; two at once would be an error.

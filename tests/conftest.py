@@ -66,7 +66,7 @@ def _nothing_left_behind(_session_mark: str) -> Iterator[None]:
 
 
 def _settle(look: Callable[[], Sequence[Found]]) -> Sequence[Found]:
-    """Give what *look* finds once it finds nothing, or what it still finds at the deadline."""
+    """Return what *look* finds once it finds nothing, or what it still finds at the deadline."""
     deadline = time.monotonic() + SETTLE_S
     while (found := look()) and time.monotonic() < deadline:
         time.sleep(0.02)

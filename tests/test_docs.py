@@ -33,12 +33,12 @@ class Block(NamedTuple):
 
     @property
     def where(self) -> str:
-        """Give the block's place for people: `README.md:12`."""
+        """Return the block's place for people: `README.md:12`."""
         return f"{self.path.relative_to(ROOT)}:{self.line}"
 
 
 def documents() -> Iterator[Path]:
-    """Give every Markdown file of the tree, without what was built or downloaded."""
+    """Yield every Markdown file of the tree, without what was built or downloaded."""
     for path in sorted(ROOT.rglob("*.md")):
         parts = path.relative_to(ROOT).parts
         if not GENERATED.intersection(parts) and not any(part.startswith(".") for part in parts):
@@ -46,7 +46,7 @@ def documents() -> Iterator[Path]:
 
 
 def blocks(path: Path) -> Iterator[Block]:
-    """Give the fenced blocks of one document."""
+    """Yield the fenced blocks of one document."""
     text = path.read_text(encoding="utf-8")
     for found in FENCED.finditer(text):
         line = text.count("\n", 0, found.start()) + 1
@@ -54,7 +54,7 @@ def blocks(path: Path) -> Iterator[Block]:
 
 
 def prose(path: Path) -> str:
-    """Give a document without its fenced blocks."""
+    """Return a document without its fenced blocks."""
     return FENCED.sub("", path.read_text(encoding="utf-8"))
 
 

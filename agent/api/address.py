@@ -29,7 +29,7 @@ def parse_address(text: str, *, option: str, default_host: str = "") -> tuple[st
 
 
 def default_metrics_address(environment: Mapping[str, str]) -> tuple[str, int]:
-    """Give the address that the standard variables name; raises UsageError for a bad port."""
+    """Return the address that the standard variables name; raises UsageError for a bad port."""
     host = environment.get("OTEL_EXPORTER_PROMETHEUS_HOST") or LOOPBACK
     variable = "OTEL_EXPORTER_PROMETHEUS_PORT"
     port = environment.get(variable) or str(METRICS_PORT)
@@ -37,7 +37,7 @@ def default_metrics_address(environment: Mapping[str, str]) -> tuple[str, int]:
 
 
 def url(host: str, port: int, path: str = "") -> str:
-    """Give the URL of an address."""
+    """Return the URL of an address."""
     return f"http://{f'[{host}]' if ':' in host else host}:{port}{path}"
 
 

@@ -41,11 +41,11 @@ class AgentClient:
             )
 
     def health(self) -> dict[str, Any]:
-        """Give who answers: `kind`, `pid`, `version`, `uptime_s`, `boot_id`."""
+        """Return who answers: `kind`, `pid`, `version`, `uptime_s`, `boot_id`."""
         return self._json("GET", "/health")
 
     def counters(self) -> dict[str, float]:
-        """Give the agent's numbers, its writers' and its sinks', by name."""
+        """Return the agent's numbers, its writers' and its sinks', by name."""
         return self._json("GET", "/counters")
 
     def live(self, window_s: int = WINDOW_S) -> list[RouteSummary]:
@@ -70,20 +70,20 @@ class AgentClient:
         self._json("POST", f"/runs/{run_id}/close")
 
     def run_records(self, run_id: str) -> Iterator[Record]:
-        """Give the records that are stored of a load run, as they arrive."""
+        """Yield the records that are stored of a load run, as they arrive."""
         with self._exchange("GET", f"/runs/{run_id}/records") as response:
             yield from parse_lines(_lines(response))
 
     def samples(self, since_ns: int = 0, until_ns: int | None = None) -> Iterator[Sample]:
-        """Give the samples that tell of any moment between, on the clock of the agent's host."""
+        """Return the samples that tell of any moment between, on the clock of the agent's host."""
         return SAMPLES.parse(self._evidence("samples", since_ns, until_ns))
 
     def stacks(self, since_ns: int = 0, until_ns: int | None = None) -> Iterator[StackSpan]:
-        """Give the stacks seen at any moment between."""
+        """Return the stacks seen at any moment between."""
         return STACKS.parse(self._evidence("stacks", since_ns, until_ns))
 
     def kernels(self, since_ns: int = 0, until_ns: int | None = None) -> Iterator[KernelRow]:
-        """Give what the captures that recorded at any moment between saw."""
+        """Return what the captures that recorded at any moment between saw."""
         return KERNELS.parse(self._evidence("kernels", since_ns, until_ns))
 
     def _evidence(self, kind: str, since_ns: int, until_ns: int | None) -> Iterator[bytes]:
@@ -97,7 +97,7 @@ class AgentClient:
             yield from _lines(response)
 
     def ask_to_yield(self) -> None:
-        """Ask an embedded agent to let go of its spool."""
+        """Ask an embedded agent to release its spool."""
         self._json("POST", "/yield")
 
     def _json(self, method: str, path: str) -> dict[str, Any]:

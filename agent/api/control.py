@@ -139,7 +139,7 @@ class Control:
 
 
 def _stretch(request: Request) -> tuple[int, int]:
-    """Give `since` and `until`, by default all time; raises UsageError for what is none."""
+    """Return `since` and `until`, by default all time; raises UsageError for what is none."""
     since_ns, until_ns = _moment(request, "since", 0), _moment(request, "until", END_OF_TIME_NS)
     if since_ns > until_ns:
         raise UsageError(f"since={since_ns} is later than until={until_ns}: give the earlier first")
@@ -168,7 +168,7 @@ def _nothing_there(request: Request) -> Reply:
 
 
 def version() -> str:
-    """Give the installed version; `source` where stagescope runs from a source tree."""
+    """Return the installed version; `source` where stagescope runs from a source tree."""
     try:
         return installed_version("stagescope")
     except PackageNotFoundError:
@@ -176,7 +176,7 @@ def version() -> str:
 
 
 def metrics_reply(render: Render | None, request: Request) -> Reply:
-    """Give the metrics in the format that the client accepts."""
+    """Return the metrics in the format that the client accepts."""
     if render is None:
         return problem(HTTPStatus.NOT_FOUND, "this agent keeps no metrics")
     body, content_type = render(request.headers.get("Accept", ""))

@@ -124,7 +124,7 @@ class HttpServer(ThreadingMixIn, TCPServer):
             super().server_bind()
 
     def _is_ours(self, path: Path) -> bool:
-        """Tell whether the socket there is the one that we made: not a successor's."""
+        """Return whether the socket there is the one that we made: not a successor's."""
         with contextlib.suppress(OSError):
             return os.path.samestat(self._bound, path.lstat())
         return False

@@ -72,7 +72,7 @@ class Examination:
     lines: tuple[Line, ...]
 
     def possible(self, what: str) -> bool:
-        """Tell whether *what*, one of `MEASURABLE`, can be measured here."""
+        """Return whether *what*, one of `MEASURABLE`, can be measured here."""
         given = any(what in line.finding.gives for line in self.lines)
         return given and not any(what in line.finding.forbids for line in self.lines)
 
@@ -83,7 +83,7 @@ class Examination:
         ]
 
     def to_json(self) -> dict[str, Any]:
-        """Give it for machines; docs/doctor.md names the keys, which stay."""
+        """Return it for machines; docs/doctor.md names the keys, which stay."""
         return {
             "schema": SCHEMA,
             "spool": str(self.around.spool),

@@ -41,6 +41,6 @@ class Finding:
 
 
 def plural(count: int, noun: str) -> str:
-    """Give `1 process`, `2 processes`."""
+    """Return `1 process`, `2 processes`."""
     many = noun + ("es" if noun.endswith("s") else "s")
     return f"{count} {noun if count == 1 else many}"

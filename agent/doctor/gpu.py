@@ -202,7 +202,7 @@ def _stages_met(ring: Path) -> set[str]:
 
 
 def _loaded(around: Environment, pid: int) -> list[str]:
-    """Give which of torch's libraries a process has mapped: `cpu`, `cuda`, `cupti`."""
+    """Return which of torch's libraries a process has mapped: `cpu`, `cuda`, `cupti`."""
     maps = around.read(around.proc / str(pid) / "maps")
     known = {"cpu": "libtorch_cpu.so", "cuda": "libtorch_cuda.so", "cupti": "libcupti.so"}
     return [name for name, library in known.items() if library in maps]

@@ -50,7 +50,7 @@ def cpus(around: Environment) -> Finding:
 
 
 def _quota(around: Environment) -> float | None:
-    """Give the smallest `cpu.max` on the way from our control group up; None: no limit."""
+    """Return the smallest `cpu.max` on the way from our control group up; None: no limit."""
     mount = _cgroup2(around)
     found: list[float] = []
     path = mount + _group(around)
@@ -63,7 +63,7 @@ def _quota(around: Environment) -> float | None:
 
 
 def _cgroup2(around: Environment) -> str:
-    """Give where version 2 is mounted, below /sys; empty: nowhere."""
+    """Return where version 2 is mounted, below /sys; empty: nowhere."""
     for line in around.read(around.proc / "self/mounts").splitlines():
         _, point, kind, *_ = line.split(" ")
         if kind == "cgroup2" and point.startswith("/sys/"):

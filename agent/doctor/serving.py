@@ -98,7 +98,7 @@ def _nearest(path: Path) -> Path:
 
 
 def _file_system(around: Environment, path: Path) -> str:
-    """Give the type of the file system of *path*: that of the longest mount point before it."""
+    """Return the type of the file system of *path*: that of the longest mount point before it."""
     best, kind = "", ""
     for line in around.read(around.proc / "self/mounts").splitlines():
         _, point, found, *_ = line.split(" ")
@@ -210,7 +210,7 @@ def _facts(one: Served, answer: dict[str, Any]) -> dict[str, Any]:
 
 
 def _settings(around: Environment, one: Served) -> dict[str, str]:
-    """Give what the server was started with that is ours to know: other variables hold secrets."""
+    """Return what the server was started with that is ours to know: other variables hold secrets."""
     known = around.environment_of(one.process.pid)
     return {name: value for name, value in known.items() if name.startswith("STAGESCOPE_")}
 

@@ -43,18 +43,18 @@ class Environment:
     sys: Path = Path("/sys")
 
     def pids(self) -> list[int]:
-        """Give the processes to look at: the one asked about, else those that are served."""
+        """Return the processes to look at: the one asked about, else those that are served."""
         return [self.pid] if self.pid else [one.process.pid for one in self.served]
 
     def read(self, path: Path) -> str:
-        """Give a small file's text; empty where it is not there or not to be read."""
+        """Return a small file's text; empty where it is not there or not to be read."""
         try:
             return path.read_text("utf-8", "replace").strip()
         except OSError:
             return ""
 
     def status(self, pid: int | str, name: str) -> str:
-        """Give one value of `/proc/PID/status`; empty where it cannot be read."""
+        """Return one value of `/proc/PID/status`; empty where it cannot be read."""
         for line in self.read(self.proc / str(pid) / "status").splitlines():
             key, _, value = line.partition(":")
             if key == name:
@@ -62,7 +62,7 @@ class Environment:
         return ""
 
     def environment_of(self, pid: int) -> dict[str, str]:
-        """Give the environment that a process was started with; empty where it is not for us."""
+        """Return the environment that a process was started with; empty where it is not for us."""
         pairs = self.read(self.proc / str(pid) / "environ").split("\0")
         return dict(pair.split("=", 1) for pair in pairs if "=" in pair)
 
@@ -89,7 +89,7 @@ def look_around(
 
 
 def _rings(spool: Path) -> tuple[list[Served], list[Path]]:
-    """Give the live processes that write there, and the files that we may not read."""
+    """Return the live processes that write there, and the files that we may not read."""
     found: list[Served] = []
     closed: list[Path] = []
     with suppress(OSError):

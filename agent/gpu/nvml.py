@@ -186,11 +186,11 @@ class NvmlProbe:
         self._look_again_ns = self._costs_ns = 0
 
     def devices(self) -> Sequence[Device]:
-        """Give those that were there at the last poll."""
+        """Return those that were there at the last poll."""
         return [unit.device for unit in self._units.values()]
 
     def capabilities(self) -> frozenset[str]:
-        """Give the names that some device can still give."""
+        """Return the names that some device can still give."""
         return frozenset(
             name
             for unit in self._units.values()
@@ -200,7 +200,7 @@ class NvmlProbe:
         )
 
     def under_way(self) -> tuple[str, int] | None:
-        """Give the call that the driver has not answered yet, and since when."""
+        """Return the call that the driver has not answered yet, and since when."""
         return self._calls.under_way
 
     def poll(self, tier: Tier) -> list[Sample]:
@@ -218,7 +218,7 @@ class NvmlProbe:
         return samples + (self._costs() if tier == "slow" else [])
 
     def events(self) -> Iterator[DeviceEvent]:
-        """Give faults and edges of throttling as they happen."""
+        """Return faults and edges of throttling as they happen."""
         return iter(self._events)
 
     def stop(self) -> None:
@@ -284,7 +284,7 @@ class NvmlProbe:
             self._handles = handles  # a new set of events is made of them
 
     def _listed(self) -> Iterator[tuple[str, Any, tuple[str, Any] | None]]:
-        """Give UUID and handle of each device and instance, with those of the device around it."""
+        """Yield UUID and handle of each device and instance, with those of the device around it."""
         try:
             count = self._calls("nvmlDeviceGetCount")
         except self._nvml.NVMLError as error:

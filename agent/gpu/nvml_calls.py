@@ -86,11 +86,11 @@ class Calls:
             self._note(as_ or name, (self._clock() - begun_ns) / 1e9)
 
     def rarer(self, name: str) -> int:
-        """Give by what the rate of *name* is divided."""
+        """Return by what the rate of *name* is divided."""
         return self._rarer.get(name, 1)
 
     def medians(self) -> dict[str, float]:
-        """Give the median time of each call, in seconds."""
+        """Return the median time of each call, in seconds."""
         return dict(self._medians)
 
     def _note(self, name: str, took_s: float) -> None:

@@ -30,7 +30,7 @@ MEMBERS: Final = ("dVal", "uiVal", "ulVal", "ullVal", "sllVal", "siVal", "usVal"
 
 
 def number(value: Any, kind: int) -> float:
-    """Give the number that an nvmlValue_t holds as nvmlValueType_t *kind*."""
+    """Return the number that an nvmlValue_t holds as nvmlValueType_t *kind*."""
     return float(getattr(value, MEMBERS[kind]))
 
 
@@ -90,7 +90,7 @@ class Buffer:
         return self._averaged((at.monotonic_ns(stamp), value) for stamp, value in news)
 
     def _averaged(self, news: Iterable[tuple[int, float]]) -> list[Sample]:
-        """Give stretches of `GRAIN_NS` and what is left; each reading holds from the one before."""
+        """Return stretches of `GRAIN_NS` and what is left; each reading holds from the one before."""
         samples: list[Sample] = []
         start_ns, weight = self._end_ns, 0.0
         for end_ns, value in news:
@@ -174,7 +174,7 @@ class Fields:
         return [field.name for field in self._asked]
 
     def counts(self, name: str, detail: str) -> bool:
-        """Tell whether the device has such a field; so it is left to this reading alone."""
+        """Return whether the device has such a field; so it is left to this reading alone."""
         return self._answered and (name, detail) in {(one.name, one.detail) for one in self._asked}
 
     def read(self, at: Moment) -> list[Sample]:

@@ -90,7 +90,7 @@ class Events:
         return False
 
     def _told(self, handles: Handles, event_set: Any | None) -> Iterator[DeviceEvent]:
-        """Give events of one set, until the devices are others."""
+        """Yield events of one set, until the devices are others."""
         while not self._stopped.is_set() and self._handles() is handles:
             if event_set is None:
                 self._stopped.wait(WAIT_S)

@@ -38,7 +38,7 @@ def resolver(served: Callable[[], Collection[int]], proc: Path = Path("/proc")) 
 
 
 def _namespace_pids(proc: Path, pid: int) -> list[int]:
-    """Give the PIDs of one process, ours first; none where there is no such process."""
+    """Return the PIDs of one process, ours first; none where there is no such process."""
     try:
         status = (proc / str(pid) / "status").read_text("ascii", "replace")
     except OSError:

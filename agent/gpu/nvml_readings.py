@@ -31,7 +31,7 @@ class Moment:
     epoch_ns: int
 
     def monotonic_ns(self, epoch_us: int) -> int:
-        """Give the monotonic time of a stamp of the driver's; never later than now."""
+        """Return the monotonic time of a stamp of the driver's; never later than now."""
         return min(self.now_ns, epoch_us * 1000 - self.epoch_ns + self.now_ns)
 
 

@@ -44,7 +44,7 @@ class Device:
     """True where its samples are a recording's."""
 
     def attributes(self) -> dict[str, str]:
-        """Give what OpenTelemetry calls it (`hw.*`, development); what is unknown is absent."""
+        """Return what OpenTelemetry calls it (`hw.*`, development); what is unknown is absent."""
         known = {
             "hw.id": self.id,
             "hw.type": "gpu",
@@ -92,11 +92,11 @@ class GpuProbe(Protocol):
         ...
 
     def devices(self) -> Sequence[Device]:
-        """Give the devices that there are now."""
+        """Return the devices that there are now."""
         ...
 
     def capabilities(self) -> frozenset[str]:
-        """Give the names of samples that it can still give, of one device or another."""
+        """Return the names of samples that it can still give, of one device or another."""
         ...
 
     def poll(self, tier: Tier) -> list[Sample]:
@@ -104,7 +104,7 @@ class GpuProbe(Protocol):
         ...
 
     def events(self) -> Iterator[DeviceEvent]:
-        """Give events as they happen, until `stop`."""
+        """Return events as they happen, until `stop`."""
         ...
 
     def stop(self) -> None:

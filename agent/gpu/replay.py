@@ -87,15 +87,15 @@ class ReplayProbe:
         self._stopped = threading.Event()
 
     def devices(self) -> Sequence[Device]:
-        """Give the devices, marked as a replay's."""
+        """Return the devices, marked as a replay's."""
         return self._recording.devices
 
     def capabilities(self) -> frozenset[str]:
-        """Give the names that were recorded."""
+        """Return the names that were recorded."""
         return frozenset(sample.name for sample in self._recording.samples)
 
     def poll(self, tier: Tier) -> list[Sample]:
-        """Give what has come since the last poll; all of it is `fast`."""
+        """Return what has come since the last poll; all of it is `fast`."""
         if tier == "slow":
             return []
         since_ns, self._given_ns = self._given_ns, self._clock()
@@ -107,7 +107,7 @@ class ReplayProbe:
         ]
 
     def events(self) -> Iterator[DeviceEvent]:
-        """Give events when their time has come."""
+        """Yield events when their time has come."""
         since_ns = self._begun_ns
         while not self._stopped.wait(WAIT_S):
             now_ns = self._clock()
@@ -125,7 +125,7 @@ class ReplayProbe:
         """Nothing is held."""
 
     def _rounds(self, since_ns: int, until_ns: int) -> range:
-        """Give the beginnings of the rounds that touch a stretch of time."""
+        """Return the beginnings of the rounds that touch a stretch of time."""
         length = self._recording.length_ns
         first = self._begun_ns + (since_ns - self._begun_ns) // length * length
         return range(first, until_ns + 1, length)
@@ -153,11 +153,11 @@ class RecordedProbe:
         self.name = probe.name
 
     def devices(self) -> Sequence[Device]:
-        """Give the other's."""
+        """Return the other's."""
         return self._probe.devices()
 
     def capabilities(self) -> frozenset[str]:
-        """Give the other's."""
+        """Return the other's."""
         return self._probe.capabilities()
 
     def poll(self, tier: Tier) -> list[Sample]:
@@ -170,7 +170,7 @@ class RecordedProbe:
         return samples
 
     def events(self) -> Iterator[DeviceEvent]:
-        """Give the other's, and write them down."""
+        """Yield the other's, and write them down."""
         for event in self._probe.events():
             line = asdict(event) | {"at_ns": event.at_ns - self._begun_ns}
             self._write([{"kind": "event", "event": line.pop("kind")} | line])

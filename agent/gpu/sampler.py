@@ -85,7 +85,7 @@ class GpuSampler:
             self._say(f"the driver holds a call; its thread ends with the agent{self._where()}")
 
     def children_cpu_s(self) -> float:
-        """Give the CPU seconds of its threads."""
+        """Return the CPU seconds of its threads."""
         return sum(self._cpu_s.values())
 
     def _start(self, word: str, target: Callable[[], None]) -> threading.Thread:
@@ -155,7 +155,7 @@ class GpuSampler:
         of = f"{device.name} {event.device}" if device else event.device
         if event.kind == XID:
             sentence = f"the driver told of fault XID {event.detail} on {of}"
-            self._say(f"{sentence}; said once, counted each time")
+            self._say(f"{sentence}; logged once, counted each time")
             self._notice(Notice(XID_NOTICE, 0, event.device, event.at_ns, sentence))
         elif event.kind == THROTTLE_BEGAN and event.detail in HEAT_AND_POWER:
             sentence = f"{of} began to be throttled: {event.detail}"

@@ -53,7 +53,7 @@ def counters_allowed(
 
 
 def _running(proc: Path) -> str:
-    """Give the name of a DCGM process of this host, if there is one that we can see."""
+    """Return the name of a DCGM process of this host, if there is one that we can see."""
     for comm in proc.glob("[0-9]*/comm"):
         try:
             name = comm.read_text("utf-8", "replace").strip()
@@ -74,7 +74,7 @@ OTHER_DEVICES: Final = ("/dev/kfd", "/dev/dri/renderD*", "/dev/accel*")
 
 
 def make(agent: AgentContext, environment: Mapping[str, str] = os.environ) -> Sequence[Collector]:
-    """Give the sampler, or none where there is nothing to read, which is said.
+    """Return the sampler, or none where there is nothing to read, which is said.
 
     Raises UsageError for a recording that cannot be read.
     """
@@ -102,7 +102,7 @@ def _chosen(agent: AgentContext, environment: Mapping[str, str]) -> Callable[[],
 
 
 def _has_nvml() -> bool:
-    """Tell whether NVIDIA's library can be loaded; it does not touch the driver."""
+    """Return whether NVIDIA's library can be loaded; it does not touch the driver."""
     try:
         ctypes.CDLL("libnvidia-ml.so.1")
     except OSError:

@@ -40,11 +40,11 @@ class TorchProbe:
         self._stopped = threading.Event()
 
     def devices(self) -> Sequence[Device]:
-        """Give all that some process has told of."""
+        """Return all that some process has told of."""
         return list(self._devices.values())
 
     def capabilities(self) -> frozenset[str]:
-        """Give the names of the samples."""
+        """Return the names of the samples."""
         return frozenset(
             {"hw.gpu.memory.usage", "hw.gpu.memory.limit", "model_server.gpu.process.memory"}
         )

@@ -29,7 +29,7 @@ class Mount:
     """The cgroup that is seen at *folder*."""
 
     def place(self, cgroup: str) -> str | None:
-        """Give the folder of the cgroup *cgroup*.
+        """Return the folder of the cgroup *cgroup*.
 
         None where it is outside of what is mounted, and for the one that holds the whole host:
         it has no limits, and what it used the host's own figures tell.
@@ -171,7 +171,7 @@ class Cgroups:
         self._cgroups = found
 
     def _limited(self, mount: Mount, path: str) -> dict[str, Cgroup]:
-        """Give the cgroups around *path* that have limits: they hold for it too."""
+        """Return the cgroups around *path* that have limits: they hold for it too."""
         around = {outer: self._open(mount, outer) for outer in mount.above(path)}
         return {outer: cgroup for outer, cgroup in around.items() if cgroup and cgroup.limited}
 

@@ -14,7 +14,7 @@ _BITE = 1 << 16
 
 
 def read(path: str) -> bytes | None:
-    """Give what stands in the file *path*; None where it is missing, denied or its owner gone."""
+    """Return what stands in the file *path*; None where it is missing, denied or its owner gone."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except (OSError, ValueError):
@@ -32,13 +32,13 @@ def read(path: str) -> bytes | None:
 
 
 def count(text: bytes | None) -> int | None:
-    """Give the count that a file holds; None for a word such as `max`."""
+    """Return the count that a file holds; None for a word such as `max`."""
     word = (text or b"").strip()
     return int(word) if word.isdigit() and len(word) < 20 else None
 
 
 def counts(text: bytes | None) -> dict[str, int]:
-    """Give the counts of a file with one name and one count a line (`cpu.stat`, `/proc/PID/io`)."""
+    """Return the counts of a file with one name and one count a line (`cpu.stat`, `/proc/PID/io`)."""
     return {name.decode(): int(n) for name, n in _PAIR.findall(text or b"") if len(n) < 20}
 
 
@@ -125,5 +125,5 @@ class Growth:
 
 
 def level(name: str, now_ns: int, value: float, pid: int = 0, detail: str = "") -> Sample:
-    """Give how high something stood at *now_ns*."""
+    """Return how high something stood at *now_ns*."""
     return Sample(name, now_ns, now_ns, value, pid, detail=detail)

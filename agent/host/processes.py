@@ -65,7 +65,7 @@ def _listed(path: str) -> int | None:
 
 
 MOST_THREADS = 256
-"""About 3 ms; of a process with more threads nothing is told."""
+"""About 3 ms; of a process with more threads nothing is reported."""
 
 VOLUNTARY = Counter("process.context_switches", "voluntary")
 INVOLUNTARY = Counter("process.context_switches", "involuntary")

@@ -52,7 +52,7 @@ class System:
         }
 
     def read(self) -> list[Sample]:
-        """Read all that is there; that something fails is said once."""
+        """Read all that is there; that something fails is logged once."""
         found: list[Sample] = []
         for name, reading in self._readings.items():
             try:
@@ -112,7 +112,7 @@ class System:
             yield from self._growth.since(now_ns, read)
 
     def _is_real(self, kind: str, name: str) -> bool:
-        """Tell whether there is a device behind a name; asked once for each."""
+        """Return whether there is a device behind a name; asked once for each."""
         known = self._physical.get(name)
         if known is None:
             known = self._physical[name] = os.path.exists(f"{self._sys}/{kind}/{name}/device")
@@ -126,7 +126,7 @@ class Busy:
         self._last: tuple[int, int, int] | None = None
 
     def since(self, now_ns: int, spent: dict[Counter, int]) -> Iterator[Sample]:
-        """Give it from the last reading to this one; time stolen by other guests is in it."""
+        """Yield it from the last reading to this one; time stolen by other guests is in it."""
         total = sum(spent.values())
         idle = spent[CPU["idle"]] + spent.get(CPU["iowait"], 0)
         before, self._last = self._last, (now_ns, total, idle)
@@ -150,7 +150,7 @@ _LINE = re.compile(rb"^(some|full) .*\btotal=(\d{1,19})$", re.MULTILINE)
 
 
 def totals(text: bytes | None) -> dict[str, int]:
-    """Give the totals, in µs, by `some` and `full`."""
+    """Return the totals, in µs, by `some` and `full`."""
     return {kind.decode(): int(total) for kind, total in _LINE.findall(text or b"")}
 
 
@@ -178,10 +178,10 @@ def _counter(resource: str, kind: str, cgroup: str) -> Counter:
 
 
 def host_pressure(proc: str) -> Pressure:
-    """Give the host's: of all its tasks, also where *proc* is seen from a container."""
+    """Return the host's: of all its tasks, also where *proc* is seen from a container."""
     return Pressure({resource: f"{proc}/pressure/{resource}" for resource in RESOURCES})
 
 
 def cgroup_pressure(folder: str, cgroup: str) -> Pressure:
-    """Give that of the cgroup whose files lie in *folder*."""
+    """Return that of the cgroup whose files lie in *folder*."""
     return Pressure({resource: f"{folder}/{resource}.pressure" for resource in RESOURCES}, cgroup)

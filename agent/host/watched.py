@@ -49,7 +49,7 @@ class Watch:
         self._looks = 0
 
     def look(self) -> list[Watched]:
-        """Give those watched now, each pid once."""
+        """Return those watched now, each pid once."""
         again = self._looks % LOOK_AGAIN == 0
         self._looks += 1
         rings = self._alive()
@@ -76,7 +76,7 @@ class Watch:
 
 
 def pid_here(proc: str, ring: Path, pid: int) -> int:
-    """Give the pid, seen from here, of the process that wrote *ring* and calls itself *pid*.
+    """Return the pid, seen from here, of the process that wrote *ring* and calls itself *pid*.
 
     0 where it is not to be seen.
     """
@@ -88,7 +88,7 @@ def pid_here(proc: str, ring: Path, pid: int) -> int:
 
 
 def _lockers(proc: str, ring: Path) -> Iterator[int]:
-    """Give who has locked the file, by the file's number: names and devices differ by container."""
+    """Yield who has locked the file, by the file's number: names and devices differ by container."""
     try:
         wanted = f":{os.stat(ring).st_ino} ".encode()
     except OSError:
@@ -100,7 +100,7 @@ def _lockers(proc: str, ring: Path) -> Iterator[int]:
 
 
 def _own_pid(proc: str, here: int) -> int:
-    """Give the pid of the process *here* in its own namespace: the innermost of its pids."""
+    """Return the pid of the process *here* in its own namespace: the innermost of its pids."""
     status = read(f"{proc}/{here}/status")
     pids = (status or b"").rpartition(b"\nNSpid:")[2].partition(b"\n")[0].split()
     if status is None or (pids and not pids[-1].isdigit()):
@@ -109,7 +109,7 @@ def _own_pid(proc: str, here: int) -> int:
 
 
 def _maps(proc: str, here: int, ring: Path) -> bool:
-    """Tell whether a process has a file of this name in its memory."""
+    """Return whether a process has a file of this name in its memory."""
     return f"/{ring.name}".encode() in (read(f"{proc}/{here}/maps") or b"")
 
 
@@ -121,7 +121,7 @@ class _Family:
         self._parents: dict[int, int] = {}
 
     def children(self, served: Sequence[Watched]) -> Iterator[Watched]:
-        """Give all descendants of *served* that are not among them."""
+        """Yield all descendants of *served* that are not among them."""
         self._look()
         belongs = {one.here: one.pid for one in served}
         below: dict[int, list[int]] = {}

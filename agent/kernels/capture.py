@@ -101,7 +101,7 @@ class Capture:
 
 
 def new_id(now_s: float | None = None) -> str:
-    """Give an id that sorts by time."""
+    """Return an id that sorts by time."""
     moment = time.localtime(now_s)
     return f"{time.strftime('%Y%m%d-%H%M%S', moment)}-{secrets.token_hex(2)}"
 
@@ -143,7 +143,7 @@ def degraded_reason(capture: TorchCapture, table: KernelTable) -> str:
 
 
 def export(capture: TorchCapture, ring: Path, folder: Path) -> Path:
-    """Write the trace that Perfetto opens into *folder*; gives the file. Raises OSError."""
+    """Write the trace that Perfetto opens into *folder*; returns the file. Raises OSError."""
     records = records_of(ring, capture.facts.profiled_since_ns, capture.facts.until_ns)
     by_thread: dict[str, list[Slice]] = {}
     for one in capture.openings:
@@ -155,7 +155,7 @@ def export(capture: TorchCapture, ring: Path, folder: Path) -> Path:
 
 
 def records_of(ring: Path, since_ns: int, until_ns: int) -> list[Record]:
-    """Give the requests and batches in *ring* that overlap the time; none where it is gone."""
+    """Return the requests and batches in *ring* that overlap the time; none where it is gone."""
     found: list[Record] = []
     with suppress(FileNotFoundError), RecorderReader(ring) as reader:
         while records := reader.poll():

@@ -177,7 +177,7 @@ class KernelCaptures:
 
 
 def request_for(mode: str, *, device: bool) -> CaptureRequest | None:
-    """Give what a micro-capture asks for in *mode*, where there is a *device* or not; None: none.
+    """Return what a micro-capture asks for in *mode*, where there is a *device* or not; None: none.
 
     Raises UsageError for a mode that there is not.
     """

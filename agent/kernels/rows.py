@@ -65,7 +65,7 @@ def read_rows(file: Path) -> Recorded:
 
 
 def by_stage(rows: Iterable[KernelRow]) -> list[tuple[KernelRow, list[KernelRow]]]:
-    """Give each stage's row with the rows of what ran in it, the busiest stage first."""
+    """Return each stage's row with the rows of what ran in it, the busiest stage first."""
     every = list(rows)
     heads = sorted([one for one in every if one.kind == "stage"], key=lambda one: -one.busy_ns)
     return [
@@ -83,7 +83,7 @@ Interval = tuple[int, int]
 
 
 def union(stretches: Iterable[Interval]) -> list[Interval]:
-    """Give what at least one of *stretches* covers, in order, without overlaps."""
+    """Return what at least one of *stretches* covers, in order, without overlaps."""
     covered: list[Interval] = []
     for start, end in sorted(stretches):
         if end <= start:
@@ -96,12 +96,12 @@ def union(stretches: Iterable[Interval]) -> list[Interval]:
 
 
 def length(stretches: Iterable[Interval]) -> int:
-    """Give the sum of the lengths."""
+    """Return the sum of the lengths."""
     return sum([end - start for start, end in stretches])
 
 
 def common(one: Sequence[Interval], other: Sequence[Interval]) -> list[Interval]:
-    """Give what lies in both; each is a union."""
+    """Return what lies in both; each is a union."""
     both: list[Interval] = []
     i = j = 0
     while i < len(one) and j < len(other):
@@ -116,7 +116,7 @@ def common(one: Sequence[Interval], other: Sequence[Interval]) -> list[Interval]
 
 
 def gaps(covered: Sequence[Interval], since: int, until: int) -> list[Interval]:
-    """Give what *covered*, a union, leaves open from *since* to *until*."""
+    """Return what *covered*, a union, leaves open from *since* to *until*."""
     edges = [since, *[edge for stretch in covered for edge in stretch], until]
     pairs = zip(edges[::2], edges[1::2], strict=True)
     return [(max(a, since), min(b, until)) for a, b in pairs if max(a, since) < min(b, until)]
@@ -131,7 +131,7 @@ def operator_rows(
     spans: Mapping[str, list[Interval]],
     how: Counter[str],
 ) -> Iterator[KernelRow]:
-    """Give a row for each stage, and for each operator in it, the longest self time first.
+    """Yield a row for each stage, and for each operator in it, the longest self time first.
 
     *how* counts how the stages were told.
     """
@@ -155,7 +155,7 @@ def operator_rows(
 
 
 def self_times(operators: Iterable[TraceEvent]) -> Iterator[tuple[TraceEvent, int]]:
-    """Give each operator with its time less that of the operators that it called, ns.
+    """Yield each operator with its time less that of the operators that it called, ns.
 
     One called by another lies within it, on the same thread.
     """

@@ -76,7 +76,7 @@ def _within(facts: CaptureFacts, event: TraceEvent) -> bool:
 
 
 def _spans(capture: TorchCapture) -> Mapping[str, list[Interval]]:
-    """Give when each stage was open, within the window."""
+    """Return when each stage was open, within the window."""
     facts = capture.facts
     open_times: dict[str, list[Interval]] = defaultdict(list)
     for one in capture.openings:
@@ -88,7 +88,7 @@ def _spans(capture: TorchCapture) -> Mapping[str, list[Interval]]:
 def _works(
     capture: TorchCapture, launches: Iterable[TraceEvent], stage_at: StageAt, how: Counter[str]
 ) -> Iterator[Work]:
-    """Give the device's work that was launched in the window, or whose launch was not seen."""
+    """Yield the device's work that was launched in the window, or whose launch was not seen."""
     everywhere = {e.correlation: e for e in capture.events if e.category in LAUNCHES}
     inside = {launch.correlation for launch in launches}
     for event in capture.events:
@@ -131,7 +131,7 @@ def _device_rows(
 def _named_rows(
     facts: CaptureFacts, device: str, stage: str, works: Iterable[Work]
 ) -> Iterator[KernelRow]:
-    """Give one row a kernel, copy or memset by name, the longest first."""
+    """Yield one row a kernel, copy or memset by name, the longest first."""
     times: dict[tuple[str, str], list[int]] = defaultdict(list)
     for work in works:
         event = work.event
@@ -181,7 +181,7 @@ class Idle:
         ]  # fmt: skip
 
     def within(self, span: Sequence[Interval]) -> tuple[int, int]:
-        """Give the idle time within *span*, and what of it was waiting for the host; ns."""
+        """Return the idle time within *span*, and what of it was waiting for the host; ns."""
         return length(common(self._gaps, span)), length(common(self._waits, span))
 
 
@@ -215,7 +215,7 @@ def _bound(
 
 
 def _launches_outlast(kernels: Sequence[TraceEvent], launches: Sequence[TraceEvent]) -> bool:
-    """Tell whether to launch a kernel takes longer than the kernel, by their medians."""
+    """Return whether to launch a kernel takes longer than the kernel, by their medians."""
     calls = [one.end_ns - one.start_ns for one in launches if "Launch" in one.name]
     return bool(calls) and median([k.end_ns - k.start_ns for k in kernels]) < median(calls)
 

@@ -180,7 +180,7 @@ class StageAt:
         self._models = _stretches(models, of_any=True)
 
     def __call__(self, thread_id: int, at_ns: int) -> Found:
-        """Give the stage of the thread that a trace calls *thread_id*, at *at_ns*.
+        """Return the stage of the thread that a trace calls *thread_id*, at *at_ns*.
 
         A thread that never opened a stage works for others: for the inference under way, where
         that is but one.

@@ -44,7 +44,7 @@ class Window(Protocol):
         ...
 
     def poll(self) -> Sequence[RawStack] | None:
-        """Give what was seen once it is over, None until then; never waits.
+        """Return what was seen once it is over, None until then; never waits.
 
         Raises StagescopeError, one sentence, where it failed.
         """
@@ -80,7 +80,7 @@ class StackSampler(Protocol):
         ...
 
     def dump(self, target: Target, timeout_s: float) -> Sequence[RawStack]:
-        """Give the stacks of this moment, waiting *timeout_s* at most. Raises StagescopeError."""
+        """Return the stacks of this moment, waiting *timeout_s* at most. Raises StagescopeError."""
         ...
 
 
@@ -139,7 +139,7 @@ class InProcessWindow:
             self._problem = problem
 
     def poll(self) -> Sequence[RawStack] | None:
-        """Give what was seen once it is over (`Window`)."""
+        """Return what was seen once it is over (`Window`)."""
         if self._thread.is_alive():
             return None
         if self._problem is not None and not self._raws:

@@ -115,7 +115,7 @@ def _span(pid: int, raw: RawStack, sources: dict[str, Source], reason: str, how:
 
 
 def stage_of(frames: Sequence[Frame], sources: dict[str, Source]) -> tuple[str, str]:
-    """Give stage and how it is known (`StackSpan.by`), from *frames*, outermost first."""
+    """Return stage and how it is known (`StackSpan.by`), from *frames*, outermost first."""
     for frame in reversed(frames):
         if found := MARK.fullmatch(frame.function):
             return found[1], "marker"
@@ -129,7 +129,7 @@ def stage_of(frames: Sequence[Frame], sources: dict[str, Source]) -> tuple[str, 
 
 
 def waits(frames: Sequence[Frame], sources: dict[str, Source]) -> bool:
-    """Tell whether the thread waits, by the name of its innermost function, or of what it calls."""
+    """Return whether the thread waits, by the name of its innermost function, or of what it calls."""
     if not frames:
         return True
     leaf = frames[-1]
@@ -142,7 +142,7 @@ def waits(frames: Sequence[Frame], sources: dict[str, Source]) -> bool:
 
 
 def is_ours(frame: Frame) -> bool:
-    """Tell whether *frame* is of stagescope itself."""
+    """Return whether *frame* is of stagescope itself."""
     return bool(OURS.search(frame.file)) or MARK.fullmatch(frame.function) is not None
 
 
@@ -160,7 +160,7 @@ def with_intervals(
     whole_since_ns: int,
     error_ns: int,
 ) -> list[StackSpan]:
-    """Give *spans* of one process, with a stage where its requests tell one.
+    """Return *spans* of one process, with a stage where its requests tell one.
 
     *served* are those that ended, all from *whole_since_ns* on; *serving_since_ns* the starts of
     those that did not; *error_ns* is how far the times of *spans* may be off.
@@ -195,7 +195,7 @@ def with_intervals(
 
 
 def stage_at(request: RequestRecord, at_ns: int) -> str:
-    """Give the stage that is charged at *at_ns*: of those open the one opened last; else none."""
+    """Return the stage that is charged at *at_ns*: of those open the one opened last; else none."""
     since_ns = at_ns - request.start_ns
     there = [span for span in request.stages if span.start_ns <= since_ns < span.end_ns]
     # Of two opened at the same instant the later one in the list was opened last.

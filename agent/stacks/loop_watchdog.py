@@ -1,4 +1,4 @@
-"""The watchdog of event loops: where one stands still, the stack that holds it is kept.
+"""The watchdog of event loops: where one is blocked, the stack that holds it is kept.
 
 The middleware's timer writes a tick ten times a second into the recorder file (`loop_ticks`).
 A loop that ticked and does not any more, for longer than `STAGESCOPE_LOOP_LIMIT_MS` (default 250)
@@ -55,7 +55,7 @@ class StackDumps:
         self._readable.pop(ring, None)
 
     def take(self, target: Target, reason: str) -> list[StackSpan]:
-        """Give the stacks of *target* now, the thread of an event loop first.
+        """Return the stacks of *target* now, the thread of an event loop first.
 
         Raises StagescopeError, one sentence, where nobody can look.
         """
@@ -78,7 +78,7 @@ class StackDumps:
 
 
 def runs_a_loop(frames: Sequence[tuple[str, str, int]]) -> bool:
-    """Tell whether a thread runs an event loop: asyncio's, or uvloop's by asyncio's runner."""
+    """Return whether a thread runs an event loop: asyncio's, or uvloop's by asyncio's runner."""
     return any(
         function.rpartition(".")[2] in LOOPS or file.endswith("asyncio/runners.py")
         for function, file, _ in frames
@@ -194,7 +194,7 @@ class LoopWatch:
         except StagescopeError as problem:
             self._agent.evidence.count("loop_dumps_failed")
             self._say_once(
-                f"an event loop of process {target.pid} stands still, but {problem}", "failed"
+                f"an event loop of process {target.pid} is blocked, but {problem}", "failed"
             )
             return
         if not spans or not runs_a_loop(spans[0].frames) or _waits_for_work(spans[0]):
@@ -212,7 +212,7 @@ class LoopWatch:
         )
         self._agent.notices.put(Notice(LOOP_LAG, target.pid, "", self._clock(), sentence))
         self._say_once(
-            f"{sentence}; said once for each place, all are kept as stacks with the reason "
+            f"{sentence}; logged once for each place, all are kept as stacks with the reason "
             f"{LOOP_LAG}",
             culprit,
         )
@@ -230,13 +230,13 @@ def _waits_for_work(span: StackSpan) -> bool:
 
 
 def culprit_of(frames: Sequence[Frame]) -> Frame:
-    """Give the innermost frame that is not the standard library's or a package's; else the last."""
+    """Return the innermost frame that is not the standard library's or a package's; else the last."""
     own = [frame for frame in frames if not is_library(frame.file)]
     return own[-1] if own else frames[-1]
 
 
 def _is_stopped(pid: int) -> bool:
-    """Tell whether a process is stopped by a signal or a debugger: then it is not its loop's fault."""
+    """Return whether a process is stopped by a signal or a debugger: then it is not its loop's fault."""
     found = process_stat("/proc", pid)
     return found is not None and found.state in ("T", "t")
 
@@ -245,7 +245,7 @@ Waits = Mapping[str, int]
 """`recorder_format.WAITS` of one process."""
 
 STILL_S: Final = 0.4
-"""A loop that ticks ten times a second and has not for this long stands still now."""
+"""A loop that ticks ten times a second and has not for this long is blocked now."""
 LAG_SHARE: Final = 0.25
 """Of the time since the last look: a loop that was late by so much in all lags."""
 
@@ -257,7 +257,7 @@ class _Seen:
     ticked_ns: int
     """When the ticks were last seen to have grown."""
     told: bool = False
-    """That it stands still was told, and it has not ticked since."""
+    """That it is blocked was reported, and it has not ticked since."""
 
 
 class LagWatch:

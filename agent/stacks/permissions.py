@@ -52,7 +52,7 @@ class Rights:
         return found
 
     def grants(self) -> list[str]:
-        """Give what mends it: the first suffices, the others are other ways."""
+        """Return what mends it: the first suffices, the others are other ways."""
         if not self.obstacles():
             return []
         if self.yama == 3:  # until the next boot nothing can

@@ -55,7 +55,7 @@ Threads = Mapping[int, tuple[int, str]]
 
 
 def _stretches(events: list[Mapping[str, Any]]) -> Iterator[tuple[int, int, tuple[Frame, ...]]]:
-    """Give (from, until, frames) of one thread's *events*; times in ns."""
+    """Yield (from, until, frames) of one thread's *events*; times in ns."""
     frames: list[Frame] = []
     since = 0
     for at, changes in groupby(events, key=lambda event: int(event["ts"]) * 1000):
@@ -134,7 +134,7 @@ ERROR_NS = 10_000_000
 
 @cache
 def _leash() -> tuple[str, ...]:
-    """Give the words that make a program end with the agent, also where that is killed.
+    """Return the words that make a program end with the agent, also where that is killed.
 
     util-linux has them (prctl(2), PR_SET_PDEATHSIG); where it is not, a window ends by its length.
     """
@@ -173,7 +173,7 @@ class PySpy:
         return PySpyWindow(self._py_spy, target, seconds, rate_hz, stem, self._clock)
 
     def dump(self, target: Target, timeout_s: float) -> list[RawStack]:
-        """Give the stacks of this moment. Raises StagescopeError."""
+        """Return the stacks of this moment. Raises StagescopeError."""
         at_ns = self._clock()
         try:
             done = subprocess.run(
@@ -251,7 +251,7 @@ class PySpyWindow:
         return sum(self._used_s.values())
 
     def poll(self) -> list[RawStack] | None:
-        """Give what was seen once it is over (`Window`)."""
+        """Return what was seen once it is over (`Window`)."""
         for process in self._processes:
             if process.returncode is None:  # one that has ended tells until it is waited for
                 self._used_s[process.pid] = cpu_s(process.pid)
@@ -312,7 +312,7 @@ class PySpyWindow:
 
 
 def record_words(py_spy: Path, pid: int, seconds: float, rate_hz: int, trace: Path) -> list[str]:
-    """Give the command line of a window."""
+    """Return the command line of a window."""
     return [
         str(py_spy), "record", "-p", str(pid), "-f", "chrometrace", "--nonblocking", "--idle",
         "--full-filenames", "-r", str(rate_hz), "-d", str(max(1, round(seconds))), "-o", str(trace),
@@ -320,7 +320,7 @@ def record_words(py_spy: Path, pid: int, seconds: float, rate_hz: int, trace: Pa
 
 
 def dump_words(py_spy: Path, pid: int) -> list[str]:
-    """Give the command line of a dump."""
+    """Return the command line of a dump."""
     return [str(py_spy), "dump", "-p", str(pid), "--json", "--nonblocking"]
 
 

@@ -76,7 +76,7 @@ class Choice:
         return PySpy(py_spy, self._folder)
 
     def of(self, target: Target) -> StackSampler:
-        """Give the sampler for *target*."""
+        """Return the sampler for *target*."""
         if self._spy is None or target.ring in self._unfit:
             return self._own
         if target.ring not in self._readable:
@@ -181,7 +181,7 @@ class Stacks:
         self._spent_s += going.window.cpu_s
 
     def children_cpu_s(self) -> float:
-        """Give the CPU seconds of py-spy (`collectors.Employer`)."""
+        """Return the CPU seconds of py-spy (`collectors.Employer`)."""
         return self._spent_s + sum(going.window.cpu_s for going in self._windows)
 
     def window(self, ring: Path, process: Process, reason: str, seconds: float) -> bool:

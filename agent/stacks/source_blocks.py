@@ -127,7 +127,7 @@ class _Blocks:
         return ""
 
     def _ours(self, called: ast.expr) -> str:
-        """Give the name of ours that *called* is; empty where it is none."""
+        """Return the name of ours that *called* is; empty where it is none."""
         if isinstance(called, ast.Name):
             return self._names.get(called.id, "")
         if isinstance(called, ast.Attribute) and _root(called) in self._modules:
@@ -165,7 +165,7 @@ class SourceFiles:
         self._read: dict[str, _Read] = {}
 
     def of(self, pid: int, files: Iterable[str]) -> dict[str, Source]:
-        """Give by name what *files*, as frames of process *pid* name them, tell of their lines."""
+        """Return by name what *files*, as frames of process *pid* name them, tell of their lines."""
         root, folder = _file_root(pid), _folder(pid)
         return {
             file: self._source(f"{root}{os.path.join(folder, file)}")
@@ -190,7 +190,7 @@ class SourceFiles:
 
 
 def _file_root(pid: int) -> str:
-    """Give what stands before a path of process *pid* here: nothing where its mounts are ours."""
+    """Return what stands before a path of process *pid* here: nothing where its mounts are ours."""
     try:
         same = os.stat(f"/proc/{pid}/ns/mnt").st_ino == os.stat("/proc/self/ns/mnt").st_ino
     except OSError:  # gone, or another user's: then the path as it stands may still be right
@@ -199,7 +199,7 @@ def _file_root(pid: int) -> str:
 
 
 def _folder(pid: int) -> str:
-    """Give the folder in which process *pid* works; the root where that cannot be read."""
+    """Return the folder in which process *pid* works; the root where that cannot be read."""
     try:
         return os.readlink(f"/proc/{pid}/cwd")
     except OSError:

@@ -40,7 +40,7 @@ class RecentRequests:
         self.accepted += len(records)
 
     def of(self, ring_id: str, since_ns: int) -> list[RequestRecord]:
-        """Give the requests of one process that ended since *since_ns* (monotonic)."""
+        """Return the requests of one process that ended since *since_ns* (monotonic)."""
         return [
             record
             for record in self._newest
@@ -83,13 +83,13 @@ class ColdStarts:
             self.accepted += len(records)
 
     def read(self) -> Iterator[bytes]:
-        """Give what is kept, oldest first, as lines of wire.py."""
+        """Return what is kept, oldest first, as lines of wire.py."""
         with self._lock:
             kept = list(self._newest)
         return (line.encode("ascii") for line in lines(kept))
 
     def counters(self) -> dict[str, int]:
-        """Give how many there were, those forgotten included."""
+        """Return how many there were, those forgotten included."""
         return {"seen": self._seen}
 
     def close(self, timeout_s: float) -> None:

@@ -68,7 +68,7 @@ class RunFile:
         self._requests = self._batches = self._died = 0
 
     def written_s(self) -> float:
-        """Tell when something was last added, seconds since the Unix epoch."""
+        """Return when something was last added, seconds since the Unix epoch."""
         try:
             return self.path.stat().st_mtime
         except OSError:
@@ -124,7 +124,7 @@ class RunFile:
             self._note(ring_id, record.seq, _span(record), is_request=is_request, died=died)
 
     def blocks(self, block_bytes: int = _BLOCK_BYTES) -> Iterator[bytes]:
-        """Give the whole lines that are there now, in blocks of about *block_bytes*."""
+        """Return the whole lines that are there now, in blocks of about *block_bytes*."""
         self._load()
         # Opened now: the run may be evicted before its reader takes the first block.
         return _read_blocks(self.path.open("rb"), self.size, block_bytes)
@@ -257,7 +257,7 @@ class RunStore:
             self.accepted += len(records)
 
     def under_way(self, quiet_s: float) -> bool:
-        """Tell whether a record of any run came in the last *quiet_s* seconds."""
+        """Return whether a record of any run came in the last *quiet_s* seconds."""
         return self._wall() - self._newest_s < quiet_s
 
     def _append(self, run_id: str, records: list[Record]) -> None:
@@ -308,7 +308,7 @@ class RunStore:
         return self._folder / f"{run_id}{OPEN_RUN_SUFFIX}"
 
     def _has_place(self) -> bool:
-        """Tell whether one more run may come that no driver has opened; an idle one gives way."""
+        """Return whether one more run may come that no driver has opened; an idle one gives way."""
         now_s = self._wall()
         if now_s < self._full_until_s:
             return False  # Decided without a look at the disk: a stranger may ask it every time.
@@ -367,7 +367,7 @@ class RunStore:
             return run.counts() if run else None
 
     def read(self, run_id: str, block_bytes: int = 1 << 18) -> Iterator[bytes] | None:
-        """Give the lines stored of a run so far, in blocks; None where there are none."""
+        """Return the lines stored of a run so far, in blocks; None where there are none."""
         with self._lock:
             run = self._find(run_id)
             return run.blocks(block_bytes) if run else None
@@ -378,12 +378,12 @@ class RunStore:
         return run if run and run.size else None
 
     def counters(self) -> dict[str, int]:
-        """Give records stored, left out as duplicates, refused; runs evicted."""
+        """Return records stored, left out as duplicates, refused; runs evicted."""
         with self._lock:
             return dict(self._counts)
 
     def gauges(self) -> dict[str, float]:
-        """Give how many runs are kept, and their bytes."""
+        """Return how many runs are kept, and their bytes."""
         with self._lock:
             return {"runs_files": len(self._runs), "runs_bytes": self._total_bytes()}
 
@@ -409,7 +409,7 @@ def _age(mark: Path) -> float:
 
 
 def room_for_runs(folder: Path) -> int:
-    """Give the bytes that runs may take: a quarter of what is free there, at most MAX_BYTES.
+    """Return the bytes that runs may take: a quarter of what is free there, at most MAX_BYTES.
 
     The spool is in memory by default, so what runs take is taken from the models.
     """

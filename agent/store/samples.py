@@ -65,7 +65,7 @@ class SampleStore:
                 del self._series[key]
 
     def between(self, since_ns: int, until_ns: int) -> Iterator[Sample]:
-        """Give the samples that tell of any moment from *since_ns* to *until_ns*."""
+        """Yield the samples that tell of any moment from *since_ns* to *until_ns*."""
         with self._lock:  # only to copy: an hour of samples would hold up who adds
             copies = [
                 (key, series.starts[:], series.ends[:], series.values[:])
@@ -78,7 +78,7 @@ class SampleStore:
                     yield Sample(name, start, end, value, pid, device, detail)
 
     def latest(self, not_before_ns: int) -> list[tuple[Sample, float]]:
-        """Give the newest sample of each series that ended since, and the series' total."""
+        """Return the newest sample of each series that ended since, and the series' total."""
         with self._lock:
             return [
                 (Sample(name, s.starts[-1], s.ends[-1], s.values[-1], pid, device, detail), s.total)
@@ -87,11 +87,11 @@ class SampleStore:
             ]
 
     def counters(self) -> dict[str, float]:
-        """Give samples added, and evicted to keep within bounds."""
+        """Return samples added, and evicted to keep within bounds."""
         with self._lock:
             return {"samples": self._added, "samples_evicted": self._evicted}
 
     def gauges(self) -> dict[str, float]:
-        """Give what is held."""
+        """Return what is held."""
         with self._lock:
             return {"samples_held": self._held, "sample_series": len(self._series)}

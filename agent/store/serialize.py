@@ -34,7 +34,7 @@ _TRUTH = ("false", "true")
 
 
 def process_line(process: Process) -> str:
-    """Give the line, with its newline, that introduces *process*."""
+    """Return the line, with its newline, that introduces *process*."""
     return json.dumps({"kind": "process"} | asdict(process)) + "\n"
 
 
@@ -105,7 +105,7 @@ def record_line(record: Record) -> str:
 
 
 def lines(records: Iterable[Record]) -> Iterator[str]:
-    """Give the lines of *records*, each process introduced where it must be."""
+    """Yield the lines of *records*, each process introduced where it must be."""
     last: dict[str, Process] = {}
     for record in records:
         process = record.process
@@ -198,7 +198,7 @@ class Lines(Generic[T]):
     make: Callable[[dict[str, Any]], T]
 
     def write(self, items: Iterable[T]) -> Iterator[bytes]:
-        """Give the lines of *items*, each with its newline."""
+        """Yield the lines of *items*, each with its newline."""
         names = self.names
         for item in items:
             line = {"line": self.of} | {name: getattr(item, name) for name in names}

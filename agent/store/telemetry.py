@@ -48,13 +48,13 @@ class BoundedLog(Generic[T]):
             self._kept.extend(new)
 
     def between(self, since_ns: int, until_ns: int) -> list[T]:
-        """Give what tells of any moment from *since_ns* to *until_ns*."""
+        """Return what tells of any moment from *since_ns* to *until_ns*."""
         with self._lock:
             kept = list(self._kept)
         return [one for one in kept if one.end_ns >= since_ns and one.start_ns <= until_ns]
 
     def counters(self) -> dict[str, float]:
-        """Give how many were added, and evicted to keep within bounds."""
+        """Return how many were added, and evicted to keep within bounds."""
         with self._lock:
             return {"added": self._added, "evicted": self._evicted}
 
@@ -94,7 +94,7 @@ class TelemetryBuffer:
         self.counts[name] += more
 
     def counters(self) -> dict[str, float]:
-        """Give what was added and evicted, by kind."""
+        """Return what was added and evicted, by kind."""
         return {
             **self.samples.counters(),
             **self.counts,

@@ -95,7 +95,7 @@ class SlowWatch:
             slow.clear()
 
     def counters(self) -> dict[str, int]:
-        """Give what the triggers made of it."""
+        """Return what the triggers made of it."""
         return self._counts()
 
     def close(self, timeout_s: float) -> None:

@@ -37,7 +37,7 @@ class TriggerLimits:
         self._started: deque[int] = deque()
 
     def allow(self, kind: str, now_ns: int) -> bool:
-        """Tell whether one of *kind* may be started now."""
+        """Return whether one of *kind* may be started now."""
         while self._started and now_ns - self._started[0] >= _HOUR_NS:
             self._started.popleft()
         last_ns = self._last.get(kind)
@@ -175,11 +175,11 @@ class Triggers:
         """What was started ends by itself, or with the sampler that runs it."""
 
     def counters(self) -> dict[str, int]:
-        """Give how many of each kind were started, and what became of the other notices."""
+        """Return how many of each kind were started, and what became of the other notices."""
         return dict(self._counts)
 
     def recent(self) -> list[dict[str, Any]]:
-        """Give the newest of what was started, oldest first."""
+        """Return the newest of what was started, oldest first."""
         return [asdict(reason) for reason in self._recent]
 
     def _act(self, notice: Notice, now_ns: int) -> None:

@@ -56,7 +56,7 @@ class Segments:
 
 
 def charged(openings: Openings) -> Segments:
-    """Give the segments of *openings*: of each opening they last its `self_ns` together.
+    """Return the segments of *openings*: of each opening they last its `self_ns` together.
 
     Times are of one clock. A request in which no stage was opened inside another is ready as
     it stands; only the others are swept.
@@ -99,7 +99,7 @@ def _swept(openings: Openings, index: Ints) -> Segments:
 
 
 def integral(starts_ns: Ints, ends_ns: Ints, at_ns: Ints) -> Ints:
-    """Give, at each of *at_ns*, the request-nanoseconds so far of segments `[start, end)`.
+    """Return, at each of *at_ns*, the request-nanoseconds so far of segments `[start, end)`.
 
     The number of segments that hold a moment is piecewise constant, so its integral is piecewise
     linear and exact in whole nanoseconds: a start adds `t - start`, an end takes `t - end` away.
@@ -108,7 +108,7 @@ def integral(starts_ns: Ints, ends_ns: Ints, at_ns: Ints) -> Ints:
 
 
 def _ramp(edges: Ints, at_ns: Ints) -> Ints:
-    """Give the sum over *edges* of `max(0, t - edge)` for each t.
+    """Return the sum over *edges* of `max(0, t - edge)` for each t.
 
     A sum may pass 2**63 and wrap; the difference of two of them, which is small, is right again.
     """
@@ -133,11 +133,11 @@ class ConcurrencyIntegral:
         self._sums[stage] = found if before is None else before + found
 
     def stages(self) -> tuple[str, ...]:
-        """Give the stages that were taken up."""
+        """Return the stages that were taken up."""
         return tuple(self._sums)
 
     def between(self, stage: str, starts_ns: Ints, ends_ns: Ints) -> Ints:
-        """Give the request-nanoseconds of *stage* in each stretch; its ends are of the grid."""
+        """Return the request-nanoseconds of *stage* in each stretch; its ends are of the grid."""
         sums = self._sums[stage]
         first, last = (np.searchsorted(self.at_ns, edge) for edge in (starts_ns, ends_ns))
         return sums[last] - sums[first]
@@ -181,7 +181,7 @@ class Mean:
 def readings(
     samples: ir.Table, window: Window, pids: Collection[int], devices: Collection[str] = ()
 ) -> list[Readings]:
-    """Give the readings of *samples* in *window*: of memory of processes those of *pids*.
+    """Return the readings of *samples* in *window*: of memory of processes those of *pids*.
 
     Of the devices those of *devices*; of all where none of these was read.
     """
@@ -207,7 +207,7 @@ def readings(
 
 
 def _series(table: pa.Table) -> Iterator[tuple[tuple[str, int], pa.Table]]:
-    """Give each series of *table*, which is sorted by series."""
+    """Yield each series of *table*, which is sorted by series."""
     if not table.num_rows:
         return
     changes = np.zeros(table.num_rows, np.bool_)
@@ -233,7 +233,7 @@ def _widened(name: str, pid: int, part: pa.Table, window: Window) -> Readings:
 
 
 def cells(at_ns: Ints) -> tuple[Ints, Ints]:
-    """Give the stretch that each of the sorted moments *at_ns* stands for.
+    """Return the stretch that each of the sorted moments *at_ns* stands for.
 
     It reaches halfway to its neighbours, and never further than the median of those halves.
     """
@@ -280,11 +280,11 @@ class StageWeightedMeans:
                 presence.add(names[code], found.start_ns[own], found.end_ns[own])
 
     def stages(self) -> frozenset[str]:
-        """Give the full names of the stages that were met."""
+        """Return the full names of the stages that were met."""
         return frozenset(name for each in self._presence.values() for name in each.stages())
 
     def mean(self, name: str, stages: Iterable[str]) -> Mean | None:
-        """Give the mean of the readings called *name* while *stages* ran; None where none did."""
+        """Return the mean of the readings called *name* while *stages* ran; None where none did."""
         kept = list(stages)
         total, summed, filled = 0, 0.0, 0.0
         for each in self._readings:
@@ -307,13 +307,13 @@ class StageWeightedMeans:
         return weight
 
     def median_window_s(self, name: str) -> float | None:
-        """Give the median stretch that one reading called *name* tells of."""
+        """Return the median stretch that one reading called *name* tells of."""
         lengths = [each.end_ns - each.begin_ns for each in self._readings if each.name == name]
         return float(np.median(np.concatenate(lengths))) / 1e9 if lengths else None
 
 
 def _openings(batch: pa.RecordBatch, counts: Ints) -> tuple[list[str], Ints, Openings]:
-    """Give the stage names, each opening's name by its index, and the openings of *batch*."""
+    """Return the stage names, each opening's name by its index, and the openings of *batch*."""
     spans = batch["stages"].flatten()
     codes, names = _codes(spans.field("stage"))
     begin = np.repeat(batch["start_ns"].to_numpy(False), counts)
@@ -325,7 +325,7 @@ def _openings(batch: pa.RecordBatch, counts: Ints) -> tuple[list[str], Ints, Ope
 
 
 def _codes(column: Any) -> tuple[Ints, list[str]]:
-    """Give *column* as numbers, and the text of each number; null reads as empty."""
+    """Return *column* as numbers, and the text of each number; null reads as empty."""
     whole = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
     encoded = whole.cast(pa.string()).fill_null("").dictionary_encode()
     codes = encoded.indices.to_numpy(False).astype(np.int64)

@@ -59,7 +59,7 @@ class _Found:
 
 
 def stage_resources(tables: RunTables, since_ns: int | None) -> Resources | None:
-    """Give what the stages of a run used from *since_ns* on; None where nothing was measured.
+    """Return what the stages of a run used from *since_ns* on; None where nothing was measured.
 
     *since_ns* is the begin of the measured phase on the server's clock; None: the whole run.
     """
@@ -73,7 +73,7 @@ def stage_resources(tables: RunTables, since_ns: int | None) -> Resources | None
 
 
 def _recorded(tables: RunTables, window: Window) -> Resources:
-    """Give what the server's own records tell, without any sample."""
+    """Return what the server's own records tell, without any sample."""
     stalls_s = stalled_s(tables.server, window)
     found = _Found(None, {}, StageWeightedMeans(()), stalls_s, {}, {}, {})
     return Resources(
@@ -165,7 +165,7 @@ def _use(
     *,
     sub_stages: tuple[StageUse, ...] = (),
 ) -> StageUse:
-    """Give what *name* used: what the stages *inside* it, itself among them, used together."""
+    """Return what *name* used: what the stages *inside* it, itself among them, used together."""
     busy = found.means.mean(GPU_BUSY, inside)
     stacks = found.stacks.get(name, StageStacks(0, ()))
     device = [found.device_s[each] for each in inside if each in found.device_s]
@@ -199,7 +199,7 @@ def _stalls(parts: Iterable[Mapping[str, float]]) -> dict[str, float]:
 
 
 def _device(tables: RunTables, window: Window, device_s: Mapping[str, float]) -> DeviceTotal | None:
-    """Give the device's time in all, with the share of the work that it was measured of."""
+    """Return the device's time in all, with the share of the work that it was measured of."""
     total = sum(device_s.values()) if device_s else None
     opened, timed = (
         sum(amounts(tables.samples, window, name, "name").values()) for name in OPENINGS

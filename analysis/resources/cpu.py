@@ -32,7 +32,7 @@ def shared_out(
     stages: Iterable[str],
     name_of: Callable[[str], str],
 ) -> tuple[dict[str, Cpu], float]:
-    """Give CPU time by *name_of* the stage, and that of processes without a sample.
+    """Return CPU time by *name_of* the stage, and that of processes without a sample.
 
     *cpu_s* is by pid. Each process is shared out by its own samples, so that all together is the
     sum of *cpu_s*. *stages* are further stages, which may have no sample: their share is 0.
@@ -67,7 +67,7 @@ def _of_process(cpu_s: float, cells: Mapping[str, list[int]]) -> dict[str, Cpu]:
 
 
 def share_error(share: float, count: int) -> float:
-    """Give the standard error of a *share* seen in *count* samples, taken to be independent.
+    """Return the standard error of a *share* seen in *count* samples, taken to be independent.
 
     Half of Wilson's score interval at one standard deviation (E. B. Wilson, JASA 22, 1927):
     unlike `sqrt(p(1-p)/n)` it is not 0 for a stage that was seen never, or always.
@@ -102,7 +102,7 @@ class CpuByStage:
 
 
 def steady_stacks(stacks: ir.Table, window: Window) -> ir.Table:
-    """Give the stacks of *window* that were sampled at a steady rate, not for what happened."""
+    """Return the stacks of *window* that were sampled at a steady rate, not for what happened."""
     middle = (stacks.start_ns + stacks.end_ns) // 2
     steady = stacks.reason.fill_null("window") == "window"
     inside = (middle >= window.begin_ns) & (middle < window.end_ns)
@@ -110,7 +110,7 @@ def steady_stacks(stacks: ir.Table, window: Window) -> ir.Table:
 
 
 def served_pids(tables: RunTables, window: Window, stacks: ir.Table) -> frozenset[int]:
-    """Give the processes that served the run: of the requests, and of workers.
+    """Return the processes that served the run: of the requests, and of workers.
 
     A worker is no request's own process. It is known as the child of one, or by a stack that was
     surely in a stage.
@@ -135,7 +135,7 @@ def cpu_by_stage(
     pids: Collection[int],
     stages: Iterable[str],
 ) -> CpuByStage | None:
-    """Give the CPU time of *pids*; None where it was not sampled.
+    """Return the CPU time of *pids*; None where it was not sampled.
 
     *stacks* are `steady_stacks`. *stages* are shown with 0 where no running sample was in them.
     """
@@ -177,7 +177,7 @@ def _running(ran: ir.Table) -> list[Running]:
 
 
 def _counts(ran: ir.Table, column: str) -> dict[str, int]:
-    """Give the running samples by the words of *column*, the most frequent first."""
+    """Return the running samples by the words of *column*, the most frequent first."""
     word = ran[column].fill_null("none")
     each = ran.select(word=word, samples=ran.samples.fill_null(0))
     sums = each.group_by("word").aggregate(count=each.samples.sum())

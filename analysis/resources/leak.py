@@ -44,7 +44,7 @@ class Slope:
 
     @property
     def doubt(self) -> str:
-        """Why no leak is told; empty where one is."""
+        """Why no leak is reported; empty where one is."""
         if self.points < LEAST_POINTS:
             return f"{self.points} readings are too few to tell"
         if self.span_s < LEAST_SPAN_S:
@@ -95,7 +95,7 @@ RETRIES = "num_alloc_retries"
 
 
 def memory_over_run(tables: RunTables, window: Window, pids: Collection[int]) -> Memory | None:
-    """Give first, last and growth of *pids* together; None where their memory was not sampled."""
+    """Return first, last and growth of *pids* together; None where their memory was not sampled."""
     found = samples_in(tables.samples, window, RSS)
     own = found.filter(found.pid.isin(sorted(pids))).order_by("pid", "begin_ns")
     series: dict[int, list[tuple[int, float]]] = {}
@@ -113,7 +113,7 @@ def memory_over_run(tables: RunTables, window: Window, pids: Collection[int]) ->
 
 
 def _growth(series: Collection[list[tuple[int, float]]]) -> float | None:
-    """Give what the processes that surely grew, grew by a second; None where none did."""
+    """Return what the processes that surely grew, grew by a second; None where none did."""
     slopes = [slope(readings) for readings in series]
     growing = [each.per_s for each in slopes if each.leak]
     return sum(growing) if growing else None

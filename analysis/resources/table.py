@@ -119,7 +119,7 @@ class _Column:
 
 
 def resources_body(resources: Resources | None) -> list[RenderableType]:
-    """Give the table, top stacks and kernels of *resources*; nothing where there are none."""
+    """Return the table, top stacks and kernels of *resources*; nothing where there are none."""
     if resources is None or not resources.stages:
         return []
     warm = ", warm-up included" if resources.warmup_included else ""
@@ -131,7 +131,7 @@ def resources_body(resources: Resources | None) -> list[RenderableType]:
 
 
 def resources_lines(resources: Resources | None) -> dict[str, str]:
-    """Give the labelled lines of *resources* for the foot."""
+    """Return the labelled lines of *resources* for the foot."""
     if resources is None:
         return {}
     lines = {
@@ -164,7 +164,7 @@ def _table(resources: Resources) -> Table:
 
 
 def _rest(cpu: CpuTotal | None) -> Iterator[tuple[str, float]]:
-    """Give the rows that make the CPU column add up, and what it adds up to."""
+    """Yield the rows that make the CPU column add up, and what it adds up to."""
     if cpu is None or not cpu.samples:
         return
     if cpu.unsampled_s:
@@ -212,7 +212,7 @@ def _stall(cause: str, requests: int) -> Callable[[StageUse], str]:
 
 
 def size(count: float | None) -> str:
-    """Give bytes in MB (10**6), in GB from ten thousand of these on; empty for None."""
+    """Return bytes in MB (10**6), in GB from ten thousand of these on; empty for None."""
     if count is None:
         return ""
     mega = count / 1e6

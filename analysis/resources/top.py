@@ -65,7 +65,7 @@ def _top_stacks(places: Mapping[AgentLocation, int]) -> tuple[TopStack, ...]:
 
 
 def place_of(frames: Sequence[str]) -> tuple[str, str]:
-    """Give the innermost frame of the user's own in *frames*, and the innermost function of all.
+    """Return the innermost frame of the user's own in *frames*, and the innermost function of all.
 
     Where no frame is the user's, the innermost one stands for it.
     """
@@ -82,7 +82,7 @@ _SUM = "stage"
 
 
 def top_kernels(kernels: ir.Table) -> dict[str, tuple[TopKernel, ...]]:
-    """Give what took most time by stage, both its full name and its outer stage's.
+    """Return what took most time by stage, both its full name and its outer stage's.
 
     Kernels, copies and memsets where a device was seen; else a CPU's operators.
     """
@@ -112,7 +112,7 @@ def _top_kernels(cells: Mapping[tuple[str, str], Sequence[int]]) -> tuple[TopKer
 
 
 def launches(kernels: ir.Table) -> dict[str, Launches]:
-    """Give each stage's own sum over all captures, by full name and by its outer stage's."""
+    """Return each stage's own sum over all captures, by full name and by its outer stage's."""
     own = kernels.filter(kernels.kind == _SUM)
     found: dict[str, list[Mapping[str, Any]]] = {}
     for row in rows(own):

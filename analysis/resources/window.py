@@ -1,4 +1,4 @@
-"""The stretch of the server's clock that a run's resources are told of."""
+"""The stretch of the server's clock that a run's resources cover."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ class Window:
 
     @property
     def seconds(self) -> float:
-        """Give its length in seconds."""
+        """Return its length in seconds."""
         return (self.end_ns - self.begin_ns) / 1e9
 
 
 def with_timeline(server: ir.Table) -> ir.Table:
-    """Give those rows of *server* whose times are on the clock of the server's host."""
+    """Return those rows of *server* whose times are on the clock of the server's host."""
     exact = server.source.fill_null("agent") == "agent"
     return cast(ir.Table, server.filter(exact & server.start_ns.notnull()))
 
 
 def unprofiled(server: ir.Table) -> ir.Table:
-    """Give the rows of *server* during which no capture was at work, as far as is known."""
+    """Return the rows of *server* during which no capture was at work, as far as is known."""
     return cast(ir.Table, server.filter(~server.profiled.fill_null(False)))
 
 
 def run_window(tables: RunTables, since_ns: int | None) -> Window | None:
-    """Give the run's window; None where no row of the server has a time.
+    """Return the run's window; None where no row of the server has a time.
 
     It begins at *since_ns*, the measured phase's first moment, or with the first request where
     that is not known, and ends with the last request.
@@ -64,7 +64,7 @@ def requests_in(server: ir.Table, window: Window) -> int:
 
 
 def samples_in(samples: ir.Table, window: Window, *names: str) -> ir.Table:
-    """Give the samples called one of *names* that lie in *window*, or partly, cut to it.
+    """Return the samples called one of *names* that lie in *window*, or partly, cut to it.
 
     `part` is the share of each sample's own stretch that lies in the window; 1 for a moment.
     Null ids read as those of no process, no device and no detail.
@@ -100,7 +100,7 @@ def samples_in(samples: ir.Table, window: Window, *names: str) -> ir.Table:
 
 
 def amounts(samples: ir.Table, window: Window, name: str, *by: str) -> dict[tuple[str, ...], float]:
-    """Give how much of *name* there was in *window*, by the columns *by*, as text."""
+    """Return how much of *name* there was in *window*, by the columns *by*, as text."""
     found = samples_in(samples, window, name)
     keys = {f"key_{column}": found[column].cast("string") for column in by}
     sums = found.select(amount=found.value * found.part, **keys)
@@ -109,7 +109,7 @@ def amounts(samples: ir.Table, window: Window, name: str, *by: str) -> dict[tupl
 
 
 def stalled_s(server: ir.Table, window: Window) -> dict[str, dict[str, float]]:
-    """Give seconds by full stage name and cause, of requests that began in *window*.
+    """Return seconds by full stage name and cause, of requests that began in *window*.
 
     Summed over requests: ten that stood still together for one second are ten seconds.
     Of profiled requests only the capture itself counts.
@@ -132,7 +132,7 @@ def stalled_s(server: ir.Table, window: Window) -> dict[str, dict[str, float]]:
 
 
 def chunk_gaps(server: ir.Table, window: Window) -> Streams | None:
-    """Give the times between chunks of responses that began in *window*; None without streams.
+    """Return the times between chunks of responses that began in *window*; None without streams.
 
     A record holds the number, sum and maximum of its gaps: so the mean and the maximum are exact
     over all gaps, and the percentile is of the responses' own means.

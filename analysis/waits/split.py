@@ -403,7 +403,7 @@ class _OffCore:
     def gil(
         self, request: Served, works: dict[int, WaitFact]
     ) -> Iterable[tuple[WaitFact, int, int]]:
-        """Give where *request* may have waited for the lock: estimate and upper bound, ns."""
+        """Yield where *request* may have waited for the lock: estimate and upper bound, ns."""
         for fact in request.facts:
             inside = works.get(fact.start_ns)
             if fact.kind != "off" or inside is None:

@@ -38,7 +38,7 @@ class Classifier:
 
     @bentoml.api
     async def classify(self, text: str) -> dict[str, Any]:
-        """Give a text's label."""
+        """Return a text's label."""
         with stagescope.stage("preprocess"):
             counts = np.bincount(np.frombuffer(text.encode(), np.uint8), minlength=BYTES)
         scores = await self.model.to_async.score(counts=counts[None].astype(float))

@@ -88,7 +88,7 @@ def create_app(chosen: Settings, make_model: Callable[[Settings], Model]) -> Fas
 
 
 async def read(request: Request) -> bytes:
-    """Give the body, if it is not too long."""
+    """Return the body, if it is not too long."""
     body = bytearray()
     async for chunk in request.stream():
         body += chunk
@@ -98,7 +98,7 @@ async def read(request: Request) -> bytes:
 
 
 async def answered(request: Request, image: Image) -> Image:
-    """Give the model's answer, by way of the batcher."""
+    """Return the model's answer, by way of the batcher."""
     batcher: Batcher[Image, Any, Image] = request.app.state.batcher
     try:
         return await batcher.submit(image)

@@ -39,5 +39,5 @@ class Classifier(litserve.LitAPI):  # type: ignore[misc] # LitServe is not there
         return scores
 
     def encode_response(self, output: torch.Tensor) -> Any:
-        """Give the label and how sure it is."""
+        """Return the label and how sure it is."""
         return {"label": LABELS[int(output.argmax())], "score": float(output.max())}

@@ -30,7 +30,7 @@ def healthz() -> dict[str, str]:
 
 @api.post("/predict")
 def predict(asked: Rows) -> list[int]:
-    """Give the class of each row."""
+    """Return the class of each row."""
     with stage("preprocess"):
         features = np.zeros((len(asked.rows), FEATURES), np.float32)
         for row, values in zip(features, asked.rows, strict=True):

@@ -41,7 +41,7 @@ def main(host: str, port: int) -> None:
 
 
 def properties(host: str, port: int) -> str:
-    """Give TorchServe's configuration; management and metrics take the two ports after *port*."""
+    """Return TorchServe's configuration; management and metrics take the two ports after *port*."""
     model = {"marName": "classifier.mar", **BATCHES, "responseTimeout": 60}
     return "\n".join(
         (

@@ -32,7 +32,7 @@ class Classifier(BaseHandler):  # type: ignore[misc]
         self.initialized = True
 
     def preprocess(self, data: list[dict[str, Any]]) -> torch.Tensor:
-        """Give one row of word numbers a request, padded with 0."""
+        """Return one row of word numbers a request, padded with 0."""
         rows = [self._numbers(item.get("body") or item.get("data") or "") for item in data]
         return torch.tensor(rows)
 
@@ -42,12 +42,12 @@ class Classifier(BaseHandler):  # type: ignore[misc]
         return numbers + [0] * (LENGTH - len(numbers))
 
     def inference(self, data: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """Give each request's probabilities."""
+        """Return each request's probabilities."""
         with torch.inference_mode():
             return torch.softmax(self.head(self.model(data).mean(dim=1)), dim=1)
 
     def postprocess(self, data: torch.Tensor) -> list[dict[str, float]]:
-        """Give the likeliest label of each."""
+        """Return the likeliest label of each."""
         best, index = data.max(dim=1)
         pairs = zip(index.tolist(), best.tolist(), strict=True)
         return [{LABELS[number]: round(share, 4)} for number, share in pairs]

@@ -29,7 +29,7 @@ SERVED_ANYWAY: Final = ("prometheus",)
 def exporter_asked_for(
     signal: str, environ: Mapping[str, str], *, served_anyway: tuple[str, ...] = ()
 ) -> str:
-    """Give `OTLP` or `CONSOLE`; empty where nothing is to be sent.
+    """Return `OTLP` or `CONSOLE`; empty where nothing is to be sent.
 
     Nothing is sent unless `OTEL_EXPORTER_OTLP_ENDPOINT`, its form for *signal* or
     `OTEL_<signal>_EXPORTER` is set. *served_anyway*: names that are no error, and need nothing
@@ -51,7 +51,7 @@ def exporter_asked_for(
 
 
 def named_endpoint(signal: str, environ: Mapping[str, str]) -> str:
-    """Give the endpoint that is set; empty where none is."""
+    """Return the endpoint that is set; empty where none is."""
     for variable in (f"OTEL_EXPORTER_OTLP_{signal}_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT"):
         if value := environ.get(variable, "").strip():
             return value
@@ -59,7 +59,7 @@ def named_endpoint(signal: str, environ: Mapping[str, str]) -> str:
 
 
 def protocol(signal: str, environ: Mapping[str, str]) -> str:
-    """Give `grpc` or `http/protobuf`. Raises UsageError for another."""
+    """Return `grpc` or `http/protobuf`. Raises UsageError for another."""
     for variable in (f"OTEL_EXPORTER_OTLP_{signal}_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL"):
         if value := environ.get(variable, "").strip().lower():
             if value not in ("grpc", "http/protobuf"):
@@ -88,7 +88,7 @@ def check(signal: str, environ: Mapping[str, str]) -> None:
 
 
 def whole(environ: Mapping[str, str], variable: str, default: int) -> int:
-    """Give the whole number above 0 that *variable* holds. Raises UsageError for anything else."""
+    """Return the whole number above 0 that *variable* holds. Raises UsageError for anything else."""
     text = environ.get(variable, "").strip()
     if not text:
         return default

@@ -99,7 +99,7 @@ class MetricsBuilder:
             self._add(service, named.name, named.doc, named.unit, data)
 
     def data(self) -> MetricsData:
-        """Give all of it."""
+        """Return all of it."""
         scope = InstrumentationScope("stagescope")
         return MetricsData(
             [
@@ -165,7 +165,7 @@ _log = logging.getLogger(__name__)
 def otlp_metrics_from_environment(
     metrics: StageMetrics, shown: Callable[[], Shown], environ: Mapping[str, str] = os.environ
 ) -> OtlpMetrics | None:
-    """Give the sink that the standard `OTEL_*` variables ask for; None where they ask for none.
+    """Return the sink that the standard `OTEL_*` variables ask for; None where they ask for none.
 
     Raises UsageError, which names the variable, for a value that cannot be used.
     """
@@ -216,7 +216,7 @@ class OtlpMetrics:
         self.accepted += len(records)
 
     def counters(self) -> dict[str, int]:
-        """Give points sent and not sent, and sendings that failed; all of them only grow.
+        """Return points sent and not sent, and sendings that failed; all of them only grow.
 
         Not by the name of a loss: no record of a load run is missing for these.
         """

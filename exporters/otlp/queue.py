@@ -25,7 +25,7 @@ class QueueLimits:
 
 
 def limits_from_environment(environ: Mapping[str, str] = os.environ) -> QueueLimits:
-    """Give the limits that `OTEL_BSP_*` ask for, ours where they do not.
+    """Return the limits that `OTEL_BSP_*` ask for, ours where they do not.
 
     Raises UsageError for what is no whole number above 0.
     """
@@ -147,7 +147,7 @@ class SpanQueue:
             self._spans = 0
 
     def counters(self) -> dict[str, int]:
-        """Give spans by what became of them."""
+        """Return spans by what became of them."""
         with self._changed:
             return {outcome.value: count for outcome, count in self._counts.items()}
 
@@ -192,12 +192,12 @@ class HeldBatches:
             self._members -= _weight(oldest)
 
     def get(self, batch_id: str) -> BatchRecord | None:
-        """Give a batch that is still remembered."""
+        """Return a batch that is still remembered."""
         found = self._recent.get(batch_id)
         return found[0] if found else None
 
     def is_held(self, batch_id: str) -> bool:
-        """Tell whether a batch still waits for a member that is kept."""
+        """Return whether a batch still waits for a member that is kept."""
         found = self._recent.get(batch_id)
         return found is not None and not found[1]
 
@@ -208,7 +208,7 @@ class HeldBatches:
 
 
 def keeps_batch(batch: BatchRecord) -> bool:
-    """Tell whether *batch* keeps its spans whatever becomes of its members."""
+    """Return whether *batch* keeps its spans whatever becomes of its members."""
     return bool(batch.run_id or batch.error) or batch.state is State.DIED
 
 

@@ -104,7 +104,7 @@ class SpanSender(threading.Thread):
         if rejected and not self._rejects:
             self._rejects = True
             _log.warning(
-                "%s rejects %d of the spans of one request; said once, counted in rejected_spans",
+                "%s rejects %d of the spans of one request; logged once, counted in rejected_spans",
                 self._outlet.name,
                 rejected,
             )
@@ -154,7 +154,7 @@ class SpanSender(threading.Thread):
 
 
 def otlp_from_environment(keep: TailSampler | None = None) -> OtlpSpans | None:
-    """Give the sink that the standard `OTEL_*` variables ask for; None where they ask for none.
+    """Return the sink that the standard `OTEL_*` variables ask for; None where they ask for none.
 
     Raises UsageError, which names the variable, for a value that cannot be used.
     """
@@ -233,7 +233,7 @@ class OtlpSpans:
         return self._queue.queued_spans
 
     def certain(self, record: RequestRecord) -> bool:
-        """Tell whether the trace of *record* is sure to be sent, as far as room allows."""
+        """Return whether the trace of *record* is sure to be sent, as far as room allows."""
         return self._keep.certain(record)
 
     def accept(self, records: Sequence[Record]) -> None:
@@ -251,7 +251,7 @@ class OtlpSpans:
                 self._not_kept += 1
 
     def counters(self) -> dict[str, int]:
-        """Give what was sent, dropped and why; all of them only grow."""
+        """Return what was sent, dropped and why; all of them only grow."""
         return {
             **self._queue.counters(),
             "failed_exports": self._sender.failed_exports,

@@ -37,7 +37,7 @@ Value = str | int | bool | Sequence[str]
 
 
 def process_attributes(process: Process) -> dict[str, str | int]:
-    """Give the resource attributes of a served process."""
+    """Return the resource attributes of a served process."""
     told: dict[str, str | int] = {
         names.SERVICE_INSTANCE_ID: process.ring_id,
         names.HOST_NAME: process.host,
@@ -53,7 +53,7 @@ def process_attributes(process: Process) -> dict[str, str | int]:
 
 
 def request_attributes(record: RequestRecord) -> Iterator[tuple[str, Value]]:
-    """Give the attributes of a request's span."""
+    """Yield the attributes of a request's span."""
     method = names.known_method(record.method)
     yield names.HTTP_REQUEST_METHOD, method
     if method == names.OTHER_METHOD:
@@ -83,7 +83,7 @@ def request_attributes(record: RequestRecord) -> Iterator[tuple[str, Value]]:
 
 
 def batch_attributes(record: BatchRecord) -> Iterator[tuple[str, Value]]:
-    """Give the attributes of a batch's span."""
+    """Yield the attributes of a batch's span."""
     yield names.BATCH_ID, record.batch_id
     yield names.BATCH_SIZE, record.size
     if record.model:
@@ -96,7 +96,7 @@ def batch_attributes(record: BatchRecord) -> Iterator[tuple[str, Value]]:
 
 
 def cold_start_attributes(record: ColdStartRecord) -> Iterator[tuple[str, Value]]:
-    """Give the attributes of a cold start's span."""
+    """Yield the attributes of a cold start's span."""
     if (ready_ns := record.ready_ns()) is not None:
         yield names.COLD_START_READY_NS, ready_ns
     if record.stages_dropped:
@@ -115,7 +115,7 @@ def _common_attributes(record: Record) -> Iterator[tuple[str, Value]]:
 
 
 def stage_attributes(stage: StageSpan, stalls: Sequence[StageStall] = ()) -> dict[str, Value]:
-    """Give the attributes of a stage's span; *stalls* are those of this opening."""
+    """Return the attributes of a stage's span; *stalls* are those of this opening."""
     told: dict[str, Value] = {names.STAGE: stage.stage, names.STAGE_SELF_NS: stage.self_ns}
     if stage.open:
         told[names.STAGE_OPEN] = True
@@ -126,7 +126,7 @@ def stage_attributes(stage: StageSpan, stalls: Sequence[StageStall] = ()) -> dic
 
 
 def error_type(record: Record) -> str:
-    """Give `error.type`, empty where nothing went wrong (a 4xx is the client's)."""
+    """Return `error.type`, empty where nothing went wrong (a 4xx is the client's)."""
     if record.state is State.DIED:
         return PROCESS_DIED
     if record.error or not isinstance(record, RequestRecord):
@@ -173,7 +173,7 @@ class SpanBuilder:
         self._of_ring: dict[str, tuple[ProcessResource, InstrumentationScope]] = {}
 
     def spans(self, record: Record, batches: Sequence[BatchLink] = ()) -> list[ReadableSpan]:
-        """Give the record's own span, then its stages in the order of their opening.
+        """Return the record's own span, then its stages in the order of their opening.
 
         *batches* are where the batches of a request have their spans; it links to them.
         """
@@ -323,13 +323,13 @@ def _stage_spans(record: Record, own: ReadableSpan) -> Iterator[ReadableSpan]:
 
 
 def clamped(stage: StageSpan, duration_ns: int) -> tuple[int, int]:
-    """Give start and end of *stage* within its timeline of *duration_ns*."""
+    """Return start and end of *stage* within its timeline of *duration_ns*."""
     start = min(max(stage.start_ns, 0), duration_ns)
     return start, min(max(stage.end_ns, start), duration_ns)
 
 
 def enclosing(stages: Sequence[StageSpan]) -> list[int | None]:
-    """Give, for each stage in the order of opening, the index of the stage that it nests in.
+    """Return, for each stage in the order of opening, the index of the stage that it nests in.
 
     That is the one opened last among those still open at its opening which also end no earlier:
     a stage that outlives another (concurrent work) is its sibling, not its child.

@@ -62,7 +62,7 @@ class Exporter(Protocol[T_contra]):
     """What OpenTelemetry's span exporters and metric exporters have in common."""
 
     def export(self, what: T_contra, /) -> Enum:
-        """Send, trying again within its own timeout; gives `SUCCESS` or `FAILURE`."""
+        """Send, trying again within its own timeout; returns `SUCCESS` or `FAILURE`."""
         ...
 
     def shutdown(self) -> None:
@@ -216,7 +216,7 @@ CHATTY: Final = (
 
 @contextmanager
 def taken_log_records() -> Generator[deque[str]]:
-    """Take what the exporters log on this thread; gives their newest messages.
+    """Take what the exporters log on this thread; returns their newest messages.
 
     What they log on other threads, for the app's own spans, stays as it is.
     """
@@ -262,7 +262,7 @@ Spans = list[ReadableSpan]
 def span_transport_from_environment(
     environ: Mapping[str, str] = os.environ,
 ) -> Transport[Spans] | None:
-    """Give the outlet that the `OTEL_*` variables ask for; None where they ask for none.
+    """Return the outlet that the `OTEL_*` variables ask for; None where they ask for none.
 
     Raises UsageError for a value that cannot be used.
     """
@@ -304,7 +304,7 @@ def _console_spans() -> Transport[Spans]:
 def metric_transport_from_environment(
     environ: Mapping[str, str] = os.environ,
 ) -> Transport[MetricsData] | None:
-    """Give the outlet that the `OTEL_*` variables ask for; None where they ask for none.
+    """Return the outlet that the `OTEL_*` variables ask for; None where they ask for none.
 
     `OTEL_METRICS_EXPORTER=prometheus` is what we do anyway. Raises UsageError for a value that
     cannot be used.

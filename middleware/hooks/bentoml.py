@@ -36,7 +36,7 @@ from stagescope.recorder import format as fmt
 
 
 def traceparent(running: batch | None) -> str | None:
-    """Give the `traceparent` of the present request, else of the *running* batch.
+    """Return the `traceparent` of the present request, else of the *running* batch.
 
     None outside of both, and where a span of BentoML's own tracing is the parent. That makes
     spans also where it exports none: as a parent, nobody would ever see them.
@@ -82,7 +82,7 @@ class Waiting:
         return self._ticket.timeline if self._ticket else None
 
     def take(self) -> Ticket | None:
-        """Give the ticket for the next batch."""
+        """Return the ticket for the next batch."""
         ticket = self._ticket
         if self._taken and ticket is not None:
             ticket = Ticket(ticket.timeline, ticket.timeline.clock())

@@ -35,7 +35,7 @@ class Hook:
 
 
 def install(name: str) -> bool:
-    """Install the hook of framework *name*; False where it stood back, which is said once.
+    """Install the hook of framework *name*; False where it stepped aside, which is logged once.
 
     A second call does nothing. Raises UsageError where there is no such hook, or where the
     framework is not installed.
@@ -60,7 +60,7 @@ def install(name: str) -> bool:
         hook.install()
     except AttributeError as gone:
         unwrap(before)
-        log.warning("stagescope: hook %s stands back: %s; the server runs without it", name, gone)
+        log.warning("stagescope: hook %s steps aside: %s; the server runs without it", name, gone)
         return False
     except Exception as error:
         unwrap(before)
@@ -87,7 +87,7 @@ def _known(hook: Hook) -> bool:
     if _numbers(first) <= _numbers(found) < _numbers(beyond):
         return True
     log.warning(
-        "stagescope: hook %s stands back: it knows %s from %s to below %s, this is %s; "
+        "stagescope: hook %s steps aside: it knows %s from %s to below %s, this is %s; "
         "the server runs without it",
         hook.name, hook.distribution, first, beyond, found or "unknown",
     )  # fmt: skip
@@ -95,7 +95,7 @@ def _known(hook: Hook) -> bool:
 
 
 def _numbers(text: str) -> tuple[int, ...]:
-    """Give the leading numbers of a version: `2.13.0+cpu` gives (2, 13, 0)."""
+    """Return the leading numbers of a version: `2.13.0+cpu` gives (2, 13, 0)."""
     numbers: list[int] = []
     for part in text.split("."):
         digits = part[: len(part) - len(part.lstrip("0123456789"))]

@@ -107,7 +107,7 @@ def merging(merge: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def take(request: object) -> batch | None:
-    """Give the batch whose merged request this is; None for a request of its own."""
+    """Return the batch whose merged request this is; None for a request of its own."""
     return _formed.pop(id(request), None)
 
 

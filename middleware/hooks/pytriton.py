@@ -161,7 +161,7 @@ def install() -> None:
 
 
 def forwarding(pattern: str | None) -> str:
-    """Give *pattern* so that it lets the headers through that a trace needs."""
+    """Return *pattern* so that it lets the headers through that a trace needs."""
     if not pattern:
         return FORWARDED
     passes = re.compile(pattern).search

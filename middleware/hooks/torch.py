@@ -116,7 +116,7 @@ def _around(compiled: Callable[..., Any], name: str) -> Callable[..., Any]:
 
 
 def _is_compiling() -> bool:
-    """Tell whether this is being traced by torch.compile, which then leaves it out."""
+    """Return whether this is being traced by torch.compile, which then leaves it out."""
     from torch.compiler import is_compiling
 
     return is_compiling()

@@ -21,11 +21,11 @@ DEEPEST = 32
 """How far an app is searched for a middleware that is there already."""
 
 beside: Callable[[Path], Companion | None] | None = None
-"""What the middleware starts beside itself; the face puts the embedded agent here."""
+"""What the middleware starts beside itself; the public package puts the embedded agent here."""
 
 
 def wrap_app(app: Any) -> Any:
-    """Give *app* in a `StageMiddleware`, or as it is where it has one of the user's already."""
+    """Return *app* in a `StageMiddleware`, or as it is where it has one of the user's already."""
     try:
         if any(isinstance(layer, StageMiddleware) for layer in _layers(app)):
             return app
@@ -40,7 +40,7 @@ def wrap_app(app: Any) -> Any:
 
 
 def _layers(app: Any) -> Iterator[Any]:
-    """Give the app and what it wraps, outermost first, as far as wrappers name it `app`."""
+    """Yield the app and what it wraps, outermost first, as far as wrappers name it `app`."""
     for _ in range(DEEPEST):
         if app is None:
             return
@@ -49,7 +49,7 @@ def _layers(app: Any) -> Iterator[Any]:
 
 
 def _is_added(app: Any) -> bool:
-    """Tell whether a Starlette app inside has `add_middleware(StageMiddleware)`."""
+    """Return whether a Starlette app inside has `add_middleware(StageMiddleware)`."""
     for layer in _layers(app):
         for added in getattr(layer, "user_middleware", None) or ():
             kind = getattr(added, "cls", None)
@@ -59,7 +59,7 @@ def _is_added(app: Any) -> bool:
 
 
 def disabled() -> bool:
-    """Tell whether the environment turns stagescope off."""
+    """Return whether the environment turns stagescope off."""
     return settings.DISABLE.on()
 
 
@@ -69,7 +69,7 @@ def around(app: ASGIApp) -> StageMiddleware:
 
 
 def recorder() -> Recorder | None:
-    """Give this process's recorder, opened with what belongs beside it; None where there is none."""
+    """Return this process's recorder, opened with what belongs beside it; None where there is none."""
     return _opener().open()
 
 

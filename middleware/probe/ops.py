@@ -16,7 +16,7 @@ from stagescope.middleware.probe.stacks import StackRecorder
 
 
 def hello(question: Mapping[str, Any], asker: Connection) -> Mapping[str, Any]:
-    """Give pid, Python, threads, the ops, torch's version, and whether it uses a device."""
+    """Return pid, Python, threads, the ops, torch's version, and whether it uses a device."""
     torch = sys.modules.get("torch")
     from stagescope.middleware.torch.memory import state
 

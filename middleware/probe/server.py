@@ -64,12 +64,12 @@ class Connection:
         return pid
 
     def closed(self, wait_s: float = 0.0) -> bool:
-        """Tell whether the asker has gone, or goes within *wait_s*; also the way to wait."""
+        """Return whether the asker has gone, or goes within *wait_s*; also the way to wait."""
         readable, _, _ = select.select([self._connection], [], [], wait_s)
         return bool(readable) and not self._connection.recv(4096, socket.MSG_PEEK)
 
     def has_input(self) -> bool:
-        """Tell whether the asker has said anything since its question, and take it as heard."""
+        """Return whether the asker has said anything since its question, and take it as heard."""
         readable, _, _ = select.select([self._connection], [], [], 0)
         return bool(readable) and bool(self._connection.recv(4096))
 

@@ -119,7 +119,7 @@ class StackRecorder:
         return self._stacks.setdefault(tuple(reversed(places)), len(self._stacks))
 
     def answer(self) -> dict[str, Any]:
-        """Give it as one answer."""
+        """Return it as one answer."""
         threads = {t.ident: [t.native_id or 0, t.name] for t in threading.enumerate()}
         return {
             "threads": {str(ident): about for ident, about in threads.items() if ident},

@@ -34,7 +34,7 @@ MOST_UNREAD = 128
 
 @dataclass(frozen=True, slots=True)
 class RecorderFile:
-    """An open recorder file; the lock, and with it the sign of life, lasts as long as *fd*."""
+    """An open recorder file; the lock, which proves that the process lives, lasts as long as *fd*."""
 
     path: Path
     fd: int
@@ -152,7 +152,7 @@ def _own_ring_files(folder: int) -> list[str]:
 
 
 def _is_dead(folder: int, name: str, *, delete: bool = False) -> bool:
-    """Tell whether nobody holds the file, and *delete* it then."""
+    """Return whether nobody holds the file, and *delete* it then."""
     try:
         fd = open_to_read(folder, name)
     except OSError:

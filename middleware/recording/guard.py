@@ -1,4 +1,4 @@
-"""The one place where a fault of ours is caught: counted, said once, never the served app's."""
+"""The one place where a fault of ours is caught: counted, logged once, never the served app's."""
 
 from __future__ import annotations
 
@@ -55,7 +55,9 @@ def fault(error: Exception, recorder: Counting | None) -> bool:
     where = type(error).__name__
     if where not in _said:
         _said.add(where)
-        log.warning("stagescope: a fault of its own, said once; the server goes on", exc_info=error)
+        log.warning(
+            "stagescope: a fault of its own, logged once; the server goes on", exc_info=error
+        )
     if recorder is not None:
         try:
             recorder.count("faults")

@@ -38,7 +38,7 @@ tables: WeakSet[NameTable] = WeakSet()
 
 
 def encode(name: str) -> bytes:
-    """Give *name* as the table holds it, whatever text it is."""
+    """Return *name* as the table holds it, whatever text it is."""
     return name.encode("utf-8", "replace")
 
 
@@ -52,7 +52,7 @@ os.register_at_fork(after_in_child=_fresh_lock_in_child)
 
 
 def intern(name: object) -> int:
-    """Give the code of *name*, new or known; that of `other` for what cannot be a stage name.
+    """Return the code of *name*, new or known; that of `other` for what cannot be a stage name.
 
     Refused are: what is not text, the empty text, more than 63 bytes of UTF-8, and every new
     name once the table is full. The first refusal of each kind is logged, all are counted.
@@ -82,7 +82,7 @@ def _refuse(kind: str, sentence: str) -> int:
         table.count_refused_name()
     if kind not in _said:
         _said.add(kind)
-        log.warning("stagescope: %s: counted as `other`, said once", sentence)
+        log.warning("stagescope: %s: counted as `other`, logged once", sentence)
     return fmt.CODE_OTHER
 
 
@@ -90,7 +90,7 @@ def _refuse(kind: str, sentence: str) -> int:
 #
 # A file's table has two parts: its owner fills it from the front, and processes that write into a
 # lent slot of it from the back, one at a time under a lock of the file's bytes (a record lock,
-# which has nothing to do with the owner's sign of life).
+# which has nothing to do with the proof that the owner lives).
 
 
 _lock = Lock()
@@ -114,7 +114,7 @@ class BorrowedNames:
         self._codes: dict[int, int] = {}
 
     def code(self, own: int) -> int:
-        """Give the code in that file for the code *own* of this process; `other` when it is full."""
+        """Return the code in that file for the code *own* of this process; `other` when it is full."""
         if own <= len(KNOWN) or own >= fmt.CODE_SPECIAL:
             return own
         code = self._codes.get(own)

@@ -72,7 +72,7 @@ class Recorder:
         live.add(self)
 
     def acquire(self) -> Slot:
-        """Give a slot for a new timeline, not cleared; one outside the file when all are taken.
+        """Return a slot for a new timeline, not cleared; one outside the file when all are taken.
 
         The slot that has been free the longest comes first, so a late write by a thread that
         still holds a finished timeline does not meet a new one.
@@ -167,7 +167,7 @@ class Recorder:
         self._bytes[at] = len(encoded)
 
     def read_name(self, code: int) -> str:
-        """Give the stage name of *code* in the file's table; empty where there is none."""
+        """Return the stage name of *code* in the file's table; empty where there is none."""
         at = fmt.NAMES_AT + (code - 1) * fmt.NAME_BYTES
         return bytes(self._bytes[at + 1 : at + 1 + self._bytes[at]]).decode("utf-8", "replace")
 

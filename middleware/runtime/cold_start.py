@@ -48,7 +48,7 @@ class ColdTimeline(Timeline):
         self.in_file = False
 
     def full(self) -> bool:
-        """Tell whether it takes no further stages of the user's."""
+        """Return whether it takes no further stages of the user's."""
         return self.chain is not None and len(self.chain) >= MOST_CHAINED
 
     def move(self, recorder: Recorder) -> None:
@@ -81,7 +81,7 @@ STARTTIME_FIELD = 22
 
 
 def process_start_ns(stat: Path = Path("/proc/self/stat")) -> int:
-    """Give when this process was forked, monotonic ns; now where the system does not tell.
+    """Return when this process was forked, monotonic ns; now where the system does not tell.
 
     The kernel counts in clock ticks, so it is early by up to one (10 ms on Linux), never late.
     """
@@ -118,12 +118,12 @@ def follow(tell: Callable[[Getter], None]) -> None:
 
 
 def is_cold() -> bool:
-    """Tell whether the process has still to answer its first request."""
+    """Return whether the process has still to answer its first request."""
     return _cold
 
 
 def present() -> Timeline | None:
-    """Give the present request's timeline; outside one that of the cold start."""
+    """Return the present request's timeline; outside one that of the cold start."""
     return current.get() or _timeline_for_stages()
 
 
@@ -140,7 +140,7 @@ def _timeline_for_stages() -> Timeline | None:
 
 
 def begin() -> ColdTimeline | None:
-    """Give the timeline of this process's cold start, begun where it is not; None when warm."""
+    """Return the timeline of this process's cold start, begun where it is not; None when warm."""
     global _timeline, _part
     if not _cold or _timeline is not None:
         return _timeline if _cold else None
@@ -284,7 +284,7 @@ _awaited = True
 
 
 def first_request() -> bool:
-    """Tell whether this is the first request of the process; true once."""
+    """Return whether this is the first request of the process; true once."""
     global _awaited
     with _lock:
         first, _awaited = _cold and _awaited, False

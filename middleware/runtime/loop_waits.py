@@ -102,7 +102,7 @@ class StampedFuture(asyncio.Future[Any]):
 
 
 def _in_task(future: StampedFuture) -> bool:
-    """Tell whether a task's code runs; else it is a callback: a timer, or bytes that came."""
+    """Return whether a task's code runs; else it is a callback: a timer, or bytes that came."""
     try:
         return asyncio.current_task(future.get_loop()) is not None
     except RuntimeError:

@@ -46,7 +46,7 @@ MIN_GAP_S = 60.0
 PAUSE_S = 0.005
 """How often it is looked whether enough was recorded."""
 BEAT_S = 0.5
-"""How often the asker is told how it stands."""
+"""How often the client is sent the state."""
 SIZING_S = 0.3
 """How long the call that warming records may take of it, and how long a gate waits for one."""
 STOPPING_S = 60.0
@@ -164,7 +164,7 @@ class Profiled:
         self._write(self.start_ns + int(most_s * 1e9))
 
     def end(self) -> int:
-        """Say that it has ended; gives when."""
+        """Say that it has ended; returns when."""
         end_ns = self._clock()
         self._write(end_ns)
         return end_ns

@@ -25,11 +25,11 @@ class DeviceEvent(Protocol):
         """Put it behind the work that is on *stream* now."""
 
     def query(self) -> bool:
-        """Tell whether the device has come to it; never waits."""
+        """Return whether the device has come to it; never waits."""
         ...
 
     def elapsed_time(self, later: Any) -> float:
-        """Give milliseconds from it to *later*, a float32 in CUDA; both have been come to."""
+        """Return milliseconds from it to *later*, a float32 in CUDA; both have been come to."""
         ...
 
 
@@ -37,7 +37,7 @@ class DeviceClock(Protocol):
     """The streams of one process; each method may raise RuntimeError where the device fails."""
 
     def capturing(self) -> bool:
-        """Tell whether a graph is being captured: then no event may be recorded or asked."""
+        """Return whether a graph is being captured: then no event may be recorded or asked."""
         ...
 
     def on_capture(self, quiet: Callable[[], None]) -> None:
@@ -47,11 +47,11 @@ class DeviceClock(Protocol):
         """
 
     def stream(self) -> Any:
-        """Give the stream on which this thread's work goes now."""
+        """Return the stream on which this thread's work goes now."""
         ...
 
     def key(self, stream: Any) -> Hashable:
-        """Give what tells *stream* from all others of the process."""
+        """Return what tells *stream* from all others of the process."""
         ...
 
     def event(self) -> DeviceEvent:
@@ -59,7 +59,7 @@ class DeviceClock(Protocol):
         ...
 
     def device(self, stream: Any) -> str:
-        """Give the UUID of the device of *stream*, or its kind and number where it has none."""
+        """Return the UUID of the device of *stream*, or its kind and number where it has none."""
         ...
 
 
@@ -75,7 +75,7 @@ class TorchClock:
         self.stream: Callable[[], Any] = namespace.current_stream
 
     def capturing(self) -> bool:
-        """Tell whether this thread captures, or any other that says so to torch."""
+        """Return whether this thread captures, or any other that says so to torch."""
         return self._captures.now > 0 or self._on_this_stream()
 
     def on_capture(self, quiet: Callable[[], None]) -> None:
@@ -83,7 +83,7 @@ class TorchClock:
         self._captures.quiet.append(quiet)
 
     def key(self, stream: Any) -> Hashable:
-        """Give device and stream."""
+        """Return device and stream."""
         return stream.device_index, stream.stream_id
 
     def event(self) -> DeviceEvent:
@@ -97,7 +97,7 @@ class TorchClock:
 
 
 def in_use(torch: Any) -> tuple[str, Any] | None:
-    """Give kind and module of the accelerator that this process uses by now, if any."""
+    """Return kind and module of the accelerator that this process uses by now, if any."""
     for kind in KINDS:
         namespace = getattr(torch, kind, None)  # None, and more of it, while torch is imported
         if getattr(namespace, "is_initialized", _never)():
@@ -106,13 +106,13 @@ def in_use(torch: Any) -> tuple[str, Any] | None:
 
 
 def possible(torch: Any) -> bool:
-    """Tell whether this build of torch has a device to time at all; asks no driver."""
+    """Return whether this build of torch has a device to time at all; asks no driver."""
     version = torch.version
     return any(getattr(version, name, None) for name in ("cuda", "hip", "xpu"))
 
 
 def device_name(kind: str, namespace: Any, index: int) -> str:
-    """Give the device's UUID as NVML writes it (`GPU-…`, `MIG-…`); else `cuda:0`."""
+    """Return the device's UUID as NVML writes it (`GPU-…`, `MIG-…`); else `cuda:0`."""
     properties = namespace.get_device_properties(index)
     uuid = getattr(properties, "uuid", None)
     if not uuid:

@@ -288,7 +288,7 @@ class DeviceTime:
         say_once(f"device time is taken no more in this process: {self.failure}")
 
     def sums(self) -> Mapping[str, Any]:
-        """Give all that was measured since it came; from any thread, and it asks no device."""
+        """Return all that was measured since it came; from any thread, and it asks no device."""
         lanes = list(self._lanes.values())
         missed = [lane.missed for lane in lanes]
         return {
@@ -338,7 +338,7 @@ _lock = Lock()
 
 
 def device_time(kind: str, namespace: Any) -> DeviceTime | None:
-    """Give what takes this process's device time, begun where it is not; None where it is off."""
+    """Return what takes this process's device time, begun where it is not; None where it is off."""
     global _present
     stages = asked_stages()
     if not stages:
@@ -351,7 +351,7 @@ def device_time(kind: str, namespace: Any) -> DeviceTime | None:
 
 
 def asked_stages() -> list[str]:
-    """Give the stages whose device time is to be taken."""
+    """Return the stages whose device time is to be taken."""
     names = settings.DEVICE_STAGES.names()
     return [] if names == ("off",) else list(names)
 

@@ -120,11 +120,11 @@ class Ledger:
             self.gate.hold()
 
     def openings(self) -> list[Opening]:
-        """Give all that is kept, what is still open last."""
+        """Return all that is kept, what is still open last."""
         return [*self._kept, *self._open.copy().values()]
 
     def to_json(self) -> dict[str, Any]:
-        """Give names of stages and threads, and the openings as rows that refer to them."""
+        """Return names of stages and threads, and the openings as rows that refer to them."""
         openings = self.openings()
         names = {code: name for name, code in CODES.items()}
         seen = {opening.thread_id for opening in openings}

@@ -37,7 +37,7 @@ HOST_TIMES = {"alloc": "host_alloc_time", "free": "host_free_time"}
 
 
 def device_memory(kind: str, namespace: Any) -> list[dict[str, Any]]:
-    """Give what the allocator of each device holds that has ever held anything."""
+    """Return what the allocator of each device holds that has ever held anything."""
     found = []
     for index in range(namespace.device_count()):
         stats = namespace.memory.memory_stats_as_nested_dict(index)
@@ -56,7 +56,7 @@ def _device_reading(stats: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def pinned_memory(namespace: Any) -> dict[str, Any] | None:
-    """Give what the allocator of pinned host memory holds; None where this torch does not tell."""
+    """Return what the allocator of pinned host memory holds; None where this torch does not tell."""
     read = getattr(namespace.memory, "host_memory_stats_as_nested_dict", None)
     stats = read() if read is not None else None
     if not stats:
@@ -98,12 +98,12 @@ NONE, WAITING, IN_USE = "none", "waiting", "in use"
 
 
 def torch_answer(question: Mapping[str, Any], asker: Connection) -> Mapping[str, Any]:
-    """Give state and, where a device is in use, sums and levels; times are monotonic ns."""
+    """Return state and, where a device is in use, sums and levels; times are monotonic ns."""
     return readings(sys.modules.get("torch"), asker)
 
 
 def state(torch: Any) -> str:
-    """Tell whether *torch* uses a device, could still begin to, or has none to use."""
+    """Return whether *torch* uses a device, could still begin to, or has none to use."""
     if not hasattr(torch, "version"):
         return NONE  # Not loaded, or only half by now.
     if in_use(torch) is not None:
@@ -144,7 +144,7 @@ T = TypeVar("T")
 
 
 def accelerator_answer(question: Mapping[str, Any], asker: Connection) -> Mapping[str, Any]:
-    """Give the devices: type, ordinal, and of name, UUID and memory (bytes) what torch knows."""
+    """Return the devices: type, ordinal, and of name, UUID and memory (bytes) what torch knows."""
     torch = sys.modules.get("torch")
     accelerator = getattr(torch, "accelerator", None)  # torch 2.6 and later
     if torch is None or accelerator is None or not accelerator.is_available():

@@ -39,7 +39,7 @@ class Unfit(Exception):
 
 
 def loaded_torch() -> Any:
-    """Give the server's torch. Raises Unfit where it has none, or one that is too old."""
+    """Return the server's torch. Raises Unfit where it has none, or one that is too old."""
     torch = sys.modules.get("torch")
     if torch is None or not hasattr(torch, "profiler"):
         raise Unfit(
@@ -50,12 +50,12 @@ def loaded_torch() -> Any:
 
 
 def on_device(torch: Any) -> bool:
-    """Tell whether this process works on a CUDA device."""
+    """Return whether this process works on a CUDA device."""
     return bool(torch.cuda.is_available() and torch.cuda.is_initialized())
 
 
 def graph_under_way(torch: Any) -> bool:
-    """Tell whether a CUDA graph is being captured, by torch in any thread, else in this one.
+    """Return whether a CUDA graph is being captured, by torch in any thread, else in this one.
 
     A profiler must not start then. Of other threads those are known that began after this was
     asked for the first time.
@@ -64,7 +64,7 @@ def graph_under_way(torch: Any) -> bool:
 
 
 def holder(torch: Any, *, device: bool, environment: Mapping[str, str] = os.environ) -> str:
-    """Give who profiles this process already; empty where nobody does."""
+    """Return who profiles this process already; empty where nobody does."""
     if getattr(torch.autograd.profiler, ENABLED, False):
         return "a torch profiler that the server itself has started"
     if device:
@@ -107,7 +107,7 @@ class Session:
         self._running = True
 
     def stop(self) -> None:
-        """Record no more. All threads of the process stand still for some µs an event."""
+        """Record no more. All threads of the process are stopped for some µs an event."""
         if self._prepared and not self._running:
             self.start()  # what preparing has switched on (CUPTI) goes off with a stop alone
         if self._running:
@@ -193,7 +193,7 @@ class Folder:
 
 @contextmanager
 def folder_of(spool: Path, asked: CaptureRequest) -> Iterator[Folder]:
-    """Give the folder; it goes again with whatever is raised inside."""
+    """Yield the folder; it goes again with whatever is raised inside."""
     folder = Folder(spool, asked)
     try:
         yield folder

@@ -1,6 +1,6 @@
 """stagescope: where did this request's time go, stage by stage, and what holds the server back?
 
-The face is lazy: naming `StageMiddleware`, `stage`, `carry`, `batch` or `install` loads the
+The public names are loaded lazily: naming `StageMiddleware`, `stage`, `carry`, `batch` or `install` loads the
 standard library alone; `load_run` loads the load driver and what it needs.
 """
 

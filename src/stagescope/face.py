@@ -41,7 +41,7 @@ def start_embedded(spool: Path) -> asgi.Companion | None:
 def install(name: str) -> bool:
     """Install the hook of framework *name*, as `stagescope run` does without being asked.
 
-    False where it stood back, which is said once. Raises UsageError where there is no such hook,
+    False where it stepped aside, which is logged once. Raises UsageError where there is no such hook,
     or where the framework is not installed. An app that a hook wraps has the embedded agent
     beside it, like one that was wrapped by hand.
     """

@@ -54,7 +54,7 @@ def parse_traceparent(value: bytes) -> TraceParent | None:
 
 
 def format_traceparent(trace_id: str, span_id: str, *, sampled: bool = True) -> str:
-    """Give the `traceparent` value of hex *trace_id* (32 digits) and *span_id* (16 digits)."""
+    """Return the `traceparent` value of hex *trace_id* (32 digits) and *span_id* (16 digits)."""
     return f"00-{trace_id}-{span_id}-0{int(sampled)}"
 
 
@@ -82,7 +82,7 @@ def parse_run(baggage: bytes) -> bytes:
 
 
 def format_run(run_id: str) -> str:
-    """Give the `baggage` value that carries *run_id*."""
+    """Return the `baggage` value that carries *run_id*."""
     return f"{RUN_KEY}={run_id}"
 
 

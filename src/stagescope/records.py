@@ -37,7 +37,7 @@ class Anchor:
     wall_ns: int
 
     def wall(self, monotonic_ns: int) -> int:
-        """Give the wall time, ns since the Unix epoch, of *monotonic_ns*."""
+        """Return the wall time, ns since the Unix epoch, of *monotonic_ns*."""
         return monotonic_ns - self.monotonic_ns + self.wall_ns
 
 
@@ -126,7 +126,7 @@ class RequestRecord:
         return any(stall.cause == CAPTURE for stall in self.stalls)
 
     def self_ns(self) -> dict[str, int]:
-        """Give nanoseconds by full stage name, `other` included; the values sum to duration_ns."""
+        """Return nanoseconds by full stage name, `other` included; the values sum to duration_ns."""
         sums: dict[str, int] = {}
         claimed = 0
         for span in self.stages:
@@ -136,7 +136,7 @@ class RequestRecord:
         return sums
 
     def stage_ns(self) -> dict[str, int]:
-        """Give nanoseconds by stage, sub-stages added to their stage; sums to duration_ns."""
+        """Return nanoseconds by stage, sub-stages added to their stage; sums to duration_ns."""
         sums: dict[str, int] = {}
         for name, spent in self.self_ns().items():
             stage = stage_of(name)
@@ -205,7 +205,7 @@ class ColdStartRecord:
     """Always empty: no load run asks for a start."""
 
     def ready_ns(self) -> int | None:
-        """Give how long it took until the app could serve; None where it never could."""
+        """Return how long it took until the app could serve; None where it never could."""
         served = [span.start_ns for span in self.stages if span.stage in (IDLE, FIRST_REQUEST)]
         return min(served, default=None)
 

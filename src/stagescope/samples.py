@@ -68,7 +68,7 @@ GPU: tuple[SampleName, ...] = (
     ),
     SampleName(
         "hw.gpu.memory.usage", "By", LEVEL,
-        "Device memory in use by all processes, without the driver's own reserve where it is told.",
+        "Device memory in use by all processes, without the driver's own reserve where it is reported.",
         stability=OTEL,
     ),
     SampleName(

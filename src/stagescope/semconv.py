@@ -242,14 +242,14 @@ PROCESS_WAITS: Final = (
     ("gil_wait_seconds", "counter", "s", "Those waits, summed; an estimate."),
     ("watch_seconds", "counter", "s", "What the timer's readings cost."),
     ("gil_watch_seconds", "counter", "s", "CPU time of the readings of the lock."),
-    ("loop_lag_max_seconds", "gauge", "s", "The latest reading of any process at hand."),
-    ("gc_pause_max_seconds", "gauge", "s", "The longest pause of any process at hand."),
-    ("gil_wait_max_seconds", "gauge", "s", "The longest wait of any process at hand."),
+    ("loop_lag_max_seconds", "gauge", "s", "The latest reading of any live process."),
+    ("gc_pause_max_seconds", "gauge", "s", "The longest pause of any live process."),
+    ("gil_wait_max_seconds", "gauge", "s", "The longest wait of any live process."),
     ("pool_threads", "gauge", "", "Worker threads that there may be (anyio's limiter)."),
     ("pool_busy", "gauge", "", "Worker threads at work at the last reading."),
     ("pool_busy_seconds", "counter", "s", "Time that worker threads were at work, all summed."),
     ("pool_waiting", "gauge", "", "Calls that waited for a worker thread at the last reading."),
-    ("pool_waiting_max", "gauge", "", "The most that waited at any reading of a process at hand."),
+    ("pool_waiting_max", "gauge", "", "The most that waited at any reading of a live process."),
 )
 """Name after `model_server.process.`, type, unit, meaning; by service, all its processes."""
 
@@ -346,7 +346,7 @@ _NOT_IN_A_NAME: Final = re.compile(r"[^a-zA-Z0-9]+")
 
 
 def prometheus_name(named: SampleName) -> str:
-    """Give a sample's name in Prometheus: its unit at the end, a counter's `_total` not yet.
+    """Return a sample's name in Prometheus: its unit at the end, a counter's `_total` not yet.
 
     As https://opentelemetry.io/docs/specs/otel/compatibility/prometheus_and_openmetrics/ says.
     """
@@ -355,7 +355,7 @@ def prometheus_name(named: SampleName) -> str:
 
 
 def prometheus_unit(named: SampleName) -> str:
-    """Give the word that Prometheus has for a unit; empty for `{thread}` and the like."""
+    """Return the word that Prometheus has for a unit; empty for `{thread}` and the like."""
     if named.unit == "1" and named.kind != LEVEL:
         return ""  # a count of things, not a ratio
     of, _, per = named.unit.partition("/")
@@ -366,12 +366,12 @@ def prometheus_unit(named: SampleName) -> str:
 
 
 def prometheus_label(name: str) -> str:
-    """Give an attribute's name as a label's."""
+    """Return an attribute's name as a label's."""
     return _NOT_IN_A_NAME.sub("_", name).strip("_")
 
 
 def page_tables() -> str:
-    """Give the tables of docs/attributes.md; its test prints them where the page is behind."""
+    """Return the tables of docs/attributes.md; its test prints them where the page is behind."""
     parts = [
         f"### On the {place}\n\n{_attribute_table(place)}"
         for place in (RESOURCE, REQUEST_SPAN, STAGE_SPAN, BATCH_SPAN, COLD_START_SPAN)

@@ -44,7 +44,7 @@ LOAD = "load"
 
 
 def stage_of(name: str) -> str:
-    """Give the stage that *name* (a stage or sub-stage) belongs to: `batch.wait` gives `batch`."""
+    """Return the stage that *name* (a stage or sub-stage) belongs to: `batch.wait` gives `batch`."""
     return name.partition(".")[0]
 
 
@@ -140,7 +140,7 @@ class WaitFact(NamedTuple):
 def overlap(
     stalls: Iterable[Stall], start_ns: int, duration_ns: int, stages: Iterable[StageSpan]
 ) -> tuple[StageStall, ...]:
-    """Give what each opening of a request, and `other`, was charged during *stalls*.
+    """Return what each opening of a request, and `other`, was charged during *stalls*.
 
     Exact for the stalls as given: the partition rule, applied to each stall's stretch alone.
     Stalls of two causes may overlap each other, so sums go by cause.

@@ -32,7 +32,7 @@ def drained(drain: Drain, *, again: bool = True) -> list[Record]:
 
 
 def seqs(records: Sequence[Record], writer: RingWriter) -> list[int]:
-    """Give the sequence numbers of one writer's records."""
+    """Return the sequence numbers of one writer's records."""
     return [record.seq for record in records if record.process.ring_id == writer.ring_id]
 
 
@@ -50,7 +50,7 @@ def test_many_rings_give_every_record_in_order(spool: Path) -> None:
 
 
 def test_small_bites_lose_nothing_and_give_way_between(spool: Path) -> None:
-    """An embedded agent's small bites read the same records, and let the server in between."""
+    """An embedded agent's small batches read the same records, and let the server in between."""
     ways: list[int] = []
     with write_ring(spool / "a.ring", 50) as writer:
         drain = Drain(spool, {}, bite=8, give_way=lambda: ways.append(1))
@@ -208,7 +208,7 @@ def test_writers_counters_are_summed_and_outlive_their_files(spool: Path) -> Non
 
 
 def test_cost_is_the_mean_of_the_processes(spool: Path) -> None:
-    """What the middleware costs is the mean over the processes at hand."""
+    """What the middleware costs is the mean over the live processes."""
     one, two = write_ring(spool / "1.ring", 0), write_ring(spool / "2.ring", 0)
     one.set_cost(base_ns=1000, stage_ns=100)
     two.set_cost(base_ns=3000, stage_ns=300)

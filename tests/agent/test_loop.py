@@ -115,7 +115,7 @@ def test_a_faulty_sink_ends_no_other(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """A sink that raises is counted and said once; the other sinks get every record."""
+    """A sink that raises is counted and logged once; the other sinks get every record."""
     monkeypatch.delenv("STAGESCOPE_RAISE")
     good = KeepingSink()
     with (

@@ -44,7 +44,7 @@ def stands(given_shares: Sequence[float | None]) -> list[tuple[float, LimiterSta
 
 
 def steps(seen: list[tuple[float, LimiterState]]) -> list[tuple[float, int]]:
-    """Give seconds and direction of each step."""
+    """Return seconds and direction of each step."""
     return [
         (at_s, now.level - before.level)
         for (_, before), (at_s, now) in pairwise(seen)
@@ -136,7 +136,7 @@ class Child:
         self._last_ns = now_ns
 
     def children_cpu_s(self) -> float:
-        """Give what the child has used."""
+        """Return what the child has used."""
         return self.used_s
 
     def close(self) -> None:
@@ -166,7 +166,7 @@ class World:
 
 
 def test_cpu_of_children_counts_and_things_go_in_order(caplog: pytest.LogCaptureFixture) -> None:
-    """A child's CPU sheds captures, micro-captures, stack rate, stacks, GPM; each said once."""
+    """A child's CPU sheds captures, micro-captures, stack rate, stacks, GPM; each logged once."""
     world = World()
     world.child.share = 0.05
     gone = []

@@ -120,7 +120,7 @@ def test_workers_killed_one_by_one_lose_no_finished_request() -> None:
 
 
 def _in_flight(client: AgentClient) -> bool:
-    """Tell whether an agent sees a request in flight; False while another takes over."""
+    """Return whether an agent sees a request in flight; False while another takes over."""
     try:
         return client.counters()["in_flight"] > 0
     except StagescopeError:

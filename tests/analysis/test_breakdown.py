@@ -34,7 +34,7 @@ ANY = st.integers(-5 * MS, 40 * MS)
 
 @st.composite
 def request(draw: st.DrawFn) -> tuple[dict[str, int], dict[str, int], int, str, int]:
-    """Give offsets of the client's stamps, stages, `other`, a boot id, and the server's offset."""
+    """Return offsets of the client's stamps, stages, `other`, a boot id, and the server's offset."""
     steps = [draw(SHORT) for _ in range(4)]
     stamps = {
         "started_ns": steps[0],
@@ -50,7 +50,7 @@ def request(draw: st.DrawFn) -> tuple[dict[str, int], dict[str, int], int, str, 
 def broken_down(
     folder: Path, client: list[dict[str, Any]], server: list[dict[str, Any]], boot_id: str
 ) -> tuple[list[dict[str, Any]], dict[str, str]]:
-    """Give each pair's columns, and the column of each part and sub-stage."""
+    """Return each pair's columns, and the column of each part and sub-stage."""
     run = example_run()
     host = {name: getattr(run.host, name) for name in run.host.__dataclass_fields__}
     run = example_run(host=type(run.host)(**host | {"boot_id": boot_id}))

@@ -17,7 +17,7 @@ FREE = ("run", "errors", "status", "stalls_s", "known_by")
 
 
 def keys(value: Any) -> Iterator[str]:
-    """Give every key at any depth, less those inside FREE."""
+    """Yield every key at any depth, less those inside FREE."""
     for each in value if isinstance(value, list) else []:
         yield from keys(each)
     for key, each in value.items() if isinstance(value, dict) else []:

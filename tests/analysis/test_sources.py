@@ -17,7 +17,7 @@ from tests.support.runs import MS, client_row, server_row, write_run_folder, wri
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Give a run folder of three requests."""
+    """Return a run folder of three requests."""
     client = [client_row(seq) for seq in range(3)]
     return write_run_folder(
         tmp_path, client, [server_row(row, {"inference": 5 * MS}) for row in client]

@@ -63,7 +63,7 @@ instrument  5.0 µs a request (4.0 stages), 0 dropped, 0 overwritten; the server
 
 @pytest.fixture
 def report(tmp_path: Path) -> Report:
-    """Give the report of 120 like requests."""
+    """Return the report of 120 like requests."""
     client = [client_row(seq) for seq in range(120)]
     stages = {"queue": MS, "queue.batch": 2 * MS, "inference": 6 * MS, "tokenize": MS}
     server = [server_row(row, stages, other_ns=MS) for row in client]
@@ -83,7 +83,7 @@ def text(renderable: RenderableType, width: int = 80) -> str:
 
 
 def at_rate(report: Report, rate: float, **means: float) -> Report:
-    """Give *report* at another rate, with other means of some parts."""
+    """Return *report* at another rate, with other means of some parts."""
     parts = tuple(replace(p, mean_ms=means.get(p.name, p.mean_ms)) for p in report.parts)
     assert report.total is not None
     return replace(
@@ -216,7 +216,7 @@ collectors  0.20% of a core: host 0.02 s
 
 @pytest.fixture(scope="module")
 def planted(tmp_path_factory: pytest.TempPathFactory) -> Report:
-    """Give the report of the planted run."""
+    """Return the report of the planted run."""
     return build_report(planted_run(tmp_path_factory.mktemp("planted")))
 
 

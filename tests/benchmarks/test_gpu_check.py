@@ -42,12 +42,12 @@ ENDS = {"before": good, "ends": ends}
 
 
 def command(*words: object) -> list[str]:
-    """Give the command of the check."""
+    """Return the command of the check."""
     return [sys.executable, str(BENCHMARKS / "gpu_check.py"), *map(str, words)]
 
 
 def environment(folder: Path) -> dict[str, str]:
-    """Give one without a GPU, in which the planted module is found."""
+    """Return one without a GPU, in which the planted module is found."""
     (folder / "planted.py").write_text(PLANTED)
     return os.environ | {
         "CUDA_VISIBLE_DEVICES": "", "PIDS": str(folder / "pids"), "OUT": str(folder),
@@ -179,7 +179,7 @@ def test_ended_early_it_keeps_what_was_measured(tmp_path: Path) -> None:
 
 
 def pids(folder: Path) -> list[int]:
-    """Give the processes of the endless section."""
+    """Return the processes of the endless section."""
     return [int(word) for word in (folder / "pids").read_text().split()]
 
 

@@ -142,7 +142,7 @@ def test_no_server_is_left_when_the_demo_is_killed(
 
 
 def running(pid: int) -> bool:
-    """Tell whether *pid* is a process that still runs (not a zombie that nobody has reaped)."""
+    """Return whether *pid* is a process that still runs (not a zombie that nobody has reaped)."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except OSError:

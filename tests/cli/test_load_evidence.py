@@ -83,7 +83,7 @@ def table(folder: Path, name: str) -> list[dict[str, Any]]:
 
 
 def window_of(folder: Path) -> tuple[int, int]:
-    """Give when the first request of the server's side began and the last one ended."""
+    """Return when the first request of the server's side began and the last one ended."""
     server = table(folder, "server")
     return (
         min(row["start_ns"] for row in server),

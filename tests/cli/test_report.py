@@ -14,7 +14,7 @@ from tests.support.runs import MS, client_row, server_row, write_run_folder
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Give a valid run folder."""
+    """Return a valid run folder."""
     client = [client_row(seq) for seq in range(120)]
     return write_run_folder(
         tmp_path, client, [server_row(row, {"inference": 5 * MS}) for row in client]

@@ -68,7 +68,7 @@ def recorded(spool: Path) -> list[RequestRecord]:
 
 
 def services(spool: Path) -> list[str]:
-    """Give the service that each recorder file names."""
+    """Return the service that each recorder file names."""
     found = []
     for path in ring_files(spool):
         with RecorderReader(path) as reader:

@@ -27,7 +27,7 @@ def spool() -> Iterator[Path]:
 
 
 def agent_of(spool: Path) -> tuple[AgentClient, int] | None:
-    """Give a client of the agent that answers there, and its pid."""
+    """Return a client of the agent that answers there, and its pid."""
     client = AgentClient(spool / SOCKET_NAME)
     try:
         return client, int(client.health()["pid"])

@@ -56,17 +56,17 @@ def spool() -> Iterator[Path]:
 
 
 def options(spool: Path, *more: str) -> list[str]:
-    """Give the command line up to the command."""
+    """Return the command line up to the command."""
     return ["--no-agent", "--spool", str(spool), *more, "--"]
 
 
 def pids_in(running: Running, word: str) -> list[int]:
-    """Give the pids that the command has printed behind *word*."""
+    """Return the pids that the command has printed behind *word*."""
     return [int(line.split()[1]) for line in running.text().splitlines() if line.startswith(word)]
 
 
 def gone(pid: int) -> bool:
-    """Tell whether a process has ended."""
+    """Return whether a process has ended."""
     try:
         return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:

@@ -107,7 +107,7 @@ def test_slow_names_what_the_median_lacks(
     ("words", "sentence"),
     [
         (["--stage", "respond"], "has no stacks of stage respond in which something ran; it has "),
-        (["--slow", "--format", "pprof"], "--slow is told as text or html, not as pprof"),
+        (["--slow", "--format", "pprof"], "--slow is printed as text or html, not as pprof"),
         (["--out", "/nowhere/x"], "/nowhere/x cannot be written: No such file"),
     ],
 )

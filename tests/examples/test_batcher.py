@@ -34,7 +34,7 @@ class DoublingModel:
         self.free.set()
 
     def infer(self, items: Sequence[int]) -> Sequence[int]:
-        """Give each item doubled; an item below zero fails the batch, 99 loses a result."""
+        """Return each item doubled; an item below zero fails the batch, 99 loses a result."""
         self.batches.append(list(items))
         self.entered.release()
         assert self.free.wait(LONG_S)

@@ -31,7 +31,7 @@ TORCH = {"baseTimeNanoseconds": BASE_NS, "traceEvents": [{"ph": "X", "name": "at
 
 
 def slices_of(trace: dict[str, Any]) -> dict[tuple[int, int], list[dict[str, Any]]]:
-    """Give our slices by process and thread."""
+    """Return our slices by process and thread."""
     tracks: dict[tuple[int, int], list[dict[str, Any]]] = defaultdict(list)
     for event in trace["traceEvents"]:
         if event.get("cat") == "stagescope":

@@ -22,7 +22,7 @@ def _names(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def names_after(age_ns: int, *, pid: int) -> list[str]:
-    """Give what is shown of a level and an amount whose last samples are so old."""
+    """Return what is shown of a level and an amount whose last samples are so old."""
     end = NOW_NS - age_ns
     latest = [
         (sample(name=name, pid=pid, start_ns=end - 1, end_ns=end), 7.0)
@@ -39,7 +39,7 @@ def test_a_process_that_has_gone_is_shown_for_a_minute() -> None:
 
 @pytest.mark.parametrize("pid", [0, 11])
 def test_what_lives_keeps_its_counters(pid: int) -> None:
-    """A counter that nothing was added to stands still; a level that nobody reads is not known."""
+    """A counter that nothing was added to does not change; a level that nobody reads is not known."""
     assert names_after(STALE_NS, pid=pid) == ["test.height", "test.time"]
     assert names_after(STALE_NS + 1, pid=pid) == ["test.time"]
 

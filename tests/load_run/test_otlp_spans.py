@@ -43,7 +43,7 @@ VLLM: dict[str, str | int | float] = {
 
 
 def json_export(attributes: Mapping[str, Any], **span: Any) -> dict[str, Any]:
-    """Give an OTLP export in JSON with one request span of an LLM server's."""
+    """Return an OTLP export in JSON with one request span of an LLM server's."""
 
     def value(found: Any) -> dict[str, Any]:
         if isinstance(found, str):
@@ -68,13 +68,13 @@ def json_export(attributes: Mapping[str, Any], **span: Any) -> dict[str, Any]:
 
 
 def row_of(export: Any) -> dict[str, Any]:
-    """Give the one row that *export* makes."""
+    """Return the one row that *export* makes."""
     (row,) = server_rows(spans_of(export))
     return row
 
 
 def parts_ms(row: dict[str, Any]) -> dict[str, float]:
-    """Give what each stage and sub-stage is charged, ms."""
+    """Return what each stage and sub-stage is charged, ms."""
     sums: dict[str, float] = {}
     for span in row["stages"]:
         sums[span["stage"]] = sums.get(span["stage"], 0) + span["self_ns"] / MS

@@ -37,7 +37,7 @@ def load(aim: Target, plan: Schedule, *, timeout_s: float = 10.0) -> Driver:
 
 
 def rows(driver: Driver) -> list[dict[str, Any]]:
-    """Give the driver's rows in the order of the plan."""
+    """Return the driver's rows in the order of the plan."""
     found = [
         dict(zip(chunk, values, strict=True))
         for chunk in driver.log.chunks(7)

@@ -13,7 +13,7 @@ from stagescope.loadgen.failures import REQUEST_FAILURES, failure_word
 
 
 async def raised_by(url: str) -> BaseException:
-    """Give what a request to *url* raises."""
+    """Return what a request to *url* raises."""
     async with aiohttp.ClientSession() as session:
         with pytest.raises(REQUEST_FAILURES) as caught:
             await session.get(url)
@@ -26,7 +26,7 @@ def test_a_name_without_address_is_dns() -> None:
 
 
 async def raised_by_no_tls() -> BaseException:
-    """Give what an https request to a server that speaks something else raises."""
+    """Return what an https request to a server that speaks something else raises."""
 
     async def greet(_: asyncio.StreamReader, out: asyncio.StreamWriter) -> None:
         out.write(b"220 no TLS here\r\n")

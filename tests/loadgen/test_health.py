@@ -23,7 +23,7 @@ def log_of(
 
 
 def reasons(log: ClientLog, cpu_share: float = 0.5) -> tuple[str, ...]:
-    """Give what makes the run invalid."""
+    """Return what makes the run invalid."""
     return health(log, planned=len(log), cpu_share=cpu_share, loop="asyncio").invalid_reasons
 
 

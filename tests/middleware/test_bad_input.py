@@ -183,7 +183,7 @@ def test_a_path_of_a_megabyte(recording: Recording) -> None:
 def test_what_is_no_stage_name_is_other(
     name: Any, recording: Recording, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It counts as `other`, is said once however often it comes, and is counted each time."""
+    """It counts as `other`, is logged once however often it comes, and is counted each time."""
     with recording.request():
         for _ in range(5):
             with stage(name):
@@ -199,7 +199,7 @@ def test_what_is_no_stage_name_is_other(
 def test_ten_thousand_names_are_bounded(
     recording: Recording, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The table takes what it holds; the rest is `other`, said once and counted, and served."""
+    """The table takes what it holds; the rest is `other`, logged once and counted, and served."""
     room = names.MOST - len(names.CODES)
     for first in range(0, 10_000, 100):
         with recording.request():

@@ -56,7 +56,7 @@ def server_maker() -> Iterator[subprocess.Popen[str]]:
 
 
 def pipe(stream: IO[str] | None) -> IO[str]:
-    """Give a pipe that was asked for."""
+    """Return a pipe that was asked for."""
     assert stream is not None
     return stream
 

@@ -168,7 +168,7 @@ def one(request: bytes) -> Callable[[int, Log], object]:
 
 
 def undated(answer: bytes) -> bytes:
-    """Give an answer without its date."""
+    """Return an answer without its date."""
     return re.sub(rb"date: [^\r]*\r\n", b"", answer)
 
 
@@ -409,7 +409,7 @@ App = Callable[[Any, Any, Any], Any]
 
 
 def http_scope(**changes: Any) -> dict[str, Any]:
-    """Give a scope as a server makes it."""
+    """Return a scope as a server makes it."""
     return {
         "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": "GET",
         "scheme": "http", "path": "/p", "raw_path": b"/p", "query_string": b"secret=1",
@@ -622,7 +622,7 @@ def test_a_request_closed_in_another_context_is_recorded(recording: Recording) -
 
 
 def test_wrapped_twice_is_recorded_once(recording: Recording) -> None:
-    """A second middleware on the same request stands back."""
+    """A second middleware on the same request steps aside."""
     app = says(START, body())
     inner = StageMiddleware.around(app, recording.recorder)
     outer = StageMiddleware.around(inner, recording.recorder)

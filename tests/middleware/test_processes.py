@@ -47,7 +47,7 @@ def serve_one(spool: Path, path: str, inside: Callable[[], object] = lambda: Non
 
 
 def paths_by_pid(spool: Path) -> dict[int, list[str]]:
-    """Give, for each recorder file's process, the paths that it recorded."""
+    """Return, for each recorder file's process, the paths that it recorded."""
     found: dict[int, list[str]] = {}
     for path in ring_files(spool):
         with RecorderReader(path) as reader:
@@ -60,7 +60,7 @@ def paths_by_pid(spool: Path) -> dict[int, list[str]]:
 
 
 def alive_pids(spool: Path) -> set[int]:
-    """Give the pids of the files whose writer holds its lock."""
+    """Return the pids of the files whose writer holds its lock."""
     alive = set()
     for path in ring_files(spool):
         with RecorderReader(path) as reader:
@@ -201,7 +201,7 @@ def test_a_spawned_child_opens_its_own_file(tmp_path: Path) -> None:
 
 
 def environment(spool: Path) -> dict[str, str]:
-    """Give the environment of a server."""
+    """Return the environment of a server."""
     source = HERE.parents[1] / "src"
     return os.environ | {
         "PYTHONPATH": f"{source}{os.pathsep}{HERE}",
@@ -211,7 +211,7 @@ def environment(spool: Path) -> dict[str, str]:
 
 
 def free_port() -> int:
-    """Give a port that nobody has just now."""
+    """Return a port that nobody has just now."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         return int(listener.getsockname()[1])
 
@@ -252,7 +252,7 @@ def test_each_worker_has_its_file(name: str, tmp_path: Path) -> None:
 
 
 def answering_pid(port: int) -> int:
-    """Give the pid of the worker that answers; 0 where none does yet."""
+    """Return the pid of the worker that answers; 0 where none does yet."""
     try:
         return int(exchange(port, REQUEST).splitlines()[-1])
     except (ConnectionError, IndexError):

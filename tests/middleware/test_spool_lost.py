@@ -83,7 +83,7 @@ def make_upkeep_due(middleware: StageMiddleware) -> None:
 
 
 def paths_recorded(spool: Path) -> list[str]:
-    """Give the paths of all requests in the recorder files there."""
+    """Return the paths of all requests in the recorder files there."""
     found: list[str] = []
     for path in ring_files(spool):
         with RecorderReader(path) as reader:

@@ -25,7 +25,7 @@ from stagescope.testing.recording import Recording
 
 @pytest.fixture
 def clock() -> HandClock:
-    """A clock that stands still."""
+    """A clock that does not move."""
     return HandClock()
 
 

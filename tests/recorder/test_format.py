@@ -10,7 +10,7 @@ PAGE = (Path(__file__).parents[2] / "docs" / "recorder-format.md").read_text("ut
 
 
 def table(section: str, number: int = 0) -> list[list[str]]:
-    """Give the rows of a table of the page, without its head."""
+    """Return the rows of a table of the page, without its head."""
     text = PAGE.partition(f"\n## {section}\n")[2].partition("\n## ")[0]
     tables = re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE)
     rows = [
@@ -20,7 +20,7 @@ def table(section: str, number: int = 0) -> list[list[str]]:
 
 
 def fields(layout: struct.Struct, start: int) -> list[tuple[int, int]]:
-    """Give offset and size of each field of a packed structure."""
+    """Return offset and size of each field of a packed structure."""
     found = []
     for piece in re.findall(r"\d*[a-zA-Z]", layout.format.lstrip("<")):
         count, kind = int(piece[:-1] or 1), piece[-1]
@@ -32,7 +32,7 @@ def fields(layout: struct.Struct, start: int) -> list[tuple[int, int]]:
 
 
 def places(rows: list[list[str]]) -> list[tuple[int, int]]:
-    """Give offset and size as a table's first two columns tell them."""
+    """Return offset and size as a table's first two columns tell them."""
     return [(int(row[0]), int(row[1])) for row in rows]
 
 

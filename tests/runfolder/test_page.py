@@ -27,7 +27,7 @@ SHORT = {
 
 
 def lines_of(table: Table) -> str:
-    """Give the lines that the page must hold for *table*."""
+    """Return the lines that the page must hold for *table*."""
     rows = [f"| `{c.name}` | {SHORT.get(c.type, c.type)} | {c.doc} |" for c in table.columns]
     heading = f"## `{table.file_name}`\n{table.doc}\n"
     return "\n".join([heading, "| column | type | what it is |", "| --- | --- | --- |", *rows])

@@ -131,7 +131,7 @@ def test_records_become_two_tables(tmp_path: Path) -> None:
 
 
 def test_a_source_that_breaks_off_loses_nothing_before_it(tmp_path: Path) -> None:
-    """What had come is written, and whoever asked is told."""
+    """What had come is written, and whoever asked is informed."""
 
     def broken() -> Iterator[Record]:
         yield request(())

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent.parent
 
 @pytest.fixture(scope="module")
 def server_python(request: pytest.FixtureRequest) -> Path:
-    """Give the Python that has the server of this test's folder; fail where there is none."""
+    """Return the Python that has the server of this test's folder; fail where there is none."""
     name = request.path.parent.name
     variable = f"STAGESCOPE_SERVER_PYTHON_{name.upper()}"
     python = Path(os.environ.get(variable) or ROOT / ".venv-servers" / name / "bin" / "python")
@@ -27,7 +27,7 @@ def server_python(request: pytest.FixtureRequest) -> Path:
 
 @pytest.fixture
 def server_environment(tmp_path: Path) -> dict[str, str]:
-    """Give a server's environment: our source on its path, a spool of its own, faults raised."""
+    """Return a server's environment: our source on its path, a spool of its own, faults raised."""
     spool = tmp_path / "spool"
     return os.environ | {
         "PYTHONPATH": str(ROOT / "src"),

@@ -30,7 +30,7 @@ class Running:
     output: Path
 
     def text(self) -> str:
-        """Give what it has printed so far, on both streams."""
+        """Return what it has printed so far, on both streams."""
         return self.output.read_text("utf-8", "replace")
 
     def wait_for(self, text: str) -> str:
@@ -101,7 +101,7 @@ def run_command(
 
 
 def ask(port: int, trace_id: str, *, run_id: str = "") -> int:
-    """Send one request of a known trace, on a connection of its own; gives the status."""
+    """Send one request of a known trace, on a connection of its own; returns the status."""
     headers = {"traceparent": f"00-{trace_id}-00f067aa0ba902b7-01"}
     if run_id:
         headers["baggage"] = f"stagescope.run={run_id}"

@@ -62,12 +62,12 @@ class Event:
         self._seen_ns = self._at_ns + self._device.seen_after_ns()
 
     def query(self) -> bool:
-        """Tell whether it has been come to, and that is seen."""
+        """Return whether it has been come to, and that is seen."""
         self._called("query")
         return self._device.clock() >= self._seen_ns
 
     def elapsed_time(self, later: Event) -> float:
-        """Give ms as a float32, as CUDA does."""
+        """Return ms as a float32, as CUDA does."""
         for event in (self, later):
             if self._device.clock() < event._seen_ns:
                 raise RuntimeError("Both events must be completed before calculating elapsed time.")
@@ -110,7 +110,7 @@ class Device:
         )
 
     def is_initialized(self) -> bool:
-        """Tell whether the process has begun to use it."""
+        """Return whether the process has begun to use it."""
         return self.initialized
 
     def device_count(self) -> int:
@@ -118,7 +118,7 @@ class Device:
         return 2
 
     def get_device_properties(self, index: int) -> SimpleNamespace:
-        """Give name and UUID, as torch writes it: without `GPU-`."""
+        """Return name and UUID, as torch writes it: without `GPU-`."""
         return SimpleNamespace(name="Simulated", uuid=UUID.format(index))
 
     def is_current_stream_capturing(self) -> bool:
@@ -131,12 +131,12 @@ class Device:
         return Event(self)
 
     def stream(self, stream_id: int, device_index: int = 0) -> Stream:
-        """Give the stream of that number, always the same."""
+        """Return the stream of that number, always the same."""
         key = device_index, stream_id
         return self._streams.setdefault(key, Stream(self.clock, device_index, stream_id))
 
     def current_stream(self) -> Stream:
-        """Give this thread's stream."""
+        """Return this thread's stream."""
         return self._current.get(threading.get_ident()) or self.stream(0)
 
     @contextmanager
@@ -186,7 +186,7 @@ class SimulatedTorch:
 
 
 def allocator_stats(allocated: int, reserved: int, retries: int = 0) -> dict[str, Any]:
-    """Give what `memory_stats_as_nested_dict` gives, shortened to what is read and some that is not."""
+    """Return what `memory_stats_as_nested_dict` gives, shortened to what is read and some that is not."""
 
     def of_pools(value: int) -> dict[str, dict[str, int]]:
         pool = {"current": value, "peak": 2 * value, "allocated": 9 * value, "freed": 8 * value}
@@ -208,7 +208,7 @@ def allocator_stats(allocated: int, reserved: int, retries: int = 0) -> dict[str
 
 
 def pinned_stats(allocated: int) -> dict[str, Any]:
-    """Give what `host_memory_stats_as_nested_dict` gives, likewise."""
+    """Return what `host_memory_stats_as_nested_dict` gives, likewise."""
     level = {"current": allocated, "peak": allocated, "allocated": allocated, "freed": 0}
     return {
         "allocated_bytes": level,

@@ -11,7 +11,7 @@ from stagescope.stacks import Frame, StackSpan
 
 
 def sample(**changes: Any) -> Sample:
-    """Give a reading of a collector's CPU time, from 1 s to 2 s on the clock, with *changes*."""
+    """Return a reading of a collector's CPU time, from 1 s to 2 s on the clock, with *changes*."""
     made = Sample(
         "stagescope.collector.cpu_time", 1_000_000_000, 2_000_000_000, 0.25, detail="host"
     )
@@ -19,7 +19,7 @@ def sample(**changes: Any) -> Sample:
 
 
 def stack(**changes: Any) -> StackSpan:
-    """Give a stack of two frames in `preprocess`, from 1 s on the clock, with *changes*."""
+    """Return a stack of two frames in `preprocess`, from 1 s on the clock, with *changes*."""
     made = StackSpan(
         pid=4242,
         thread_id=4243,
@@ -38,7 +38,7 @@ def stack(**changes: Any) -> StackSpan:
 
 
 def kernel(**changes: Any) -> KernelRow:
-    """Give a kernel in `inference`, of a capture from 1 s to 3 s on the clock, with *changes*."""
+    """Return a kernel in `inference`, of a capture from 1 s to 3 s on the clock, with *changes*."""
     made = KernelRow(
         capture_id="c-1",
         pid=4242,

@@ -19,7 +19,7 @@ _STAT = (
 def stat_line(
     *, pid: int = PID, parent: int = 1, user: int = 100, system: int = 50, start: int = 777
 ) -> str:
-    """Give `/proc/PID/stat` of a process with an awkward name."""
+    """Return `/proc/PID/stat` of a process with an awkward name."""
     return _STAT.format(
         pid=pid, parent=parent, minor=1000, major=3, user=user, system=system,
         threads=2, start=start, pages=2560,
@@ -27,7 +27,7 @@ def stat_line(
 
 
 def pressure_text(some_us: int, full_us: int) -> str:
-    """Give a pressure file."""
+    """Return a pressure file."""
     return (
         f"some avg10=1.00 avg60=0.00 avg300=0.00 total={some_us}\n"
         f"full avg10=0.00 avg60=0.00 avg300=0.00 total={full_us}\n"
@@ -35,7 +35,7 @@ def pressure_text(some_us: int, full_us: int) -> str:
 
 
 def host_files() -> dict[str, str]:
-    """Give the files of a host with one served process, in a cgroup with limits."""
+    """Return the files of a host with one served process, in a cgroup with limits."""
     task = "voluntary_ctxt_switches:\t{}\nnonvoluntary_ctxt_switches:\t{}\n"
     group = f"sys/fs/cgroup{CGROUP}"
     return {
@@ -75,7 +75,7 @@ def plant(root: Path, files: Mapping[str, str | bytes]) -> None:
 
 
 def served(pid: int = PID) -> Process:
-    """Give a process as its recorder file tells of it."""
+    """Return a process as its recorder file tells of it."""
     return Process(
         "0" * 32, pid, "test", "host", "boot", Anchor(0, 0), InstrumentCost(0, 0), "0", "3.11"
     )

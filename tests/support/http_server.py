@@ -27,7 +27,7 @@ class Exchange:
         self.out = out
 
     def header(self, name: str) -> str:
-        """Give the one value of header *name*, empty where it is missing."""
+        """Return the one value of header *name*, empty where it is missing."""
         values = [value for key, value in self.headers if key == name]
         assert len(values) <= 1, f"{name} came {len(values)} times"
         return values[0] if values else ""

@@ -200,7 +200,7 @@ class OtlpReceiver:
 
 
 def received_spans(request: ExportTraceServiceRequest) -> Iterator[ReceivedSpan]:
-    """Give the spans of an OTLP request."""
+    """Yield the spans of an OTLP request."""
     for of_resource in request.resource_spans:
         resource = attributes(of_resource.resource.attributes)
         for of_scope in of_resource.scope_spans:

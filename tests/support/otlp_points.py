@@ -38,7 +38,7 @@ class ReceivedPoint:
 
 
 def received_points(request: ExportMetricsServiceRequest) -> Iterator[ReceivedPoint]:
-    """Give the points of an OTLP request."""
+    """Yield the points of an OTLP request."""
     for of_resource in request.resource_metrics:
         resource = attributes(of_resource.resource.attributes)
         for of_scope in of_resource.scope_metrics:
@@ -69,7 +69,7 @@ def _points(metric: Metric, resource: Mapping[str, Any]) -> Iterator[ReceivedPoi
 
 
 def attributes(pairs: Any) -> dict[str, Any]:
-    """Give OTLP's pairs as a dict of plain values."""
+    """Return OTLP's pairs as a dict of plain values."""
     return {pair.key: _value(pair.value) for pair in pairs if isinstance(pair, KeyValue)}
 
 

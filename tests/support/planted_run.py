@@ -45,7 +45,7 @@ def planted_run(folder: Path, **changes: Any) -> Path:
 
 
 def wait_facts() -> list[dict[str, Any]]:
-    """Give what told waits apart: a collection of 2 ms, and 3 ms ready while nobody known ran."""
+    """Return what told waits apart: a collection of 2 ms, and 3 ms ready while nobody known ran."""
     times = {"ran": (0, 5), "gc": (10, 12), "ready": (20, 23)}
     return [
         {"kind": kind, "loop": 0, "start_ns": start * MS, "end_ns": end * MS}
@@ -54,7 +54,7 @@ def wait_facts() -> list[dict[str, Any]]:
 
 
 def samples() -> list[dict[str, Any]]:
-    """Give the readings of the run, and some of before and after it, and of another process."""
+    """Return the readings of the run, and some of before and after it, and of another process."""
     found: list[dict[str, Any]] = []
     for second in range(-5, SECONDS + 5):
         start, end = BEGIN_NS + second * 1_000 * MS, BEGIN_NS + (second + 1) * 1_000 * MS
@@ -78,7 +78,7 @@ def samples() -> list[dict[str, Any]]:
 
 
 def _gpu_busy() -> list[dict[str, Any]]:
-    """Give windows of 10 ms; a request is in `inference` from 43 to 93 ms after its begin."""
+    """Return windows of 10 ms; a request is in `inference` from 43 to 93 ms after its begin."""
     found = []
     for window in range(SECONDS * 100):
         start = BEGIN_NS + (window * 10 + 3) * MS
@@ -90,7 +90,7 @@ def _gpu_busy() -> list[dict[str, Any]]:
 
 
 def stacks() -> list[dict[str, Any]]:
-    """Give the stacks: a hot function in `preprocess.parse`, a package's in `inference`."""
+    """Return the stacks: a hot function in `preprocess.parse`, a package's in `inference`."""
     loop = f"main ({APP}:1)"
     at = iter(range(BEGIN_NS, BEGIN_NS + SECONDS * 1_000 * MS, 100 * MS))
     hot = [loop, f"hot ({APP}:41)"]
@@ -109,7 +109,7 @@ def stacks() -> list[dict[str, Any]]:
 
 
 def kernels() -> list[dict[str, Any]]:
-    """Give one capture of `inference`."""
+    """Return one capture of `inference`."""
     return [
         kernel_row(
             "inference", "stage", "", 8 * MS, span_ns=20 * MS, idle_ns=12 * MS, bound="launch"

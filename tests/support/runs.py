@@ -21,7 +21,7 @@ Row = Mapping[str, Any]
 
 
 def client_row(seq: int, *, latency_ns: int = 20 * MS, **changes: Any) -> dict[str, Any]:
-    """Give a measured, answered request: 1 ms client wait, 1 ms connect, then sent.
+    """Return a measured, answered request: 1 ms client wait, 1 ms connect, then sent.
 
     Requests follow one another by 100 ms on the client's clock, from 1 s on.
     """
@@ -53,7 +53,7 @@ def client_row(seq: int, *, latency_ns: int = 20 * MS, **changes: Any) -> dict[s
 
 
 def failed_row(seq: int, error: str, **changes: Any) -> dict[str, Any]:
-    """Give a measured request that got no response; refused ones were never sent.
+    """Return a measured request that got no response; refused ones were never sent.
 
     As the load driver does, what it did not reach has the time of the failure.
     """
@@ -71,7 +71,7 @@ def failed_row(seq: int, error: str, **changes: Any) -> dict[str, Any]:
 def server_row(
     client: Row, stages: Mapping[str, int], *, other_ns: int = 0, **changes: Any
 ) -> dict[str, Any]:
-    """Give the server's record of *client*: *stages* in turn, by full name, ns each.
+    """Return the server's record of *client*: *stages* in turn, by full name, ns each.
 
     It begins 1 ms after the client sent; its duration is all stages and *other_ns*.
     """
@@ -124,7 +124,7 @@ def server_row(
 
 
 def batch_row(number: int, *, size: int, start_ns: int, **stages: int) -> dict[str, Any]:
-    """Give a finished batch; *stages* by name with `__` for the dot, ns each."""
+    """Return a finished batch; *stages* by name with `__` for the dot, ns each."""
     spans, at = [], 0
     for name, spent in stages.items():
         spans.append(
@@ -157,7 +157,7 @@ def batch_row(number: int, *, size: int, start_ns: int, **stages: int) -> dict[s
 def amount_row(
     name: str, value: float, start_ns: int, end_ns: int, **changes: Any
 ) -> dict[str, Any]:
-    """Give a sample: how much there was of something, of process 1 where nothing else is said."""
+    """Return a sample: how much there was of something, of process 1 where nothing else is said."""
     row = {"name": name, "start_ns": start_ns, "end_ns": end_ns, "value": value, "unit": "s"}
     return row | {"kind": AMOUNT, "pid": 1, "device": "", "detail": ""} | changes
 
@@ -165,7 +165,7 @@ def amount_row(
 def level_row(
     name: str, value: float, start_ns: int, end_ns: int | None = None, **changes: Any
 ) -> dict[str, Any]:
-    """Give a sample: how high something stood, at one moment where no end is given."""
+    """Return a sample: how high something stood, at one moment where no end is given."""
     end = start_ns if end_ns is None else end_ns
     return amount_row(name, value, start_ns, end, unit="By") | {"kind": LEVEL} | changes
 
@@ -173,7 +173,7 @@ def level_row(
 def stack_row(
     stage: str, start_ns: int, *frames: str, samples: int = 1, **changes: Any
 ) -> dict[str, Any]:
-    """Give a running stack of process 1, seen *samples* times at 50 Hz; *frames* outermost first."""
+    """Return a running stack of process 1, seen *samples* times at 50 Hz; *frames* outermost first."""
     row = {
         "pid": 1,
         "thread_id": 1,
@@ -194,7 +194,7 @@ def stack_row(
 def kernel_row(
     stage: str, kind: str, name: str, busy_ns: int, *, launches: int = 1, **changes: Any
 ) -> dict[str, Any]:
-    """Give a kernel's row of the capture `c`; of kind `stage`, without a name, a stage's sum."""
+    """Return a kernel's row of the capture `c`; of kind `stage`, without a name, a stage's sum."""
     row = {
         "capture_id": "c",
         "pid": 1,
@@ -216,7 +216,7 @@ def kernel_row(
 
 
 def example_run(**changes: Any) -> Run:
-    """Give the `run.json` of a valid run at 10 requests/s."""
+    """Return the `run.json` of a valid run at 10 requests/s."""
     given: dict[str, Any] = {
         "run_id": "test",
         "plan": Plan(

@@ -17,14 +17,14 @@ from stagescope.testing import wait_until
 
 
 def free_port() -> int:
-    """Give a port that was free a moment ago."""
+    """Return a port that was free a moment ago."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port: int = listener.getsockname()[1]
     return port
 
 
 def port_is_free(port: int) -> bool:
-    """Tell whether nobody listens on *port* of loopback."""
+    """Return whether nobody listens on *port* of loopback."""
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) != 0
 
@@ -56,12 +56,12 @@ def ask_at_once(port: int, path: str, bodies: Mapping[str, object]) -> dict[str,
 
 
 def stages_ms(record: RequestRecord) -> dict[str, float]:
-    """Give what the partition charges to each stage, in ms."""
+    """Return what the partition charges to each stage, in ms."""
     return {name: spent / 1e6 for name, spent in record.self_ns().items()}
 
 
 def processes_with(variable: str, value: str) -> list[int]:
-    """Give the processes that were started with *variable* set to *value*, this one left out."""
+    """Return the processes that were started with *variable* set to *value*, this one left out."""
     wanted = f"{variable}={value}".encode()
     return [pid for pid in _pids() if pid != os.getpid() and wanted in _environment(pid)]
 

@@ -35,7 +35,7 @@ class KeepingSink:
         self.records.extend(records)
 
     def counters(self) -> dict[str, int]:
-        """Give how many are kept."""
+        """Return how many are kept."""
         return {"kept": len(self.records)}
 
     def close(self, timeout_s: float) -> None:

@@ -67,7 +67,7 @@ class TorchServe:
             connection.close()
 
     def worker_pids(self) -> list[int]:
-        """Give the pids of the workers that are ready; /ping would say so too early."""
+        """Return the pids of the workers that are ready; /ping would say so too early."""
         connection = HTTPConnection("127.0.0.1", self.management_port, timeout=5)
         try:
             connection.request("GET", "/models/sleepy")
@@ -97,11 +97,11 @@ class TorchServe:
         return int(wait_until(self.worker_pids, timeout_s=START_S)[0])
 
     def log_text(self) -> str:
-        """Give the front end's log."""
+        """Return the front end's log."""
         return (self.logs / "ts_log.log").read_text()
 
     def records(self) -> list[Record]:
-        """Give all that was recorded so far, and what was in flight in dead workers."""
+        """Return all that was recorded so far, and what was in flight in dead workers."""
         for path in ring_files(self.spool):
             if path not in self._readers:
                 self._readers[path] = RecorderReader(path)
@@ -113,7 +113,7 @@ class TorchServe:
         return self._records + in_flight
 
     def requests(self) -> dict[str, RequestRecord]:
-        """Give the recorded requests by trace id."""
+        """Return the recorded requests by trace id."""
         found = [record for record in self.records() if isinstance(record, RequestRecord)]
         by_trace = {record.trace_id: record for record in found}
         if len(by_trace) < len(found):
@@ -121,7 +121,7 @@ class TorchServe:
         return by_trace
 
     def batches(self) -> list[BatchRecord]:
-        """Give the recorded batches."""
+        """Return the recorded batches."""
         return [record for record in self.records() if isinstance(record, BatchRecord)]
 
     def close(self) -> None:

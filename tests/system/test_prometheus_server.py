@@ -38,7 +38,7 @@ def prometheus(metrics: tuple[StageMetrics, str], start_prometheus: Callable[[st
 
 
 def ask(url: str, path: str, **parameters: str | float) -> list[dict[str, Any]]:
-    """Give the data of an API answer; empty while there is none."""
+    """Return the data of an API answer; empty while there is none."""
     with suppress(URLError), urlopen(f"{url}{path}?{urlencode(parameters)}") as answer:
         data = json.load(answer)["data"]
         return data["result"] if isinstance(data, dict) else data  # type: ignore[no-any-return]

@@ -47,7 +47,7 @@ class LendingQueue:
 
 
 def _bare(queue: Any) -> Any:
-    """Give what arrives in another process for a LendingQueue: the queue itself."""
+    """Return what arrives in another process for a LendingQueue: the queue itself."""
     return queue
 
 

@@ -64,7 +64,7 @@ class WaitLines:
         self._last = (b"", b"")
 
     def feed(self, piece: bytes) -> Iterator[Waited]:
-        """Give what the complete lines say; a line that is cut off waits for its rest."""
+        """Yield what the complete lines say; a line that is cut off waits for its rest."""
         *lines, self._rest = (self._rest + piece).split(b"\n")
         for line in lines:
             found = _LINE.search(line)
@@ -95,7 +95,7 @@ class FollowedLog:
         os.lseek(self._fd, 0, os.SEEK_END)
 
     def read(self) -> bytes:
-        """Give what is new; raises OSError where the file is gone."""
+        """Return what is new; raises OSError where the file is gone."""
         piece = self._rest()
         if self._follow():
             piece += self._rest()
@@ -121,7 +121,7 @@ class FollowedLog:
         return True
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         os.close(self._fd)
 
 
@@ -332,5 +332,5 @@ class Waits:
             self._said = True
             log.warning("stagescope: TorchServe's log does not tell how long some requests waited "
                         "(does org.pytorch.serve log at DEBUG, as by default?): their queue is not "
-                        "in the records; said once")  # fmt: skip
+                        "in the records; logged once")  # fmt: skip
         return True

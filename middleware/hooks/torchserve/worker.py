@@ -124,13 +124,13 @@ def link(batch: Timeline, member: Timeline, at_ns: int) -> None:
 
 
 def _headers(request: Request) -> Iterator[tuple[bytes, bytes]]:
-    """Give the headers as ASGI does: lower-case names. Clients send `Traceparent` too."""
+    """Yield the headers as ASGI does: lower-case names. Clients send `Traceparent` too."""
     for header in request.get("headers") or ():
         yield bytes(header["name"]).lower(), bytes(header["value"])
 
 
 def _size(request: Request) -> int:
-    """Give the bytes of the inputs, as far as TorchServe has not decoded them."""
+    """Return the bytes of the inputs, as far as TorchServe has not decoded them."""
     values = [parameter.get("value") for parameter in request.get("parameters") or ()]
     return sum(len(value) for value in values if isinstance(value, (bytes, bytearray, str)))
 
@@ -140,7 +140,7 @@ def _text(raw: bytes | bytearray | str) -> str:
 
 
 def _code_of(response: bytes | bytearray | None) -> int:
-    """Give the status with which TorchServe's protocol begins a response; 500 for none."""
+    """Return the status with which TorchServe's protocol begins a response; 500 for none."""
     return struct.unpack_from("!i", response)[0] if response else 500
 
 

@@ -259,7 +259,7 @@ class Target:
 
 
 def find_target(spool: Path, pid: int | None, service: str | None) -> Target:
-    """Give the process *pid*, or the busiest one of *service*, or of the only service there is.
+    """Return the process *pid*, or the busiest one of *service*, or of the only service there is.
 
     Raises UsageError, which says why there is none and what to do.
     """
@@ -296,7 +296,7 @@ def _of_pid(spool: Path, alive: list[Target], pid: int) -> Target:
 
 
 def _pid_inside(pid: int) -> int:
-    """Give the pid that a process has in its own namespace: what its recorder file says."""
+    """Return the pid that a process has in its own namespace: what its recorder file says."""
     numbers = _status(pid, "NSpid").split()
     return int(numbers[-1]) if numbers else pid
 

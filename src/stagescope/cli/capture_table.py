@@ -23,7 +23,7 @@ BOUNDS = {
 
 
 def lines_of(facts: CaptureFacts, table: KernelTable) -> Iterator[str]:
-    """Give the lines of the table and of what is known about it."""
+    """Yield the lines of the table and of what is known about it."""
     head = ("stage", "launches", "open ms", "busy ms", "idle", "host wait", "bound")
     lines = [head, *[cells for pair in by_stage(table.rows) for cells in _cells(*pair)]]
     if not facts.device:  # who has no device waits for none, and launches nothing

@@ -95,7 +95,7 @@ class Rates(NamedTuple):
 
 
 def choose_rates(capacity_per_s: float) -> Rates:
-    """Give a quiet, a busy and a too high rate for a server that answers *capacity_per_s*.
+    """Return a quiet, a busy and a too high rate for a server that answers *capacity_per_s*.
 
     Rounded to two digits, which moves none of them across the capacity.
     Raises StagescopeError where the capacity is no positive number.

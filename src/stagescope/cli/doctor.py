@@ -81,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def parse_needed(text: str) -> list[str]:
-    """Give what is needed; raises UsageError for what cannot be measured anywhere."""
+    """Return what is needed; raises UsageError for what cannot be measured anywhere."""
     from stagescope.agent.doctor.finding import MEASURABLE
 
     needed = [word.strip() for word in text.split(",") if word.strip()]
@@ -125,7 +125,7 @@ class Screen:
         return cls(width, colour, SIGNS if unicode else PLAIN_SIGNS)
 
     def render(self, found: Examination) -> str:
-        """Give all of it as text."""
+        """Return all of it as text."""
         return "\n".join(self._lines(found))
 
     def _lines(self, found: Examination) -> Iterator[str]:

@@ -144,7 +144,7 @@ LINE_EVERY_S = 5.0
 
 @contextmanager
 def progress(quiet: bool) -> Iterator[Watch | None]:
-    """Give a watch that writes to standard error; None where nothing is to be shown."""
+    """Yield a watch that writes to standard error; None where nothing is to be shown."""
     if quiet:
         yield None
     elif sys.stderr.isatty():

@@ -35,7 +35,7 @@ class AgentOptions:
     samplers: str | None = None
 
     def words(self) -> list[str]:
-        """Give the command line."""
+        """Return the command line."""
         # -P: not what lies in the server's folder, whatever its name.
         words = [sys.executable, "-P", "-m", "stagescope", "agent"]
         words += ["--quiet"] if self.quiet else []
@@ -138,7 +138,7 @@ class AgentBeside:
 
 
 def other_agent(spool: Path) -> int | None:
-    """Give the pid of the agent process that holds *spool*; an embedded one yields to ours."""
+    """Return the pid of the agent process that holds *spool*; an embedded one yields to ours."""
     if not held(spool):
         return None
     found = holder(spool)

@@ -31,7 +31,7 @@ _SI_KERNEL = 0x80  # include/uapi/asm-generic/siginfo.h
 
 
 def hold_back() -> set[signal.Signals]:
-    """From now on keep signals for `next_signal`; gives the mask that children must restore.
+    """From now on keep signals for `next_signal`; returns the mask that children must restore.
 
     For good: a signal let through at the end would change the exit code.
     """
@@ -53,7 +53,7 @@ def drop_pending() -> None:
 
 
 def reached_the_group(found: signal.struct_siginfo) -> bool:
-    """Tell whether the terminal sent it: then the server, in the same group, has got it too."""
+    """Return whether the terminal sent it: then the server, in the same group, has got it too."""
     return found.si_code == _SI_KERNEL
 
 
@@ -77,7 +77,7 @@ def reap(kept: Collection[int]) -> None:
 
 
 def descendants(kept: Collection[int]) -> list[psutil.Process]:
-    """Give every running process below us, but for those with a pid in *kept* and below them."""
+    """Return every running process below us, but for those with a pid in *kept* and below them."""
     found: list[psutil.Process] = []
     for child in psutil.Process().children():
         if child.pid not in kept:
@@ -100,7 +100,7 @@ def _runs(process: psutil.Process) -> bool:
 
 
 def end_descendants(kept: Collection[int], grace_s: float) -> list[str]:
-    """End every process below us but *kept*: SIGTERM, *grace_s*, SIGKILL; gives what was ended."""
+    """End every process below us but *kept*: SIGTERM, *grace_s*, SIGKILL; returns what was ended."""
     if _wait_gone(kept, SETTLE_S):
         return []
     left = descendants(kept)
@@ -175,7 +175,7 @@ def adopt_orphans() -> None:
 
 
 def before_exec(mask: set[signal.Signals]) -> Callable[[], None]:
-    """Give what a child calls between fork and exec: our signal mask is not for it.
+    """Return what a child calls between fork and exec: our signal mask is not for it.
 
     The child gets SIGTERM if this process dies, so that `kill -9` of us leaves no server.
     """

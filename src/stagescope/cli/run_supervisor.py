@@ -48,7 +48,7 @@ class CannotRunError(StagescopeError):
 
 
 def find_command(words: Sequence[str]) -> str:
-    """Give the path of the program that *words* name.
+    """Return the path of the program that *words* name.
 
     Raises UsageError where there are none, NoCommandError and CannotRunError as a shell would.
     """
@@ -67,7 +67,7 @@ def find_command(words: Sequence[str]) -> str:
 def served_environment(
     environment: Mapping[str, str], *, spool: Path, notes: Path, service: str | None
 ) -> dict[str, str]:
-    """Give the environment in which each Python process below installs hooks and records."""
+    """Return the environment in which each Python process below installs hooks and records."""
     served = dict(environment)
     served[variables.RUN.name] = "1"
     served[variables.RUN_NOTES.name] = str(notes)
@@ -81,7 +81,7 @@ def served_environment(
 
 
 def unrecorded(notes: str, command: str) -> str | None:
-    """Give why no process of *command* recorded anything, from their notes; None where one did."""
+    """Return why no process of *command* recorded anything, from their notes; None where one did."""
     said = {line.split(" ")[0] for line in notes.splitlines()}
     if RECORDER in said:
         return None
@@ -123,7 +123,7 @@ class Settings:
 
 
 def supervise(program: str, settings: Settings) -> int:
-    """Run the server and the agent; gives the server's exit code.
+    """Run the server and the agent; returns the server's exit code.
 
     Raises StagescopeError for what keeps the server from being started.
     """

@@ -55,7 +55,7 @@ def prepare_parser(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Read, choose, write."""
     if args.slow and args.format not in ("text", "html"):
-        raise UsageError(f"--slow is told as text or html, not as {args.format}")
+        raise UsageError(f"--slow is printed as text or html, not as {args.format}")
     if args.format == "pprof" and args.out is None and sys.stdout.isatty():
         raise UsageError("pprof is binary, nothing for a terminal: give --out FILE, or pipe it on")
     with needs("load"):

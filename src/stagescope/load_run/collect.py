@@ -39,15 +39,15 @@ class EvidenceSource(Protocol):
     """What we ask of an agent; times are on the monotonic clock of its host."""
 
     def samples(self, since_ns: int = 0, until_ns: int | None = None) -> Iterator[Sample]:
-        """Give the samples that tell of any moment between."""
+        """Return the samples that tell of any moment between."""
         ...
 
     def stacks(self, since_ns: int = 0, until_ns: int | None = None) -> Iterator[StackSpan]:
-        """Give the stacks that were seen at any moment between."""
+        """Return the stacks that were seen at any moment between."""
         ...
 
     def kernels(self, since_ns: int = 0, until_ns: int | None = None) -> Iterator[KernelRow]:
-        """Give what captures saw that recorded at any moment between."""
+        """Return what captures saw that recorded at any moment between."""
         ...
 
 
@@ -118,7 +118,7 @@ class RunSource(EvidenceSource, Protocol):
     """What we ask of an agent; `stagescope.agent.api.client.AgentClient` is one."""
 
     def counters(self) -> Mapping[str, float]:
-        """Give the agent's own counters."""
+        """Return the agent's own counters."""
         ...
 
     def run_counts(self, run_id: str) -> Counts:
@@ -126,7 +126,7 @@ class RunSource(EvidenceSource, Protocol):
         ...
 
     def run_records(self, run_id: str) -> Iterator[Record]:
-        """Give all records of a run."""
+        """Return all records of a run."""
         ...
 
 
@@ -137,7 +137,7 @@ class SpanInbox(Protocol):
     """How many came, of whatever kind and trace."""
 
     def exports(self) -> list[Any]:
-        """Give the OTLP exports so far, as JSON objects or protobuf messages."""
+        """Return the OTLP exports so far, as JSON objects or protobuf messages."""
         ...
 
 
@@ -156,7 +156,7 @@ class Collected:
 
 
 def losses_so_far(place: AgentLocation) -> Mapping[str, float]:
-    """Give the agent's counters of losses before a run, which are not that run's; never raises."""
+    """Return the agent's counters of losses before a run, which are not that run's; never raises."""
     for _, open_source in _agents(place):
         with suppress(StagescopeError):
             counters = open_source().counters()
@@ -226,7 +226,7 @@ def _trace_ids(log: ClientLog) -> set[str]:
 
 
 def _is_ours(record: Record, trace_ids: set[str], collected: Collected) -> bool:
-    """Tell whether *record* is of a request that this run sent; count those that are not.
+    """Return whether *record* is of a request that this run sent; count those that are not.
 
     Anybody who has seen the run's id can name it in requests of his own.
     """
@@ -277,7 +277,7 @@ def _tell(collected: Collected) -> Callable[[StagescopeError], None]:
 
 
 def _agents(place: AgentLocation) -> Iterator[tuple[str, Callable[[], RunSource]]]:
-    """Give the agents to ask: a named one alone, else the one of this host, if there is one."""
+    """Yield the agents to ask: a named one alone, else the one of this host, if there is one."""
     if place.agent_url:
         yield "remote agent", lambda: _client(place.agent_url, place.token)
     elif place.socket.exists():

@@ -90,7 +90,7 @@ class OtlpInbox:
             self._opened = opened.pop_all()
 
     def exports(self) -> list[Any]:
-        """Give what came so far: protobuf messages, and mappings where it was JSON."""
+        """Return what came so far: protobuf messages, and mappings where it was JSON."""
         with self._lock:
             return list(self._exports)
 

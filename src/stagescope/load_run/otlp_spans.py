@@ -38,7 +38,7 @@ class OtlpSpan:
 
 
 def spans_of(export: Any) -> Iterator[OtlpSpan]:
-    """Give the spans of an `ExportTraceServiceRequest`, in JSON (a mapping) or protobuf.
+    """Yield the spans of an `ExportTraceServiceRequest`, in JSON (a mapping) or protobuf.
 
     Raises StagescopeError where a span is not one.
     """
@@ -103,7 +103,7 @@ def _attributes(pairs: Iterable[Any]) -> Attributes:
 
 
 def _value(value: Any) -> str | int | float | bool | None:
-    """Give a plain value; None for lists and maps, which nobody here asks for."""
+    """Return a plain value; None for lists and maps, which nobody here asks for."""
     if not isinstance(value, Mapping):
         kind = value.WhichOneof("value")
         return getattr(value, kind) if kind and kind.removesuffix("_value") in _PLAIN else None
@@ -143,7 +143,7 @@ _ABSENT: Mapping[str, Any] = {"string": "", "int64": 0, "int32": 0, "float64": 0
 
 
 def server_rows(spans: Iterable[OtlpSpan]) -> Iterator[dict[str, Any]]:
-    """Give a row of the `server` table for each request that *spans* tell of.
+    """Yield a row of the `server` table for each request that *spans* tell of.
 
     Spans of other kinds are passed over. A request of Triton's needs its three spans together.
     Rows have wall times only: `start_ns` is 0 and `boot_id` empty, so clocks count as different.
@@ -164,7 +164,7 @@ def server_rows(spans: Iterable[OtlpSpan]) -> Iterator[dict[str, Any]]:
 
 
 def llm_row(span: OtlpSpan) -> dict[str, Any] | None:
-    """Give the row of a request span of vLLM's or SGLang's; None for any other span.
+    """Return the row of a request span of vLLM's or SGLang's; None for any other span.
 
     vLLM tells how long each part took, not when it was: the first token stands at its time since
     the arrival, prefill ends there, the queue ends where prefill begins, decode follows. What is
@@ -191,7 +191,7 @@ def llm_row(span: OtlpSpan) -> dict[str, Any] | None:
 def triton_row(
     model: OtlpSpan, request: OtlpSpan | None, compute: OtlpSpan | None
 ) -> dict[str, Any]:
-    """Give the row of a request of Triton's from its spans: of the model, around, and within.
+    """Return the row of a request of Triton's from its spans: of the model, around, and within.
 
     Exact: they hold the moments. `queue` is Triton's scheduler, where its dynamic batcher waits
     for companions too; `inference` is the model's execution with its inputs and outputs.

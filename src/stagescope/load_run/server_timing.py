@@ -28,7 +28,7 @@ _ABSENT: Mapping[str, Any] = {
 
 
 def parse_server_timing(header: str) -> dict[str, int]:
-    """Give nanoseconds by name, for the six stages and `total`; the first of a name counts."""
+    """Return nanoseconds by name, for the six stages and `total`; the first of a name counts."""
     spent: dict[str, int] = {}
     for metric in _split(header, ","):
         name, *parameters = _split(metric, ";")
@@ -73,7 +73,7 @@ def _duration_ns(parameters: Sequence[str]) -> int | None:
 
 
 def server_rows(client: Mapping[str, Sequence[Any]]) -> Iterator[dict[str, Any]]:
-    """Give rows of the `server` table for those rows of *client* whose header holds a `total`.
+    """Yield rows of the `server` table for those rows of *client* whose header holds a `total`.
 
     The header has no start: `start_ns` is 0 and `boot_id` empty, so clocks count as different
     and the network's share is not split. `other_ns` is the total less the stages, at least 0.

@@ -67,11 +67,11 @@ class Chains:
         return True
 
     def first_seq(self, default: int) -> int:
-        """Give the earliest slot that is kept here; *default* where there is none."""
+        """Return the earliest slot that is kept here; *default* where there is none."""
         return min(self._first_seq.values(), default=default)
 
     def entries(self, owner: bytes) -> tuple[Entries, int]:
-        """Give, and forget, what continues the timeline of *owner*: entries, and own slots."""
+        """Return, and forget, what continues the timeline of *owner*: entries, and own slots."""
         self._first_seq.pop(owner, None)
         chained = sorted(self._slots.pop(owner, ()))
         own = sum(index < fmt.MAX_CHAIN for index, _ in chained)
@@ -79,7 +79,7 @@ class Chains:
 
 
 def entries_of(slot: bytes) -> Entries:
-    """Give the entries of a slot, those that were reserved and never written left out."""
+    """Return the entries of a slot, those that were reserved and never written left out."""
     used = (len(slot[fmt.CODES_AT : fmt.STARTS_AT].rstrip(b"\0")) + 1) // 2
     return list(
         zip(
@@ -106,7 +106,7 @@ class SlotDecoder:
         self._captures: dict[int, Stall] = {}
 
     def name(self, code: int) -> str:
-        """Give the stage name of *code*; `other` where the table does not hold it."""
+        """Return the stage name of *code*; `other` where the table does not hold it."""
         if code > self._capacity - fmt.BORROWED_NAMES:
             return self._read(code) or OTHER if code <= self._capacity else OTHER
         if code >= len(self._names):
@@ -269,7 +269,7 @@ class SlotDecoder:
         )  # fmt: skip
 
     def _text(self, padded: bytes) -> str:
-        """Give the text of a padded field; the same few paths and routes come again and again."""
+        """Return the text of a padded field; the same few paths and routes come again and again."""
         known = self._texts.get(padded)
         if known is None:
             if len(self._texts) >= _MAX_TEXTS:

@@ -138,5 +138,5 @@ assert NAMES_AT + NAME_CAPACITY * NAME_BYTES <= DATA_AT
 
 
 def file_bytes(in_flight_slots: int, ring_slots: int) -> int:
-    """Give the size of a recorder file with that many slots."""
+    """Return the size of a recorder file with that many slots."""
     return DATA_AT + (in_flight_slots + ring_slots) * SLOT_BYTES

@@ -212,7 +212,7 @@ class RecorderReader:
         return self._counted(fmt.WAIT_WORDS + fmt.WAITS.index(name))
 
     def writer_alive(self) -> bool:
-        """Tell whether the process still holds the file; killed processes do not."""
+        """Return whether the process still holds the file; killed processes do not."""
         if not try_lock(self._fd, shared=True):
             return True
         fcntl.flock(self._fd, fcntl.LOCK_UN)
@@ -318,7 +318,7 @@ class RecorderReader:
         return True
 
     def _begins(self, count: int | None = None) -> list[int]:
-        """Give the begin words of the next *count* slots (of all slots where None).
+        """Return the begin words of the next *count* slots (of all slots where None).
 
         A word that does not belong to the place where it stands is damage, and left out.
         """
@@ -354,7 +354,7 @@ class RecorderReader:
         return starts
 
     def in_flight(self, now_ns: int) -> list[Record]:
-        """Give what was begun and not finished, as records in the state `died`.
+        """Return what was begun and not finished, as records in the state `died`.
 
         For a process that is gone: call it after `poll` has returned everything.
         *now_ns* (monotonic) is taken as the end of what was still open: the moment at which

@@ -81,7 +81,7 @@ def _usable(spool: Path) -> bool:
 
 
 def _is_private(found: os.stat_result) -> bool:
-    """Tell whether a folder is ours and nobody else can write into it."""
+    """Return whether a folder is ours and nobody else can write into it."""
     others = stat.S_IWGRP | stat.S_IWOTH
     return stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid() and not (
         found.st_mode & others
@@ -173,7 +173,7 @@ def affordable_ring_slots(found: os.statvfs_result, in_flight_slots: int = IN_FL
 
 
 def is_held(folder: int) -> bool:
-    """Tell whether an agent, embedded or not, drains the `opened_spool` *folder*."""
+    """Return whether an agent, embedded or not, drains the `opened_spool` *folder*."""
     try:
         fd = open_to_read(folder, LOCK_NAME)
     except OSError:
@@ -221,7 +221,7 @@ def try_lock(fd: int, *, shared: bool = False) -> bool:
 
 
 def still_named(fd: int, path: Path) -> bool:
-    """Tell whether *path* is still the file that is open as *fd*: nobody deleted or replaced it."""
+    """Return whether *path* is still the file that is open as *fd*: nobody deleted or replaced it."""
     try:
         return os.path.samestat(os.fstat(fd), path.lstat())
     except OSError:

@@ -46,7 +46,7 @@ _UNIQUE = frozenset({"trace_id", "span_id", "parent_span_id", "batch_id"})
 
 
 def arrow_schema(table: Table) -> pa.Schema:
-    """Give *table* as an Arrow schema; each column's documentation is its field's metadata."""
+    """Return *table* as an Arrow schema; each column's documentation is its field's metadata."""
     return pa.schema(
         [pa.field(c.name, _arrow_type(c.type), metadata={"doc": c.doc}) for c in table.columns],
         metadata={"schema_version": str(SCHEMA_VERSION), "doc": table.doc},
@@ -139,7 +139,7 @@ class TableFile:
         problem: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Give the file its name, or remove what there is of it."""
+        """Return the file its name, or remove what there is of it."""
         try:
             if kind is None:
                 self._finish()

@@ -113,7 +113,7 @@ CLIENT = Table(
         Column("phase", "string", "`warmup` or `measure`, by the intended time"),
         Column("intended_ns", "int64", f"when the plan said to send; {_MONO}"),
         Column("started_ns", "int64", "when the driver took it up; less intended: client wait"),
-        Column("connected_ns", "int64", "when a connection was at hand; less started: connect"),
+        Column("connected_ns", "int64", "when a connection was ready; less started: connect"),
         Column("sent_ns", "int64", "just before the first byte of the request was written"),
         Column("first_byte_ns", "int64", "when the response's head had come; null if it did not"),
         Column("last_byte_ns", "int64", "when the response was complete, or the request failed"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 class HandClock:
-    """Call it for the time in ns; it stands still until `tick` moves it."""
+    """Call it for the time in ns; it does not move until `tick` moves it."""
 
     def __init__(self, now_ns: int = 1_000_000_000) -> None:
         self.now_ns = now_ns

@@ -42,7 +42,7 @@ class Recording:
         self.records: list[Record] = []
 
     def read(self) -> list[Record]:
-        """Give all records so far."""
+        """Return all records so far."""
         self.records += self.reader.poll()
         return self.records
 
@@ -70,7 +70,7 @@ class Recording:
             timeline.finish(recorder.clock(), 0, 0, 0, 0, 0, 200, b"", b"")
 
     def close(self) -> None:
-        """Let go of the file, which stays."""
+        """Close the file, which stays."""
         self.recorder.close()
         self.reader.close()
         os.close(self._file.fd)

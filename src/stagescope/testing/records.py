@@ -56,7 +56,7 @@ def stage_spans(stages: Sequence[tuple[str, int, int]], duration_ns: int) -> tup
 
 
 def request_record(**changes: Any) -> RequestRecord:
-    """Give a request of 10 ms with all six stages, a root of its trace, with *changes*."""
+    """Return a request of 10 ms with all six stages, a root of its trace, with *changes*."""
     made = RequestRecord(
         process=PROCESS,
         seq=0,
@@ -87,7 +87,7 @@ def request_record(**changes: Any) -> RequestRecord:
 
 
 def cold_start_record(**changes: Any) -> ColdStartRecord:
-    """Give a cold start of three seconds, whose first request is `request_record()`."""
+    """Return a cold start of three seconds, whose first request is `request_record()`."""
     made = ColdStartRecord(
         process=PROCESS,
         seq=0,
@@ -114,7 +114,7 @@ def cold_start_record(**changes: Any) -> ColdStartRecord:
 
 
 def batch_record(**changes: Any) -> BatchRecord:
-    """Give a batch of one, whose member is `request_record()`, with *changes*."""
+    """Return a batch of one, whose member is `request_record()`, with *changes*."""
     made = BatchRecord(
         process=PROCESS,
         seq=1,

@@ -74,7 +74,7 @@ class RingWriter:
         hidden.rename(path)
 
     def close(self) -> None:
-        """Let go of the file, as a process does that ends."""
+        """Close the file, as a process does that ends."""
         if self._fd >= 0:
             os.close(self._fd)
         self._fd = -1
@@ -109,7 +109,7 @@ class RingWriter:
         span_id: str = "",
         batch_id: str = "",
     ) -> int:
-        """Commit one finished request; gives its sequence number."""
+        """Commit one finished request; returns its sequence number."""
         start_ns = time.monotonic_ns()
         entries = self._entries(stages, start_ns)
         if batch_id:
@@ -135,7 +135,7 @@ class RingWriter:
     def batch(
         self, run_id: str = "", *, members: int = 2, model: str = "resnet", span_id: str = ""
     ) -> int:
-        """Commit one finished batch; gives its sequence number."""
+        """Commit one finished batch; returns its sequence number."""
         start_ns = time.monotonic_ns()
         entries = self._entries([Opening("inference", 0, 1_000_000)], start_ns)
         for number in range(1, members + 1):
@@ -149,7 +149,7 @@ class RingWriter:
         return self._commit(slot)
 
     def begin(self, place: int, run_id: str = "", stage: str = "inference") -> str:
-        """Leave a request in flight at *place*, open in *stage*; gives its span id."""
+        """Leave a request in flight at *place*, open in *stage*; returns its span id."""
         span = secrets.token_bytes(8)
         start_ns = time.monotonic_ns()
         entries = self._entries([Opening(stage, 1000, None)], start_ns)

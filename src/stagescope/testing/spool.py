@@ -30,7 +30,7 @@ class Spool:
         self._read: list[Record] = []
 
     def records(self) -> list[Record]:
-        """Give all records so far, those that died in flight with their process too."""
+        """Return all records so far, those that died in flight with their process too."""
         died: list[Record] = []
         for path in ring_files(self.folder) if self.folder.exists() else ():
             if path not in self._readers:
@@ -61,7 +61,7 @@ class Spool:
         return [one for one in self.records() if isinstance(one, RequestRecord)]
 
     def close(self) -> None:
-        """Let go of the files, which stay."""
+        """Close the files, which stay."""
         for reader in self._readers.values():
             reader.close()
 

@@ -181,7 +181,7 @@ def test_an_older_agent_without_samples_is_said(control: Control) -> None:
 
 
 def ask(server: HttpServer, path: str, **headers: str) -> tuple[int, str, str]:
-    """Ask by hand; gives status, body and content type."""
+    """Ask by hand; returns status, body and content type."""
     connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=5)
     connection.request("GET", path, headers=headers)
     response = connection.getresponse()

@@ -15,7 +15,7 @@ GIB = 1 << 30
 
 
 def memory_info(index: object = None) -> tuple[int, int]:
-    """Give free and total bytes."""
+    """Return free and total bytes."""
     return 60 * GIB, 64 * GIB
 
 

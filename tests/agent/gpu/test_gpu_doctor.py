@@ -18,7 +18,7 @@ Told = Callable[..., dict[str, Any]]
 
 @pytest.fixture
 def told(stand_in: StandIn) -> Iterator[Told]:
-    """Runs the doctor with a driver that answers by lines; gives its line, and if gpu is possible."""
+    """Runs the doctor with a driver that answers by lines; returns its line, and if gpu is possible."""
     with short_spool() as spool:
 
         def run(*lines: str) -> dict[str, Any]:

@@ -40,7 +40,7 @@ def found(samples: list[Sample], name: str, detail: str = "", device: str = GPU)
 
 
 def value(samples: list[Sample], name: str, detail: str = "", device: str = GPU) -> float:
-    """Give the one value of a series."""
+    """Return the one value of a series."""
     values = {round(one.value, 9) for one in found(samples, name, detail, device)}
     assert len(values) == 1, (name, detail, values)
     return values.pop()
@@ -224,7 +224,7 @@ def test_an_unknown_error_is_said_once_and_rests(stand_in: StandIn, probe: Polli
 
 
 def test_a_lost_device_is_dropped(stand_in: StandIn, tmp_path: Path) -> None:
-    """One of two GPUs goes: that is said once, and the other is read on."""
+    """One of two GPUs goes: that is logged once, and the other is read on."""
     stand_in.tell("devices 0 2")
     with polling(stand_in.environment(), tmp_path) as probe:
         assert len({one.device for one in probe.poll()}) == 2

@@ -20,7 +20,7 @@ Serve = Callable[[str], tuple[Path, Process]]
 
 @pytest.fixture
 def serve() -> Iterator[Serve]:
-    """Starts a served process with torch in it; gives its recorder file and who it is."""
+    """Starts a served process with torch in it; returns its recorder file and who it is."""
     started: list[subprocess.Popen[str]] = []
     with short_spool() as spool:
 

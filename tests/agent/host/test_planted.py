@@ -57,7 +57,7 @@ class Planted:
         self.sampler.collect()
 
     def find(self, name: str, detail: str | None = None) -> list[float]:
-        """Give the values of a name found so far."""
+        """Return the values of a name found so far."""
         return [s.value for s in self.samples if s.name == name and detail in (None, s.detail)]
 
 
@@ -243,7 +243,7 @@ def test_a_process_of_another_container_is_found_by_its_lock(tmp_path: Path) -> 
 def test_a_process_that_cannot_be_told_is_absent(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Another process by its pid, that has not its file, is not taken for it; said once."""
+    """Another process by its pid, that has not its file, is not taken for it; logged once."""
     caplog.set_level("INFO")
     plant(tmp_path, host_files() | {f"proc/{PID}/maps": "nothing of ours\n"})
     with planted(tmp_path) as host:

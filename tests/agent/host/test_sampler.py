@@ -106,7 +106,7 @@ class Watching:
         self._sampler.collect()
 
     def find(self, name: str, pid: int = 0, detail: str | None = None) -> list[Sample]:
-        """Give the samples of a name found so far, in the order of their times."""
+        """Return the samples of a name found so far, in the order of their times."""
         found = [
             sample
             for sample in self.store.between(0, 1 << 62)

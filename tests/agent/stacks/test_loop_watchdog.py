@@ -1,4 +1,4 @@
-"""The watchdog, with real servers whose loops stand still."""
+"""The watchdog, with real servers whose loops are blocked."""
 
 import logging
 import signal
@@ -23,7 +23,7 @@ def watchdog(agent: AgentContext) -> list[LoopWatch]:
 
 
 def dumped(agent: AgentContext) -> list[StackSpan]:
-    """Give the stacks of the only dump, once there is one."""
+    """Return the stacks of the only dump, once there is one."""
     wait_until(lambda: agent.evidence.counts["loop_dumps"], 10)
     return agent.evidence.stacks.between(0, 1 << 63)
 

@@ -123,7 +123,7 @@ def test_one_that_cannot_be_started_is_a_sentence(tmp_path: Path) -> None:
 
 
 def as_nobody(do: Callable[[], str]) -> str:
-    """Give what *do* says in a process that may read none of ours."""
+    """Return what *do* says in a process that may read none of ours."""
     reads, writes = os.pipe()
     child = os.fork()
     if not child:
@@ -218,7 +218,7 @@ time.sleep(60)
 
 
 def runs(pid: int) -> bool:
-    """Tell whether there is such a process that has not ended."""
+    """Return whether there is such a process that has not ended."""
     try:
         return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:

@@ -19,7 +19,7 @@ SPAN = StackSpan(
 
 
 def told(span: StackSpan = SPAN, error_ms: float = 1.0, **changes: object) -> tuple[str, str]:
-    """Give stage and how it is known."""
+    """Return stage and how it is known."""
     asked: dict[str, object] = {
         "spans": [span], "served": [REQUEST], "serving_since_ns": [], "whole_since_ns": 0,
         "error_ns": int(error_ms * MS),

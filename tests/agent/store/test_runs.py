@@ -19,7 +19,7 @@ from stagescope.testing.rings import RingWriter
 
 
 def some_records(spool: Path, run_id: str = "run", count: int = 10) -> list[Record]:
-    """Give *count* records of one process, one a batch, one died in flight."""
+    """Return *count* records of one process, one a batch, one died in flight."""
     path = spool / f"{run_id}.ring"
     with RingWriter(path) as writer:
         for _ in range(count - 2):
@@ -127,7 +127,7 @@ def test_the_oldest_whole_run_makes_room(tmp_path: Path) -> None:
 def test_a_run_that_is_larger_than_the_cap_keeps_what_it_has(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """What finds no room is left out, counted and said once; what is there stays whole."""
+    """What finds no room is left out, counted and logged once; what is there stays whole."""
     records = some_records(tmp_path)
     store = RunStore(tmp_path / "runs", max_bytes=BLOCK_BYTES)
     with caplog.at_level(logging.WARNING, "stagescope"):

@@ -110,7 +110,7 @@ class World:
         self.triggers.collect()
 
     def reasons(self) -> list[dict[str, object]]:
-        """Give what was kept, oldest first."""
+        """Return what was kept, oldest first."""
         kept = self.spool.glob("triggers/*.json")
         return sorted((json.loads(path.read_text()) for path in kept), key=_started)
 
@@ -247,7 +247,7 @@ def test_settings_are_read() -> None:
 def slow_requests(
     count: int, *, gap_s: float = 0.1, after: int = 300, **changes: object
 ) -> EventQueue:
-    """Give what is noticed of *after* ordinary requests of 10 ms, and *count* slow ones."""
+    """Return what is noticed of *after* ordinary requests of 10 ms, and *count* slow ones."""
     notices = EventQueue()
     watch = SlowWatch(notices)
     watch.accept([request_record() for _ in range(after)])
@@ -301,7 +301,7 @@ def test_a_blocked_loop_is_looked_at_while_it_is_blocked() -> None:
 
 
 def lag_sentences(*looks: tuple[float, int, int]) -> list[str]:
-    """Give what is noticed when the loop shows (seconds, ticks, lag in ms) at each look."""
+    """Return what is noticed when the loop shows (seconds, ticks, lag in ms) at each look."""
     notices, at = EventQueue(), [0]
     watch = LagWatch(
         notices,
@@ -316,7 +316,7 @@ def lag_sentences(*looks: tuple[float, int, int]) -> list[str]:
 
 
 def test_loop_lag_by_its_figures() -> None:
-    """Late ticks and a loop that stands still are told once; a healthy loop and none are not."""
+    """Late ticks and a loop that is blocked are told once; a healthy loop and none are not."""
     assert lag_sentences((0, 10, 0), (0.5, 15, 2), (1, 20, 4)) == []
     assert lag_sentences((0, 0, 0), (1, 0, 0), (2, 0, 0)) == []
     (late,) = lag_sentences((0, 10, 0), (0.5, 11, 300))

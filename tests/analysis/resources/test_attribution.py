@@ -32,7 +32,7 @@ SPENT = st.lists(
 
 
 def weighted(folder: Path, pids: tuple[int, ...] = (1,)) -> StageWeightedMeans:
-    """Give the weighted readings of the run in *folder*."""
+    """Return the weighted readings of the run in *folder*."""
     tables = open_run(folder)
     means = StageWeightedMeans(readings(tables.samples, WINDOW, pids))
     means.read(tables)
@@ -41,7 +41,7 @@ def weighted(folder: Path, pids: tuple[int, ...] = (1,)) -> StageWeightedMeans:
 
 
 def overlap(server: list[dict[str, Any]], stage: str, begin: int, end: int) -> int:
-    """Give the request-nanoseconds in *stage* from begin to end, one opening after the other."""
+    """Return the request-nanoseconds in *stage* from begin to end, one opening after the other."""
     return sum(
         max(
             0, min(end, row["start_ns"] + s["end_ns"]) - max(begin, row["start_ns"] + s["start_ns"])

@@ -26,20 +26,20 @@ from tests.support.runs import (
 
 
 def resources(folder: Path) -> Resources:
-    """Give what the run in *folder* used."""
+    """Return what the run in *folder* used."""
     found = build_report(folder).resources
     assert found is not None
     return found
 
 
 def stage(found: Resources, name: str) -> StageUse:
-    """Give one stage or sub-stage."""
+    """Return one stage or sub-stage."""
     every = [each for use in found.stages for each in (use, *use.sub_stages)]
     return next(each for each in every if each.stage == name)
 
 
 def cpu_s(found: Resources, name: str) -> float:
-    """Give the CPU seconds of one stage."""
+    """Return the CPU seconds of one stage."""
     cpu = stage(found, name).cpu
     assert cpu is not None
     return cpu.cpu_s
@@ -47,7 +47,7 @@ def cpu_s(found: Resources, name: str) -> float:
 
 @pytest.fixture(scope="module")
 def planted(tmp_path_factory: pytest.TempPathFactory) -> Resources:
-    """Give what the planted run used."""
+    """Return what the planted run used."""
     return resources(planted_run(tmp_path_factory.mktemp("planted")))
 
 

@@ -16,7 +16,7 @@ REQUESTS = st.lists(st.lists(SPAN, max_size=6), min_size=1, max_size=8)
 
 
 def of(requests: Sequence[Sequence[tuple[int, int]]]) -> Segments:
-    """Give the segments of requests whose openings are in the order of the list."""
+    """Return the segments of requests whose openings are in the order of the list."""
     flat = [span for spans in requests for span in spans]
     own = [spent for spans in requests for spent in partition(spans, 100)[0]]
     counts = np.array([len(spans) for spans in requests], np.int64)

@@ -20,7 +20,7 @@ SERIES = st.lists(
 
 
 def series(seconds: int, per_s: float, scatter: float, seed: int) -> list[tuple[int, float]]:
-    """Give one reading a second, of which each remembers most of what the last one was off by."""
+    """Return one reading a second, of which each remembers most of what the last one was off by."""
     chance = random.Random(seed)
     off = 0.0
     found = []

@@ -26,7 +26,7 @@ Answer = Callable[[Write, threading.Event], None]
 
 @contextmanager
 def back_end(answer: Answer) -> Iterator[str]:
-    """Serve OTLP/HTTP on a free port, each request met by *answer*; gives the endpoint."""
+    """Serve OTLP/HTTP on a free port, each request met by *answer*; returns the endpoint."""
     over = threading.Event()
 
     class Handler(socketserver.StreamRequestHandler):

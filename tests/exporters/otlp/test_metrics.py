@@ -48,7 +48,7 @@ def protocol(
 
 
 def read_now() -> Shown:
-    """Give a counter of a served process and a gauge of a device, read a second ago."""
+    """Return a counter of a served process and a gauge of a device, read a second ago."""
     now_ns = time.monotonic_ns()
     fresh = {"start_ns": now_ns - 2 * 10**9, "end_ns": now_ns - 10**9}
     cpu = sample(name=CPU.name, pid=7, detail="user", **fresh)
@@ -57,14 +57,14 @@ def read_now() -> Shown:
 
 
 def counted() -> StageMetrics:
-    """Give metrics that hold two requests and a batch."""
+    """Return metrics that hold two requests and a batch."""
     metrics = StageMetrics()
     metrics.accept([request_record(), request_record(route=""), batch_record(size=6)])
     return metrics
 
 
 def sink_from_environment(shown: Callable[[], Shown] = read_now) -> OtlpMetrics:
-    """Give the sink that the environment asks for."""
+    """Return the sink that the environment asks for."""
     sink = otlp_metrics_from_environment(counted(), shown)
     assert sink is not None
     return sink

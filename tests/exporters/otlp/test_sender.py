@@ -194,7 +194,7 @@ def _has_failed(sink: OtlpSpans, times: int) -> bool:
 def test_back_end_that_comes_back_is_used_again(
     protocol: str, receiver: OtlpReceiver, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """After an outage spans arrive again; the outage is said once, and its end once."""
+    """After an outage spans arrive again; the outage is logged once, and its end once."""
     receiver.behave(Behaviour.THROTTLE)
     sink = sink_from_environment()
     with caplog.at_level(logging.DEBUG):

@@ -99,7 +99,7 @@ def test_what_is_not_there_is_not_found(watched: Watched) -> None:
 
 
 def python(script: str, *, interpreter: Path | str = sys.executable, **more: str) -> str:
-    """Run *script* in a process with the bootstrap folder first; gives what it printed."""
+    """Run *script* in a process with the bootstrap folder first; returns what it printed."""
     done = subprocess.run(
         [interpreter, "-c", script],
         env=os.environ | {"STAGESCOPE_RUN": "1", "PYTHONPATH": str(BOOTSTRAP)} | more,

@@ -81,7 +81,7 @@ def one_record(app: Any, recording: Recording, *request: Any, **options: Any) ->
 
 
 def order(record: RequestRecord) -> list[str]:
-    """Give the stages in order, each once where several of one name follow each other."""
+    """Return the stages in order, each once where several of one name follow each other."""
     return [name for name, _ in itertools.groupby(span.stage for span in record.stages)]
 
 

@@ -28,7 +28,7 @@ class Derived(Framework):
 def test_a_hook_that_misses_a_name_midway_leaves_nothing_wrapped(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """What was wrapped before the missing name was found is as it was; it is said once."""
+    """What was wrapped before the missing name was found is as it was; it is logged once."""
     plain = Framework.first
 
     def half() -> None:
@@ -44,6 +44,6 @@ def test_a_hook_that_misses_a_name_midway_leaves_nothing_wrapped(
     )
     with caplog.at_level(logging.WARNING):
         assert not install("planted")
-    assert "hook planted stands back" in caplog.text
+    assert "hook planted steps aside" in caplog.text
     assert Framework.first is plain
     assert Derived().first() == "first"

@@ -45,7 +45,7 @@ def serve(mode: str, spool: Path, asked: str = "1") -> dict[str, Any]:
 
 
 def stage_ids(record: dict[str, Any]) -> dict[str, str]:
-    """Give the span id of each stage of *record*, as an exporter derives it."""
+    """Return the span id of each stage of *record*, as an exporter derives it."""
     return {
         name: f"{stage_span_id(int(record['id'], 16), start):016x}"
         for name, start in record["stages"]

@@ -77,12 +77,12 @@ def model() -> bytes:
 
 
 def feed(turns: int = 10) -> dict[str, Any]:
-    """Give the session's inputs."""
+    """Return the session's inputs."""
     return {"x": ROWS, "n": np.array(turns, np.int64)}
 
 
 def stages(record: RequestRecord) -> list[tuple[str, bool]]:
-    """Give name and failure of each opening."""
+    """Return name and failure of each opening."""
     return [(span.stage, span.failed) for span in record.stages]
 
 

@@ -58,7 +58,7 @@ def ask(app: Any, path: str = "/echo/5", times: int = 1) -> None:
 
 
 def records(spool: Path, count: int = 1) -> list[RequestRecord]:
-    """Give the requests in the recorder files of *spool*, of which there are *count*."""
+    """Return the requests in the recorder files of *spool*, of which there are *count*."""
     found: list[RequestRecord] = []
     for path in ring_files(spool):
         with RecorderReader(path) as reader:
@@ -133,7 +133,7 @@ def test_a_base_http_middleware_is_said_and_harmless(
 
 
 def test_twice_on_one_app_is_one_timeline(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """The inner one stands back, and that is said once."""
+    """The inner one steps aside, and that is logged once."""
     app = StageMiddleware(StageMiddleware(Starlette(routes=ROUTES), spool=tmp_path), spool=tmp_path)
 
     ask(app, times=3)

@@ -63,7 +63,7 @@ def called(recording: Recording, model: nn.Module, tensor: torch.Tensor = INPUT)
 
 
 def stages(record: RequestRecord) -> list[tuple[str, bool]]:
-    """Give name and failure of each opening."""
+    """Return name and failure of each opening."""
     return [(span.stage, span.failed) for span in record.stages]
 
 

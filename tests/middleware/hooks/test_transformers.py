@@ -87,7 +87,7 @@ def sleeping() -> Sleeping:
 
 
 def spans(record: RequestRecord) -> list[str]:
-    """Give the record's stages in order of opening, those of HTTP left out."""
+    """Return the record's stages in order of opening, those of HTTP left out."""
     names = [span.stage for span in record.stages]
     return [name for name in names if not name.startswith(("respond", "preprocess.read"))]
 

@@ -21,7 +21,7 @@ class Base:
     """Has the method."""
 
     def method(self) -> int:
-        """Give a number."""
+        """Return a number."""
         return 1
 
 

@@ -48,12 +48,12 @@ def write(recorder: Recorder, number: int, stages: int = 1) -> None:
 
 
 def number_told(record: RequestRecord) -> int:
-    """Give the number that a record's trace id tells."""
+    """Return the number that a record's trace id tells."""
     return int(record.trace_id, 16) - 1
 
 
 def number_of(record: RequestRecord, stages: int = 1) -> int:
-    """Give the number that a record tells, if every field tells the same."""
+    """Return the number that a record tells, if every field tells the same."""
     number = number_told(record)
     assert record.span_id == record.parent_span_id == record.trace_id[16:]
     assert (record.start_ns, record.duration_ns) == (1 + number, stages)
@@ -71,7 +71,7 @@ def number_of(record: RequestRecord, stages: int = 1) -> int:
 
 
 def whole_file(folder: Path) -> bytes:
-    """Give the bytes of a file with three requests in it."""
+    """Return the bytes of a file with three requests in it."""
     with closing(Recording(folder, in_flight_slots=2, ring_slots=4)) as recording:
         for number in range(1, 4):
             write(recording.recorder, number)

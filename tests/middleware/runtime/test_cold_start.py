@@ -38,7 +38,7 @@ def server(spool: Path, wait_at: str = "-", **environ: str) -> Iterator[subproce
 
 
 def told(process: subprocess.Popen[str]) -> str:
-    """Give the next line that the server says."""
+    """Return the next line that the server says."""
     assert process.stdout is not None
     return process.stdout.readline().strip()
 
@@ -58,12 +58,12 @@ def records(spool: Path) -> list[Record]:
 
 
 def cold_starts(spool: Path) -> list[ColdStartRecord]:
-    """Give the cold starts."""
+    """Return the cold starts."""
     return [record for record in records(spool) if isinstance(record, ColdStartRecord)]
 
 
 def both_requests(spool: Path) -> list[RequestRecord]:
-    """Give the two requests, once both are recorded: an answer is read before its record is."""
+    """Return the two requests, once both are recorded: an answer is read before its record is."""
     found = [record for record in records(spool) if isinstance(record, RequestRecord)]
     return found if len(found) == 2 else []
 

@@ -59,7 +59,7 @@ def times(device: Device) -> Iterator[DeviceTime]:
 
 
 def measured(times: DeviceTime) -> dict[str, tuple[int, int, int]]:
-    """Give openings, those timed, and ns by stage."""
+    """Return openings, those timed, and ns by stage."""
     return {
         one["stage"]: (one["opened"], one["timed"], one["ns"]) for one in times.sums()["stages"]
     }
@@ -452,7 +452,7 @@ def test_stages_in_one_thread_do_not_spoil_captures_in_another(
 ) -> None:
     """No event is put or asked between a capture's begin and its end, however the threads meet.
 
-    The stand-in raises where one is, and then device times would have stood back.
+    The stand-in raises where one is, and then device times would have stepped aside.
     """
     stop = threading.Event()
     device.pause = lambda: time.sleep(0.0001)

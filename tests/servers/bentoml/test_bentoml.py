@@ -33,7 +33,7 @@ SLACK_MS = 30.0
 
 @pytest.fixture
 def environment(server_environment: dict[str, str], tmp_path: Path) -> dict[str, str]:
-    """Give the server's environment, with nobody but the test to read what it records."""
+    """Return the server's environment, with nobody but the test to read what it records."""
     return server_environment | {
         "STAGESCOPE_AGENT": "off",
         "BENTOML_DO_NOT_TRACK": "True",
@@ -79,17 +79,17 @@ def _answers(port: int) -> bool:
 
 
 def wanted(number: int, **more: Any) -> dict[str, Any]:
-    """Give a request whose stages tell it from the others."""
+    """Return a request whose stages tell it from the others."""
     return {"decode": 0.03 + 0.03 * number, "predict": 0.05 + 0.04 * number} | more
 
 
 def traces(count: int, first: int = 1) -> list[str]:
-    """Give distinct trace ids."""
+    """Return distinct trace ids."""
     return [f"{first + number:016x}" * 2 for number in range(count)]
 
 
 def close(found_ms: float, asked_s: float) -> bool:
-    """Tell whether a stage lasted as long as asked for."""
+    """Return whether a stage lasted as long as asked for."""
     return asked_s * 1e3 - 1 <= found_ms <= asked_s * 1e3 + SLACK_MS
 
 

@@ -144,7 +144,7 @@ class BatchedStream(Plain):
         yield from output
 
     def encode_response(self, output: Iterator[list[dict[str, Any]]]) -> Any:
-        """Give a line for each."""
+        """Yield a line for each."""
         for outputs in output:
             yield ["chunk\n" for _ in outputs]
 

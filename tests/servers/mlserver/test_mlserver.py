@@ -42,7 +42,7 @@ class Server:
     spool: Spool
 
     def one(self, trace_id: str) -> RequestRecord:
-        """Give the one record of a trace."""
+        """Return the one record of a trace."""
         (record,) = self.spool.requests(trace_id)[trace_id]
         return record
 
@@ -53,7 +53,7 @@ class Server:
 
 
 def body(number: int) -> object:
-    """Give an inference request with one number."""
+    """Return an inference request with one number."""
     return {
         "inputs": [
             {"name": "x", "shape": [1, 1], "datatype": "INT64", "data": [number],
@@ -115,7 +115,7 @@ def lay_out(models: Path, ports: list[int], workers: int) -> None:
 
 
 def is_ready(port: int) -> bool:
-    """Tell whether both models answer: the server alone is ready before them."""
+    """Return whether both models answer: the server alone is ready before them."""
     try:
         return all(
             ask(port, f"/v2/models/{name}/infer", body(0))[0] == 200
@@ -126,17 +126,17 @@ def is_ready(port: int) -> bool:
 
 
 def traces(word: str, many: int) -> list[str]:
-    """Give trace ids that say where they come from."""
+    """Return trace ids that say where they come from."""
     return [word.encode().hex().ljust(16, "0") + f"{number + 1:016x}" for number in range(many)]
 
 
 def near(found_ms: float, wanted_ms: float) -> bool:
-    """Tell whether a stage took its sleep, and not much more."""
+    """Return whether a stage took its sleep, and not much more."""
     return wanted_ms - 2 <= found_ms <= wanted_ms + SLACK_MS
 
 
 def answer(reply: bytes) -> list[int]:
-    """Give the numbers of an inference response."""
+    """Return the numbers of an inference response."""
     numbers: list[int] = json.loads(reply)["outputs"][0]["data"]
     return numbers
 

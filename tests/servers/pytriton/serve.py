@@ -37,7 +37,7 @@ def double(x: Any) -> dict[str, Any]:
 
 
 def parameters(requests: Any) -> list[dict[str, Any]]:
-    """Give how many parameters each request came with, as the model sees them."""
+    """Return how many parameters each request came with, as the model sees them."""
     return [
         {"y": np.full_like(request["x"], len(request.parameters or {}))} for request in requests
     ]

@@ -40,7 +40,7 @@ class Served:
     records: list[Record] = field(default_factory=list)
 
     def read(self) -> list[Record]:
-        """Give all records so far."""
+        """Return all records so far."""
         for path in self.spool.glob("*.ring"):
             if path not in self.readers:
                 self.readers[path] = RecorderReader(path)
@@ -49,7 +49,7 @@ class Served:
         return self.records
 
     def requests(self, prefix: str) -> dict[str, RequestRecord]:
-        """Give the requests so far whose trace ids begin with *prefix*, by trace id."""
+        """Return the requests so far whose trace ids begin with *prefix*, by trace id."""
         return {
             record.trace_id: record
             for record in self.read()
@@ -73,7 +73,7 @@ class Served:
 
 
 def free_ports(many: int) -> list[str]:
-    """Give ports that are free now."""
+    """Return ports that are free now."""
     with _Held(many) as sockets:
         return [str(listener.getsockname()[1]) for listener in sockets]
 

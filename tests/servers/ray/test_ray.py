@@ -39,7 +39,7 @@ class Cluster:
     spool: Spool
 
     def one(self, trace_id: str) -> RequestRecord:
-        """Give the one record of a trace."""
+        """Return the one record of a trace."""
         (record,) = self.spool.requests(trace_id)[trace_id]
         return record
 
@@ -91,12 +91,12 @@ def warm(port: int, records: Spool) -> None:
 
 
 def traces(word: str, many: int) -> list[str]:
-    """Give trace ids that say where they come from."""
+    """Return trace ids that say where they come from."""
     return [word.encode().hex().ljust(16, "0") + f"{number + 1:016x}" for number in range(many)]
 
 
 def near(found_ms: float, wanted_ms: float) -> bool:
-    """Tell whether a stage took its sleep, and not much more."""
+    """Return whether a stage took its sleep, and not much more."""
     return wanted_ms - 2 <= found_ms <= wanted_ms + SLACK_MS
 
 

@@ -33,7 +33,7 @@ TRANSFER_MS = 500
 def server(
     request: pytest.FixtureRequest, server_python: Path, server_environment: dict[str, str]
 ) -> Iterator[TorchServe]:
-    """Give a server timed by one line in its handler, and one timed by no line at all."""
+    """Yield a server timed by one line in its handler, and one timed by no line at all."""
     how = str(request.param)
     with serving(server_python, server_environment, HANDLER, mixin=how == "mixin") as running:
         yield running
@@ -85,13 +85,13 @@ def recorded(server: TorchServe, asked: Sequence[Asked]) -> list[RequestRecord]:
 
 
 def waited_ns(record: RequestRecord) -> int:
-    """Give how long a request waited until its batch was closed."""
+    """Return how long a request waited until its batch was closed."""
     spent = record.self_ns()
     return spent.get("queue.batch", 0) + spent.get("batch.wait", 0)
 
 
 def logged_ns(server: TorchServe, job_id: str) -> int:
-    """Give what TorchServe's own log says that a request waited."""
+    """Return what TorchServe's own log says that a request waited."""
     found = re.search(
         rf"(W-\d+)\S* \S+ - Sending response for jobId {job_id}\n"
         r"(?:.*\n)*?.* \1\S* \S+ - Waiting time ns: (\d+),",

@@ -64,7 +64,7 @@ class StandIn:
         return Counter(line.partition(" ")[0] for line in lines)
 
     def environment(self) -> Mapping[str, str]:
-        """Give what makes a process that is started find this library, and no other."""
+        """Return what makes a process that is started find this library, and no other."""
         path = os.pathsep.join(
             filter(None, (str(self.library.parent), os.environ.get("LD_LIBRARY_PATH")))
         )

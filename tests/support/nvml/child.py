@@ -33,15 +33,15 @@ class Answers:
         self._events: Iterator[DeviceEvent] = iter(self.probe.events())
 
     def poll(self, tier: Tier) -> list[dict[str, Any]]:
-        """Give what a poll gives."""
+        """Return what a poll gives."""
         return [asdict(sample) for sample in self.probe.poll(tier)]
 
     def devices(self) -> list[dict[str, Any]]:
-        """Give the devices."""
+        """Return the devices."""
         return [asdict(device) for device in self.probe.devices()]
 
     def capabilities(self) -> list[str]:
-        """Give the names that can be read."""
+        """Return the names that can be read."""
         return sorted(self.probe.capabilities())
 
     def event(self) -> dict[str, Any]:

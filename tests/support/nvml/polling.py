@@ -36,7 +36,7 @@ class Polling:
         return [one for _ in range(times) for one in self.poll("fast") + self.poll("slow")]
 
     def devices(self) -> list[Device]:
-        """Give the devices."""
+        """Return the devices."""
         return [Device(**one) for one in self.ask("devices")]
 
     def event(self) -> DeviceEvent:
@@ -51,7 +51,7 @@ class Polling:
         return self._answer()
 
     def said(self) -> list[str]:
-        """Give the lines that it logged."""
+        """Return the lines that it logged."""
         return self._log.read_text().splitlines()
 
     def _answer(self) -> Any:

@@ -37,7 +37,7 @@ class Context:
         self.headers: dict[int, dict[str, str]] = {}
 
     def get_response_status(self, index: int) -> tuple[int, str]:
-        """Give what the handler set, nothing here."""
+        """Return what the handler set, nothing here."""
         return 200, ""
 
     def set_response_header(self, index: int, name: str, value: str) -> None:
@@ -137,7 +137,7 @@ def test_without_a_log_the_records_go_at_once(
     recording: Recording, clock: HandClock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:  # fmt: skip
-    """Where the log is not found it is said once, and nothing claims to know the waiting."""
+    """Where the log is not found it is logged once, and nothing claims to know the waiting."""
     monkeypatch.setenv("STAGESCOPE_TORCHSERVE_LOG", str(tmp_path / "none"))
     waits = Waits("W-9000")
     assert "TorchServe's log is not found" in caplog.text
@@ -226,7 +226,7 @@ def test_front_end_thread() -> None:
 
 
 def test_a_handler_is_a_class_without_torchserve_too() -> None:
-    """The mixin stands back where there is no TorchServe, as in a handler's own unit tests."""
+    """The mixin steps aside where there is no TorchServe, as in a handler's own unit tests."""
 
     class Handler(StagescopeHandlerMixin):
         pass
