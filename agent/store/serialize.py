@@ -74,6 +74,8 @@ _WRITTEN = {
 _HEAD = '{{"kind":"KIND","state":"{r.state.value}","ring_id":"{r.process.ring_id}","seq":{r.seq},'
 """The beginning of a line: enough to know a record again without parsing the rest."""
 _IN_HEAD = ("process", "state", "seq")
+_IDENTITY = ("span_id", "batch_id")
+"""Comes right after the head: records of the dead have no other place, and are known by it."""
 
 
 def _writer(kind: str, record: type) -> Callable[[Any], str]:
@@ -82,10 +84,10 @@ def _writer(kind: str, record: type) -> Callable[[Any], str]:
     An f-string over all of them: `json.dumps` of a dict takes three times as long, and in an
     embedded agent it would take it from the server.
     """
+    rest = [field for field in fields(record) if field.name not in _IN_HEAD]
+    rest.sort(key=lambda field: field.name not in _IDENTITY)
     parts = [
-        f'"{field.name}":' + _WRITTEN[str(field.type)].replace("NAME", field.name)
-        for field in fields(record)
-        if field.name not in _IN_HEAD
+        f'"{field.name}":' + _WRITTEN[str(field.type)].replace("NAME", field.name) for field in rest
     ]
     line = _HEAD.replace("KIND", kind) + ",".join(parts) + "}}\n"
     made: Callable[[Any], str] = eval(f"lambda r: f{line!r}", globals())
