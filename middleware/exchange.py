@@ -291,7 +291,13 @@ class Exchange:
         if more and not self._chunks:
             timeline.recode(self._respond_index, _FIRST_BYTE)
         before = clock()
-        await send(message)
+        try:
+            await send(message)
+        except BaseException:
+            if not more and self._first_byte_ns and not message.get("body"):
+                # Under hypercorn on trio the end of a stream cancels the sending of its end.
+                self.end(clock())
+            raise
         after = clock()
         self._chunks += 1
         self._send_wait_ns += after - before

@@ -518,6 +518,23 @@ def test_an_exception_before_the_response_is_a_500(
     assert [record.status for record in recording.requests] == [status]
 
 
+def test_a_stream_whose_empty_end_is_cancelled_is_complete(recording: Recording) -> None:
+    """As under hypercorn on trio, where the stream's end cancels the task that sends it."""
+    app = says(START, body(more=True), body(b""))
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request"}
+
+    async def send(message: dict[str, Any]) -> None:
+        if message["type"] == "http.response.body" and not message["more_body"]:
+            raise asyncio.CancelledError
+
+    with pytest.raises(asyncio.CancelledError):
+        asyncio.run(StageMiddleware.around(app, recording.recorder)(http_scope(), receive, send))
+
+    assert [(record.status, record.error) for record in recording.requests] == [(200, "")]
+
+
 @pytest.mark.parametrize("status", [200, 500, 503])
 def test_a_record_does_not_wait_for_a_background_task(status: int, recording: Recording) -> None:
     """It is written while the task that came with the response still runs."""
