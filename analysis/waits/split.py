@@ -335,13 +335,19 @@ class _Request:
             for first, last in self._claims.free(self.at(inside.start_ns), self.at(inside.end_ns))
             for part in _cut(self.parts, first, last)
         ]
-        whole = sum(last - first for first, last, _ in parts)
-        if not whole:
+        free = sum(last - first for first, last, _ in parts)
+        if not free:
             return
-        taken = [min(amount, whole) for amount in (ns, low_ns, high_ns)]
+        # It may have lain in what is charged already (a collection that had no core) as well.
+        whole = inside.end_ns - inside.start_ns
+        amounts = (
+            min(ns, whole) * free // whole,
+            max(0, low_ns - (whole - free)),
+            min(high_ns, free),
+        )
         for first, last, stage in parts:
             share = last - first
-            self._charge(stage, cause, *(amount * share // whole for amount in taken))
+            self._charge(stage, cause, *(amount * share // free for amount in amounts))
 
     def _charge(self, stage: str, cause: str, ns: int, low_ns: int, high_ns: int) -> None:
         if high_ns <= 0:

@@ -116,6 +116,8 @@ class LoopWatch:
         self.number = number
         self.running: Steps | None = None
         """The step that runs now."""
+        self.tasks: dict[int, list[Steps]] = {}
+        """What a request started beside itself, by the id of its timeline."""
         self.edges: dict[int, int] = {}
         """When another thread made a future ready, by its id; for futures that have no stamp."""
         self.clock = ThreadClock()
@@ -218,6 +220,10 @@ class Steps(Coroutine[Any, Any, Any]):
         self._awaited: Any = None
         self._since_ns = created_ns
         """When it gave the loop back, or was made; 0: it did not wait for the loop yet."""
+        self._siblings = watch.tasks.setdefault(id(timeline), []) if created_ns else []
+        """Tasks that the request started and that have not ended, this one among them."""
+        if created_ns:
+            self._siblings.append(self)
         self._facts = 0
         self._floor_ns = FLOOR_NS
         self.ended_ns = 0
@@ -242,7 +248,15 @@ class Steps(Coroutine[Any, Any, Any]):
         return self._step(self._inner.throw, *error)
 
     def close(self) -> None:
+        self._leave()
         self._inner.close()
+
+    def _leave(self) -> None:
+        """Be no task of the request any more."""
+        if self in self._siblings:
+            self._siblings.remove(self)
+            if not self._siblings:
+                self._watch.tasks.pop(id(self._timeline), None)
 
     def _step(self, run: Callable[..., Any], *args: Any) -> Any:
         watch = self._watch
@@ -260,6 +274,7 @@ class Steps(Coroutine[Any, Any, Any]):
         except BaseException:
             self.ended_ns = _now()
             self.ran_until(self._timeline, self.ended_ns)
+            self._leave()
             raise
         finally:
             watch.running = before
@@ -288,6 +303,8 @@ class Steps(Coroutine[Any, Any, Any]):
                 self._fact(fmt.CODE_READY, since_ns, at_ns)
                 return
             ready_ns, due_ns, exact = self._ready(awaited)
+            if self._others_due(at_ns) > max(ready_ns, due_ns):
+                return  # Without the loop's wait the request would have waited for that task.
             if due_ns and since_ns <= due_ns <= ready_ns:
                 self._fact(fmt.CODE_DUE, due_ns, at_ns)
             elif not ready_ns or not since_ns <= ready_ns <= at_ns:
@@ -296,6 +313,15 @@ class Steps(Coroutine[Any, Any, Any]):
                 if not exact:
                     self._fact(fmt.CODE_AWAITED, since_ns, ready_ns)
                 self._fact(fmt.CODE_READY, ready_ns, at_ns)
+
+    def _others_due(self, at_ns: int) -> int:
+        """Return until when another task of the request sleeps or slept, at most *at_ns*."""
+        times = [
+            other._awaited.due_ns
+            for other in self._siblings
+            if other is not self and isinstance(other._awaited, StampedFuture)
+        ]
+        return min(max(times, default=0), at_ns)
 
     def _ready(self, awaited: Any) -> tuple[int, int, bool]:
         """Return when *awaited* was ready (0: not known), due by a timer (0: none), and if exact."""
