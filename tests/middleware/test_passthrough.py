@@ -5,7 +5,7 @@ import hashlib
 import logging
 import re
 import socket
-from collections.abc import AsyncIterator, Callable, Generator, Iterator
+from collections.abc import AsyncIterator, Callable, Generator, Iterator, MutableMapping
 from contextlib import ExitStack, asynccontextmanager, closing
 from contextvars import copy_context
 from dataclasses import dataclass
@@ -525,7 +525,7 @@ def test_a_stream_whose_empty_end_is_cancelled_is_complete(recording: Recording)
     async def receive() -> dict[str, Any]:
         return {"type": "http.request"}
 
-    async def send(message: dict[str, Any]) -> None:
+    async def send(message: MutableMapping[str, Any]) -> None:
         if message["type"] == "http.response.body" and not message["more_body"]:
             raise asyncio.CancelledError
 
