@@ -202,9 +202,8 @@ def test_a_spawned_child_opens_its_own_file(tmp_path: Path) -> None:
 
 def environment(spool: Path) -> dict[str, str]:
     """Return the environment of a server."""
-    source = HERE.parents[1] / "src"
     return os.environ | {
-        "PYTHONPATH": f"{source}{os.pathsep}{HERE}",
+        "PYTHONPATH": f"{os.environ['PYTHONPATH']}{os.pathsep}{HERE}",
         "STAGESCOPE_SPOOL": str(spool),
         "STAGESCOPE_AGENT": "off",
     }
