@@ -75,7 +75,7 @@ class _Sums:
             self.stages[stage] = self.stages.get(stage, 0) + spent_ns
 
     def quantile_ms(self, share: float) -> float:
-        below, wanted = 0, share * self.requests
+        below, wanted, bucket = 0, share * self.requests, 0
         for bucket in sorted(self.durations):
             below += self.durations[bucket]
             if below >= wanted:

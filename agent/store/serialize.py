@@ -38,7 +38,7 @@ def process_line(process: Process) -> str:
     return json.dumps({"kind": "process"} | asdict(process)) + "\n"
 
 
-def _stages(stages: Iterable[StageSpan]) -> str:
+def stages_text(stages: Iterable[StageSpan]) -> str:
     return ",".join(
         [
             f"[{quoted(stage)},{start},{end},{self_ns},{_TRUTH[failed]},{_TRUTH[still_open]}]"
@@ -47,15 +47,15 @@ def _stages(stages: Iterable[StageSpan]) -> str:
     )
 
 
-def _tuples(items: Sequence[object]) -> str:
+def tuples_text(items: Sequence[object]) -> str:
     return json.dumps(items) if items else "[]"
 
 
-def _members(members: Iterable[Member]) -> str:
+def members_text(members: Iterable[Member]) -> str:
     return json.dumps([asdict(member) for member in members])
 
 
-def _first(member: Member | None) -> str:
+def first_text(member: Member | None) -> str:
     return json.dumps(asdict(member) if member else None)
 
 
@@ -63,12 +63,12 @@ _WRITTEN = {
     "str": "{quoted(r.NAME)}",
     "int": "{r.NAME}",
     "bool": "{_TRUTH[r.NAME]}",
-    "tuple[str, ...]": "{_tuples(r.NAME)}",
-    "tuple[StageSpan, ...]": "[{_stages(r.NAME)}]",
-    "tuple[StageStall, ...]": "{_tuples(r.NAME)}",
-    "tuple[WaitFact, ...]": "{_tuples(r.NAME)}",
-    "tuple[Member, ...]": "{_members(r.NAME)}",
-    "Member | None": "{_first(r.NAME)}",
+    "tuple[str, ...]": "{tuples_text(r.NAME)}",
+    "tuple[StageSpan, ...]": "[{stages_text(r.NAME)}]",
+    "tuple[StageStall, ...]": "{tuples_text(r.NAME)}",
+    "tuple[WaitFact, ...]": "{tuples_text(r.NAME)}",
+    "tuple[Member, ...]": "{members_text(r.NAME)}",
+    "Member | None": "{first_text(r.NAME)}",
 }
 """How a field is written, by its annotation in records.py."""
 _HEAD = '{{"kind":"KIND","state":"{r.state.value}","ring_id":"{r.process.ring_id}","seq":{r.seq},'

@@ -27,7 +27,7 @@ class AnswerError(Exception):
 class Message(Protocol):
     """An OTLP `Export…ServiceResponse` class."""
 
-    def FromString(self, body: bytes) -> Any:
+    def FromString(self, s: bytes, /) -> Any:
         """Parse; raises DecodeError."""
         ...
 

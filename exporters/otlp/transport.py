@@ -161,7 +161,7 @@ def watched_answers(exporter: Any) -> deque[Any]:
         return answers
 
     def stub(channel: Any) -> Any:
-        client = inner(channel)
+        client: Any = inner(channel)
         export = client.Export
 
         def kept(*args: Any, **kwargs: Any) -> Any:
