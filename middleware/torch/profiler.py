@@ -152,7 +152,7 @@ def read_request(question: Mapping[str, Any]) -> CaptureRequest:
     """Take *question* apart. Raises Refused where a value is not usable."""
     names = CaptureRequest.__dataclass_fields__
     request = CaptureRequest(**{name: question[name] for name in names if name in question})
-    given: object = request.capture_id  # It came as JSON: a number is possible.
+    given: Any = request.capture_id  # It came as JSON: a number is possible.
     if not isinstance(given, str) or not _ID.fullmatch(given):
         raise Refused(f"a capture's id has letters, digits and dashes, not {request.capture_id!r}")
     for name, most in (("batches", 10_000), ("seconds", 600), ("max_events", 1_000_000)):
