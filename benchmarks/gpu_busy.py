@@ -8,6 +8,7 @@ holds JSON: `batches` (begin and length, monotonic ns) and `captures`.
 from __future__ import annotations
 
 import json
+import queue
 import subprocess
 import sys
 import tempfile
@@ -79,24 +80,25 @@ def _work(device: str) -> dict[str, Any]:
     call = _call(device)
     for _ in range(50):
         call()
-    ends, asked = threading.Event(), threading.Event()
+    ends = threading.Event()
+    asked: queue.SimpleQueue[None] = queue.SimpleQueue()  # Each question gets its capture.
     threading.Thread(target=_listen, args=(ends, asked), daemon=True).start()
     batches: list[tuple[int, int]] = []
     captures: list[dict[str, Any]] = []
     print("ready", flush=True)
-    while not ends.is_set():
+    while not ends.is_set() or not asked.empty():
         begun = time.monotonic_ns()
         call()
         batches.append((begun, time.monotonic_ns() - begun))
-        if asked.is_set():
-            asked.clear()
+        if not asked.empty():
+            asked.get()
             captures.append(_captured(device, call))
     return {"batches": batches, "captures": captures}
 
 
-def _listen(ends: threading.Event, asked: threading.Event) -> None:
+def _listen(ends: threading.Event, asked: queue.SimpleQueue[None]) -> None:
     for _ in sys.stdin:
-        asked.set()
+        asked.put(None)
     ends.set()
 
 
