@@ -9,8 +9,8 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+from stagescope.agent.host.pressure import cgroup_pressure
 from stagescope.agent.host.proc import Counter, Growth, count, counts, level, read
-from stagescope.agent.host.system import cgroup_pressure
 from stagescope.agent.host.watched import Watched
 from stagescope.samples import Sample
 

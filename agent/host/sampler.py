@@ -10,9 +10,10 @@ from stagescope.agent.collectors import Collector
 from stagescope.agent.context import AgentContext
 from stagescope.agent.host.cgroups import Cgroups
 from stagescope.agent.host.memory import Add, ProportionalMemory
+from stagescope.agent.host.pressure import host_pressure
 from stagescope.agent.host.proc import Growth
 from stagescope.agent.host.processes import Processes
-from stagescope.agent.host.system import System, host_pressure
+from stagescope.agent.host.system import System
 from stagescope.agent.host.watched import Watch
 from stagescope.records import Process
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
-import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import psutil
 
-from stagescope.agent.host.proc import Counter, Growth, level, read
+from stagescope.agent.host.proc import Counter, Growth, level
 from stagescope.samples import Sample
 
 MILLI = 1e-3
@@ -138,50 +137,3 @@ class Busy:
 def _sum(*parts: float | None) -> float | None:
     known = [part for part in parts if part is not None]
     return sum(known) if known else None
-
-
-# Pressure stall information: how long tasks waited for a core, for memory, for storage.
-#
-# Format: the kernel's Documentation/accounting/psi.rst. We read `total`, which counts µs since boot.
-
-
-RESOURCES = ("cpu", "memory", "io")
-_LINE = re.compile(rb"^(some|full) .*\btotal=(\d{1,19})$", re.MULTILINE)
-
-
-def totals(text: bytes | None) -> dict[str, int]:
-    """Return the totals, in µs, by `some` and `full`."""
-    return {kind.decode(): int(total) for kind, total in _LINE.findall(text or b"")}
-
-
-class Pressure:
-    """The pressure files of the host, or of one cgroup."""
-
-    def __init__(self, files: Mapping[str, str], cgroup: str = "") -> None:
-        """*files* names the file of each resource; *cgroup* is the path of theirs."""
-        self._files = [
-            (path, {kind: _counter(resource, kind, cgroup) for kind in ("some", "full")})
-            for resource, path in files.items()
-        ]
-
-    def read(self) -> dict[Counter, int]:
-        """Read the files that are there."""
-        return {
-            counters[kind]: total
-            for path, counters in self._files
-            for kind, total in totals(read(path)).items()
-        }
-
-
-def _counter(resource: str, kind: str, cgroup: str) -> Counter:
-    return Counter(f"stagescope.pressure.{resource}.{kind}", cgroup, 1e-6)
-
-
-def host_pressure(proc: str) -> Pressure:
-    """Return the host's: of all its tasks, also where *proc* is seen from a container."""
-    return Pressure({resource: f"{proc}/pressure/{resource}" for resource in RESOURCES})
-
-
-def cgroup_pressure(folder: str, cgroup: str) -> Pressure:
-    """Return that of the cgroup whose files lie in *folder*."""
-    return Pressure({resource: f"{folder}/{resource}.pressure" for resource in RESOURCES}, cgroup)

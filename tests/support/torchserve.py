@@ -169,6 +169,7 @@ def serving(
     config = folder / "config.properties"
     config.write_text(_config(ports))
     environment = environment | {
+        "STAGESCOPE_SERVER_TIMING": "all",  # the tests' runs are opened by no driver
         "PATH": f"{python.parent}:{os.environ['PATH']}",  # the front end starts `python`
         "TMPDIR": str(folder),
         "TEMP": str(folder),
