@@ -140,16 +140,6 @@ class Timeline:
         except ValueError:
             return  # A forked child's view of its parent's timeline: see Recorder.abandon.
 
-    def reopen(self, index: int, at_ns: int) -> None:
-        """Say that the stage of entry *index*, closed before, is open since *at_ns* again."""
-        try:
-            if found := self.place(index):
-                slot, at = found
-                slot.times[at + ENDS] = 0
-                slot.times[at] = at_ns
-        except ValueError:
-            return  # As in recode.
-
     def flag(self, flag: int) -> None:
         """Add a flag (FLAG_INTERNAL, ...) to what was said of this timeline when it began."""
         with suppress(ValueError):  # As in recode.
