@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import functools
-import inspect
-from collections.abc import AsyncIterator, Callable, Generator
-from sys import modules
+from collections.abc import Callable
 from threading import RLock
 from types import CodeType, FunctionType, TracebackType
 from typing import Any, ParamSpec, TypeVar, cast
 
+from stagescope.middleware.decorators import wrapper_of
 from stagescope.middleware.otel_context import Attached
 from stagescope.middleware.recording.guard import fault, guarded
 from stagescope.middleware.recording.names import CODES, intern
@@ -120,9 +119,6 @@ def _ask(getter: cold_start.Getter) -> None:
 cold_start.follow(_ask)
 
 assert ENDS == 32  # a literal in `__exit__`
-
-STEPS_TIMED_APART = 16
-"""Steps of a decorated generator that get an opening each; the rest share one (see `stage`)."""
 
 
 class stage:
@@ -281,169 +277,8 @@ class stage:
         return function
 
     def _decorated(self, function: F) -> F:
-        code = self._code
-        if inspect.isasyncgenfunction(function):
-            wrapper: Callable[..., Any] = _async_generator(function, code)
-        elif inspect.isgeneratorfunction(function):
-            wrapper = _generator(function, code)
-        elif inspect.iscoroutinefunction(function):
-            wrapper = _coroutine(function, code)
-        else:
-            wrapper = _function(function, code)
-        wrapper = _in_namespace_of(function, wrapper)
-        return cast(F, functools.wraps(function)(marked(wrapper, code)))
-
-
-def _in_namespace_of(function: Callable[..., Any], wrapper: Callable[..., Any]) -> Any:
-    """Return *wrapper* with the globals of *function*, in which its annotations are looked up.
-
-    Some frameworks look for them in the outermost function's module. What wrappers use of this
-    module they have in locals around them.
-    """
-    own = cast(FunctionType, wrapper)
-    namespace = getattr(function, "__globals__", None)
-    if not isinstance(namespace, dict):
-        return wrapper
-    moved = FunctionType(own.__code__, namespace, own.__name__, own.__defaults__, own.__closure__)
-    moved.__kwdefaults__ = own.__kwdefaults__
-    return moved
-
-
-# Wrappers run with the globals of the function that they wrap: see `_in_namespace_of`.
-
-
-def _function(function: Callable[..., Any], code: int) -> Callable[..., Any]:
-    of_code = stage.of_code
-
-    def timed(*args: Any, **kwargs: Any) -> Any:
-        with of_code(code):
-            return function(*args, **kwargs)
-
-    return timed
-
-
-def _coroutine(function: Callable[..., Any], code: int) -> Callable[..., Any]:
-    of_code = stage.of_code
-
-    async def timed(*args: Any, **kwargs: Any) -> Any:
-        with of_code(code):
-            return await function(*args, **kwargs)
-
-    return timed
-
-
-def _generator(function: Callable[..., Any], code: int) -> Callable[..., Any]:
-    begun, partial = Steps, functools.partial
-
-    def timed(*args: Any, **kwargs: Any) -> Generator[Any, Any, Any]:
-        inner = function(*args, **kwargs)
-        step: Callable[[], Any] = inner.__next__
-        steps = begun(code)
-        try:
-            while True:
-                steps.begin()
-                try:
-                    value = step()
-                except StopIteration as end:
-                    return end.value
-                steps.end()
-                try:
-                    sent = yield value
-                except GeneratorExit:
-                    raise
-                except BaseException as thrown:  # noqa: BLE001 - handed on to the generator
-                    step = partial(inner.throw, thrown)
-                else:
-                    step = inner.__next__ if sent is None else partial(inner.send, sent)
-        except BaseException as error:
-            steps.close(error)
-            raise
-        finally:
-            steps.close()
-            inner.close()
-
-    return timed
-
-
-def _async_generator(function: Callable[..., Any], code: int) -> Callable[..., Any]:
-    begun, partial, other_closes = Steps, functools.partial, _is_closed_elsewhere
-
-    async def timed(*args: Any, **kwargs: Any) -> AsyncIterator[Any]:
-        inner = function(*args, **kwargs)
-        step: Callable[[], Any] = inner.__anext__
-        steps = begun(code)
-        try:
-            while True:
-                steps.begin()
-                try:
-                    value = await step()
-                except StopAsyncIteration:
-                    return
-                steps.end()
-                try:
-                    sent = yield value
-                except GeneratorExit:
-                    raise
-                except BaseException as thrown:  # noqa: BLE001 - handed on to the generator
-                    step = partial(inner.athrow, thrown)
-                else:
-                    step = inner.__anext__ if sent is None else partial(inner.asend, sent)
-        except BaseException as error:
-            steps.close(error)
-            raise
-        finally:
-            steps.close()
-            if not await other_closes(inner):
-                await inner.aclose()
-
-    return timed
-
-
-async def _is_closed_elsewhere(inner: Any) -> bool:
-    """Return whether somebody else closes *inner*, the generator behind a decorated one.
-
-    The event loop closes generators that were left behind in a task each, both of ours where the
-    garbage collector found both, or where the loop ends; two at once would be an error.
-    """
-    asyncio: Any = modules.get("asyncio")
-    try:
-        task = asyncio.current_task() if asyncio else None
-    except RuntimeError:
-        return False  # Not asyncio's loop.
-    if task is not None and type(task.get_coro()).__name__ == "async_generator_athrow":
-        await asyncio.sleep(0)  # The other task, if there is one, begins.
-    return bool(getattr(inner, "ag_running", False))
-
-
-class Steps:
-    """Openings of one running generator: the first ones apart, the rest as one."""
-
-    __slots__ = ("_code", "_left", "_open")
-
-    def __init__(self, code: int) -> None:
-        self._code = code
-        self._left = STEPS_TIMED_APART
-        self._open: stage | None = None
-
-    def begin(self) -> None:
-        """Say that a step begins."""
-        if self._open is None:
-            self._open = stage.of_code(self._code)
-            self._open.__enter__()
-            if not self._left:
-                self._open.leave_app_spans()
-
-    def end(self) -> None:
-        """Say that it has ended."""
-        if self._left:
-            self._left -= 1
-            self.close()
-
-    def close(self, failed: BaseException | None = None) -> None:
-        """Say that there is no further step."""
-        if self._open is not None:
-            opened, self._open = self._open, None
-            opened.__exit__(type(failed) if failed else None, failed, None)
+        wrapper = wrapper_of(function, stage.of_code, self._code)
+        return cast(F, functools.wraps(function)(marked(wrapper, self._code)))
 
 
 def carry(function: Callable[P, R]) -> Callable[P, R]:

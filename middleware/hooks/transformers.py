@@ -10,12 +10,13 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from stagescope.middleware.decorators import Steps
 from stagescope.middleware.hooks.hook import Hook
 from stagescope.middleware.hooks.model_calls import model_call, timed_call
 from stagescope.middleware.patching import wrap
 from stagescope.middleware.recording.names import CODES
 from stagescope.middleware.recording.timeline import Timeline, current
-from stagescope.middleware.stage import Steps, stage
+from stagescope.middleware.stage import stage
 
 # Hugging Face `generate` is `inference`, also in a thread of its own that feeds a streamer.
 #
@@ -64,7 +65,7 @@ def _owned_init(init: Callable[..., None]) -> Callable[..., None]:
     def owned(self: Any, *args: Any, **kwargs: Any) -> None:
         init(self, *args, **kwargs)
         setattr(self, _OWNER, current.get())
-        setattr(self, _STEPS, Steps(CODES["inference"]))
+        setattr(self, _STEPS, Steps(stage.of_code, CODES["inference"]))
 
     return owned
 
