@@ -51,7 +51,9 @@ def wrapper_of(function: Callable[..., Any], of_code: Opener, code: int) -> Call
     return _in_namespace_of(function, wrapper)
 
 
-def _in_namespace_of(function: Callable[..., Any], wrapper: Callable[..., Any]) -> Any:
+def _in_namespace_of(
+    function: Callable[..., Any], wrapper: Callable[..., Any]
+) -> Callable[..., Any]:
     """Return *wrapper* with the globals of *function*, in which its annotations are looked up.
 
     Some frameworks look for them in the outermost function's module.
