@@ -3,7 +3,7 @@
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from stagescope.stages import KNOWN, OTHER, STAGES, partition, stage_of
+from stagescope.stages import KNOWN, OTHER, STAGES, StageSpan, opened_last, partition, stage_of
 
 DURATION = 40
 TIMES = st.integers(-3, DURATION + 3)
@@ -12,14 +12,30 @@ INTERVALS = st.lists(st.tuples(TIMES, TIMES), max_size=9).map(
 )
 
 
+def test_of_the_open_stages_the_one_opened_last_is_charged() -> None:
+    """By time; of two that were opened together, the later in the list; of none, none."""
+    early, first, second = (
+        StageSpan(name, at, 9, 0) for name, at in [("early", 1), ("first", 5), ("second", 5)]
+    )
+    assert opened_last([first, second, early]) is second
+    assert opened_last([second, first]) is first
+    assert opened_last([]) is None
+
+
 def naive(intervals: list[tuple[int, int]], duration: int) -> tuple[list[int], int]:
-    """Ask each nanosecond on its own."""
+    """Ask each nanosecond on its own, by the rule itself."""
     charged = [0] * len(intervals)
     other = 0
     for instant in range(duration):
-        covering = [i for i, (start, end) in enumerate(intervals) if start <= instant < end]
-        if covering:
-            charged[max(covering, key=lambda i: (max(0, intervals[i][0]), i))] += 1
+        last = opened_last(
+            [
+                StageSpan(str(index), max(0, start), end, 0)
+                for index, (start, end) in enumerate(intervals)
+                if start <= instant < end
+            ]
+        )
+        if last:
+            charged[int(last.stage)] += 1
         else:
             other += 1
     return charged, other

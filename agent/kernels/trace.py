@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from stagescope.errors import StagescopeError
-from stagescope.stages import stage_of
+from stagescope.stages import opened_last, stage_of
 
 TRACE_NAME = "torch.json"
 LEDGER_NAME = "ledger.json"
@@ -218,9 +218,9 @@ def _stretches(openings: Sequence[Opening], *, of_any: bool = False) -> _Stretch
 
 
 def _now(active: Sequence[Opening], *, of_any: bool) -> Found:
-    if not active:
+    last = opened_last(active)
+    if last is None:
         return NONE
-    last = max(active, key=lambda one: one.start_ns)
     if of_any:
         alike = len({one.stage for one in active}) == 1
     else:

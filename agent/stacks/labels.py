@@ -15,6 +15,7 @@ from stagescope.agent.stacks.source_blocks import Source, SourceFiles
 from stagescope.agent.stacks.thread_cpu import with_cpu
 from stagescope.records import RequestRecord
 from stagescope.stacks import Frame, StackSpan, ThreadCpu
+from stagescope.stages import opened_last
 
 MARK = re.compile(r"(?:.*\.)?__stage_(.+)__")
 """`middleware/stage.py`; py-spy puts a class before a method's name."""
@@ -195,9 +196,7 @@ def with_intervals(
 
 
 def stage_at(request: RequestRecord, at_ns: int) -> str:
-    """Return the stage that is charged at *at_ns*: of those open the one opened last; else none."""
+    """Return the stage that is charged at *at_ns*; empty where none is open."""
     since_ns = at_ns - request.start_ns
-    there = [span for span in request.stages if span.start_ns <= since_ns < span.end_ns]
-    # Of two opened at the same instant the later one in the list was opened last.
-    there.reverse()
-    return max(there, key=lambda span: span.start_ns).stage if there else ""
+    last = opened_last([span for span in request.stages if span.start_ns <= since_ns < span.end_ns])
+    return last.stage if last else ""

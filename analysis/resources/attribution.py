@@ -24,7 +24,7 @@ from stagescope.analysis.sources import RunTables, row_batches, rows
 
 # When exactly each stage was charged: a request's timeline as segments, many requests at once.
 #
-# The partition rule of `stagescope.stages.partition`, in NumPy: there it gives sums, here stretches.
+# The rule of `stagescope.stages.opened_last`, in NumPy; `stages.partition` gives sums, this stretches.
 
 
 Ints = npt.NDArray[np.int64]
@@ -85,7 +85,7 @@ def charged(openings: Openings) -> Segments:
 def _swept(openings: Openings, index: Ints) -> Segments:
     """Sweep requests with equally many openings; *index* is (request, opening)."""
     starts, ends = openings.start_ns[index], openings.end_ns[index]
-    # Of those open, the one opened last is charged: by time, then by place in the list.
+    # In the order of opening, so that the last of those open is the one that was opened last.
     order = np.argsort(starts, axis=1, kind="stable")
     starts, ends, index = (np.take_along_axis(a, order, 1) for a in (starts, ends, index))
     edges = np.sort(np.concatenate([starts, ends], axis=1), axis=1)

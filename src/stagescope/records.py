@@ -17,6 +17,7 @@ from stagescope.stages import (
     StageSpan,
     StageStall,
     WaitFact,
+    opened_last,
     stage_of,
 )
 
@@ -218,7 +219,5 @@ def last_stage(record: Record) -> str:
 
     That is the stage opened last of those still open; `other` where none was.
     """
-    still_open = [span for span in record.stages if span.open]
-    # Of two opened at the same instant the later one in the list was opened last.
-    still_open.reverse()
-    return max(still_open, key=lambda span: span.start_ns).stage if still_open else OTHER
+    last = opened_last([span for span in record.stages if span.open])
+    return last.stage if last else OTHER

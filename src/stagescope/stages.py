@@ -7,7 +7,7 @@ A sub-stage carries its stage before the first dot: `queue.threadpool` belongs t
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, TypeVar
 
 STAGES = ("queue", "preprocess", "batch", "inference", "postprocess", "respond")
 """The six stages, in the order in which a request meets them."""
@@ -64,8 +64,28 @@ class StageSpan(NamedTuple):
     """True when the process died, or the request ended, before the stage was closed."""
 
 
+class Opened(Protocol):
+    """Whatever was opened at some instant: a `StageSpan`, a capture's opening."""
+
+    @property
+    def start_ns(self) -> int:
+        """When it was opened."""
+        ...
+
+
+OpenedT = TypeVar("OpenedT", bound=Opened)
+
+
+def opened_last(open_now: Sequence[OpenedT]) -> OpenedT | None:
+    """Return what is charged at an instant at which all of *open_now* are open; None of none.
+
+    It is what was opened last; of two that were opened together, the later in the sequence.
+    """
+    return max(reversed(open_now), key=lambda one: one.start_ns, default=None)
+
+
 def partition(intervals: Sequence[tuple[int, int]], duration_ns: int) -> tuple[list[int], int]:
-    """Charge each instant of a timeline to the interval opened last among those open then.
+    """Charge each instant of a timeline to the interval that `opened_last` names.
 
     *intervals* are (start_ns, end_ns) since the timeline's start, in the order of opening;
     where two start together the later in the sequence counts as opened last.

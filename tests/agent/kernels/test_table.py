@@ -196,6 +196,8 @@ def test_an_event_loop_with_several_requests_is_ambiguous() -> None:
     assert stage_at(LOOP, 100 * US) == ("", "none")
     nested = [opening("inference", 0, 100), opening("inference.forward", 10, 60)]
     assert StageAt(nested, {})(MODEL, 20 * US) == ("inference.forward", "thread")
+    together = [opening("inference", 0, 100), opening("inference.forward", 0, 60)]
+    assert StageAt(together, {})(MODEL, 20 * US) == ("inference.forward", "thread")
 
 
 def test_a_capture_that_saw_nothing_is_degraded() -> None:
