@@ -143,6 +143,8 @@ def begin(recorder: Recorder, scope: Scope) -> Timeline:
                 run = run or parse_run(value)
             elif start_ns == now_ns:
                 start_ns -= waited_ns(value, recorder.wall())
+                if start_ns <= 0:
+                    start_ns = now_ns  # From before this host was up: a forged one.
     if traceparents > 1:
         parent = None  # As the specification asks: several are as good as none.
     flags = fmt.FLAG_SAMPLED

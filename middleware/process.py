@@ -7,7 +7,7 @@ import logging
 import os
 from functools import lru_cache
 from pathlib import Path
-from threading import Lock, Thread
+from threading import RLock, Thread
 
 from stagescope.errors import StagescopeError
 from stagescope.middleware.probe.server import Probe, start_probe
@@ -22,7 +22,7 @@ log = logging.getLogger("stagescope")
 
 _open: dict[tuple[Path, str], tuple[Recorder, RecorderFile] | None] = {}
 _probes: list[Probe] = []
-_lock = Lock()
+_lock = RLock()
 
 
 SERVICE_VARIABLE = "OTEL_SERVICE_NAME"
@@ -88,7 +88,7 @@ def _stop_probes() -> None:
 def _forget_in_child() -> None:
     """After a fork the parent's files are the parent's: cut the views, and open our own later."""
     global _lock
-    _lock = Lock()
+    _lock = RLock()
     for recorder in list(recorders.live):
         recorder.abandon()
     for entry in _open.values():

@@ -11,23 +11,24 @@ from stagescope import settings
 
 HEADERS = frozenset((b"x-request-start", b"x-queue-start"))
 
-LONGEST_NS = 3_600_000_000_000
-"""A stamp further back than an hour is no wait but a wrong clock, and is not believed."""
+MOST_S = 3600
+"""A stamp further back than an hour is no wait but a wrong clock."""
 
 _MOST_BYTES = 32
 
 _SCALES = ((1e17, 1), (1e14, 1_000), (1e11, 1_000_000), (1e8, 1_000_000_000))
 """From which size on a stamp counts which unit (in ns); each holds for the years 1973 to 5000."""
 
-believed = settings.INGRESS.on()
+LONGEST_NS = int(min(settings.INGRESS.number(), MOST_S) * 1e9) if settings.INGRESS.on() else 0
+"""A stamp further back is not believed: whoever reaches the server past the proxy can send one."""
 
 
 def waited_ns(stamp: bytes, wall_ns: int) -> int:
     """Return how long before *wall_ns* (Unix time, ns) the *stamp* is.
 
-    0 where it is none, lies in the future, or lies more than an hour back.
+    0 where it is none, lies in the future, or lies more than LONGEST_NS back.
     """
-    if not believed or len(stamp) > _MOST_BYTES:
+    if not LONGEST_NS or len(stamp) > _MOST_BYTES:
         return 0
     digits = stamp.strip().removeprefix(b"t=")
     whole, dot, fraction = digits.partition(b".")

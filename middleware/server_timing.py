@@ -21,8 +21,8 @@ from stagescope.recorder import format as fmt
 from stagescope.recorder.spool import OPEN_RUN_SUFFIX, RUNS_FOLDER
 from stagescope.stages import STAGES, partition, stage_of
 
-_stages: list[str] = []
-"""By code, less one: names come in the order of their codes, and never go."""
+_stages: dict[int, str] = {}
+"""By code; a name that has one keeps it."""
 
 
 _UNKNOWN_NS, _KNOWN_NS = 50_000_000, 1_000_000_000
@@ -94,9 +94,9 @@ def header_value(timeline: Timeline, now_ns: int) -> bytes:
 
 def _stage(code: int, recorder: Recorder) -> str:
     """Return the stage of *code*, also of one that another process put into our table of names."""
-    if code > len(_stages):
-        _stages[:] = [stage_of(name) for name in list(CODES)]
-    return _stages[code - 1] if code <= len(_stages) else stage_of(recorder.read_name(code))
+    if code not in _stages:
+        _stages.update((known, stage_of(name)) for name, known in list(CODES.items()))
+    return _stages[code] if code in _stages else stage_of(recorder.read_name(code))
 
 
 def _entries(slot: Slot, since_ns: int) -> Iterator[tuple[int, int, int]]:

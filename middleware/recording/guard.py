@@ -43,10 +43,11 @@ class guarded:
         return not fault(error, self._recorder)
 
 
-def say_once(sentence: str) -> None:
-    """Log what the user should know, the first time only."""
-    if sentence not in _said:
-        _said.add(sentence)
+def say_once(sentence: str, *, kind: str = "") -> None:
+    """Log what the user should know, the first time only; once for all of a *kind*, where given."""
+    key = kind or sentence
+    if key not in _said:
+        _said.add(key)
         log.warning("stagescope: %s", sentence)
 
 

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import fcntl
-import logging
 import os
-from threading import Lock
+from itertools import count
+from threading import RLock
 from typing import Protocol
 from weakref import WeakSet
 
+from stagescope.middleware.recording.guard import say_once
 from stagescope.recorder import format as fmt
 from stagescope.stages import KNOWN
-
-log = logging.getLogger("stagescope")
 
 CODES: dict[str, int] = {name: index + 1 for index, name in enumerate(KNOWN)}
 """Code by name: read without a lock, grows under one, never shrinks."""
@@ -20,8 +19,9 @@ CODES: dict[str, int] = {name: index + 1 for index, name in enumerate(KNOWN)}
 MOST = fmt.NAME_CAPACITY - fmt.BORROWED_NAMES
 """Names that one process may use."""
 
-lock = Lock()
-_said: set[str] = set()
+lock = RLock()
+"""Reentrant, as a signal handler may open a stage of a new name while this thread holds it."""
+_next_code = count(len(CODES) + 1).__next__
 
 
 class NameTable(Protocol):
@@ -45,7 +45,7 @@ def encode(name: str) -> bytes:
 def _fresh_lock_in_child() -> None:
     """A thread that the fork did not take along may hold the parent's."""
     global lock
-    lock = Lock()
+    lock = RLock()
 
 
 os.register_at_fork(after_in_child=_fresh_lock_in_child)
@@ -70,19 +70,18 @@ def intern(name: object) -> int:
         if len(CODES) >= MOST:
             return _refuse("many", f"this process uses more than {MOST} stage names; "
                                    f"{name!r} and further ones")  # fmt: skip
-        code = len(CODES) + 1
+        code = _next_code()  # No other has it, in whichever order handlers end.
+        if code > MOST:
+            return fmt.CODE_OTHER
         for table in list(tables):
             table.write_name(code, encoded)
-        CODES[name] = code
-    return code
+        return CODES.setdefault(name, code)
 
 
 def _refuse(kind: str, sentence: str) -> int:
     for table in list(tables):
         table.count_refused_name()
-    if kind not in _said:
-        _said.add(kind)
-        log.warning("stagescope: %s: counted as `other`, logged once", sentence)
+    say_once(f"{sentence}: counted as `other`, logged once", kind=f"stage name: {kind}")
     return fmt.CODE_OTHER
 
 
@@ -93,13 +92,15 @@ def _refuse(kind: str, sentence: str) -> int:
 # which has nothing to do with the proof that the owner lives).
 
 
-_lock = Lock()
+_lock = RLock()
+_adding = False
+"""A signal handler that interrupts the search for a free place must not take that place."""
 
 
 def _fresh_borrowed_lock_in_child() -> None:
     """A thread that the fork did not take along may hold the parent's."""
     global _lock
-    _lock = Lock()
+    _lock = RLock()
 
 
 os.register_at_fork(after_in_child=_fresh_borrowed_lock_in_child)
@@ -130,11 +131,18 @@ class BorrowedNames:
                 return code
             if not found:
                 break
+        global _adding
         fd = os.open(self._path, os.O_RDWR | os.O_CLOEXEC)
         try:
             with _lock:
-                fcntl.lockf(fd, fcntl.LOCK_EX, fmt.NAME_CAPACITY * fmt.NAME_BYTES, fmt.NAMES_AT)
-                return self._find_or_add_behind(name)
+                if _adding:
+                    return fmt.CODE_OTHER
+                _adding = True
+                try:
+                    fcntl.lockf(fd, fcntl.LOCK_EX, fmt.NAME_CAPACITY * fmt.NAME_BYTES, fmt.NAMES_AT)
+                    return self._find_or_add_behind(name)
+                finally:
+                    _adding = False
         finally:
             os.close(fd)  # which unlocks
 

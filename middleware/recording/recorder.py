@@ -178,7 +178,7 @@ class Recorder:
     def _copy_names(self) -> None:
         with names.lock:  # A name made meanwhile would reach neither the copy nor the table.
             names.tables.add(self)
-            for name, code in names.CODES.items():
+            for name, code in list(names.CODES.items()):
                 self.write_name(code, names.encode(name))
 
     def close(self) -> None:

@@ -13,7 +13,7 @@ from contextlib import suppress
 from contextvars import ContextVar
 from itertools import count
 from struct import Struct
-from threading import Lock
+from threading import RLock
 
 from stagescope.middleware.otel_context import Nesting
 from stagescope.middleware.recording.recorder import Recorder
@@ -23,13 +23,14 @@ from stagescope.recorder import format as fmt
 current: ContextVar[Timeline | None] = ContextVar("stagescope_timeline", default=None)
 """The timeline of the request that this task or thread works for."""
 
-_chain_lock = Lock()
+_chain_lock = RLock()
+"""Reentrant, for a signal handler of the app's may open a stage while this thread holds it."""
 
 
 def _fresh_lock_in_child() -> None:
     """A thread that the fork did not take along may hold the parent's."""
     global _chain_lock
-    _chain_lock = Lock()
+    _chain_lock = RLock()
 
 
 os.register_at_fork(after_in_child=_fresh_lock_in_child)
@@ -202,20 +203,35 @@ class Timeline:
         if chained >= fmt.MAX_CHAIN:
             return None
         with _chain_lock:
-            chain = self.chain = self.chain or []
+            if self.chain is None:
+                self.chain = []
+            chain = self.chain
             if self.done:
                 return None  # Ended by another thread meanwhile; see finish.
-            while len(chain) < chained:
-                chain.append(self._chained_slot(len(chain) + 1))
+            while (position := len(chain) + 1) <= chained:
+                self._add_slot(chain, position, position)
         return chain[chained - 1], at
+
+    def _add_slot(self, slots: list[Slot], number: int, position: int) -> Slot | None:
+        """Add a slot as the *number*th of *slots*; None where there is one by now."""
+        slot = self._chained_slot(position)
+        # A signal handler of this thread may have been faster, but does not come between the
+        # question and the answer: no call stands between them.
+        if not slots[number - 1 :]:
+            slots.append(slot)
+            return slot
+        self.recorder.discard(slot)
+        return None
 
     def _chained_slot(self, position: int) -> Slot:
         slot = self.recorder.acquire()
-        _pack_opened(
-            slot.raw, 0, fmt.KIND_CHAIN, 0, position, self.start_ns, self.trace_id, self.span_id,
-            b"", b"", b"", b"",
-        )  # fmt: skip
-        slot.raw[fmt.STATE_AT] = fmt.STATE_OPEN
+        try:
+            _pack_opened(
+                slot.raw, 0, fmt.KIND_CHAIN, 0, position, self.start_ns, self.trace_id,
+                self.span_id, b"", b"", b"", b"",
+            )  # fmt: skip
+        finally:
+            slot.raw[fmt.STATE_AT] = fmt.STATE_OPEN
         return slot
 
     def inject(self) -> int | None:
@@ -224,12 +240,14 @@ class Timeline:
         None where this timeline has no place in a file, or no slot is free.
         """
         with _chain_lock:
-            lent = self.lent = self.lent or []
+            if self.lent is None:
+                self.lent = []
+            lent = self.lent
             if self.done or self.recorder.abandoned:
                 return None
-            slot = self._chained_slot(fmt.MAX_CHAIN + len(lent))
-            lent.append(slot)
-        return slot.at if slot.listed else None
+            number = len(lent) + 1
+            slot = self._add_slot(lent, number, fmt.MAX_CHAIN + number - 1)
+        return slot.at if slot is not None and slot.listed else None
 
     def finish(
         self,

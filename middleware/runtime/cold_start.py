@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from threading import Lock
+from threading import RLock
 
 from stagescope import settings
 from stagescope.middleware.recording.guard import guarded
@@ -104,7 +104,8 @@ Getter = Callable[[], Timeline | None]
 """How `stage` finds the timeline that it writes to."""
 
 _followers: list[Callable[[Getter], None]] = []
-_lock = Lock()
+_lock = RLock()
+"""Reentrant, as a signal handler may open a stage while this thread holds it."""
 _cold = not settings.DISABLE.on()
 _timeline: ColdTimeline | None = None
 _part = -1
@@ -147,8 +148,9 @@ def begin() -> ColdTimeline | None:
     with _lock:
         if _timeline is None:
             timeline = ColdTimeline(process_start_ns(), time.monotonic_ns)
-            _part = timeline.open_at(intern(IMPORTS), timeline.start_ns)
-            _timeline = timeline
+            part = timeline.open_at(intern(IMPORTS), timeline.start_ns)
+            if _timeline is None:  # A signal handler of this thread may have been faster.
+                _timeline, _part = timeline, part
     return _timeline
 
 
@@ -294,7 +296,7 @@ def first_request() -> bool:
 def _begin_anew_in_child() -> None:
     """A forked child starts cold: its start is the fork."""
     global _lock, _cold, _timeline, _awaited
-    _lock = Lock()
+    _lock = RLock()
     _timeline = None
     _awaited = True
     _cold = not settings.DISABLE.on()

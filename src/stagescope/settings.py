@@ -85,7 +85,7 @@ class Setting:
         if not value:
             return ""
         if self.is_number:
-            wrong = not _positive(value)
+            wrong = value not in self.allowed and not _positive(value)
         elif self.known:
             names = _names(self.text(environ))
             wrong = names != ("off",) and not set(names) <= set(self.known)
@@ -160,9 +160,10 @@ APP_SPANS = Setting(
     "exported to one place, always (`1`), or never (`0`) (docs/hooks/fastapi.md).",
     read_by=SERVER, allowed=("auto", "1", "0"),
 )  # fmt: skip
-INGRESS = _switch(
-    "INGRESS", "1", "`0` ignores the proxy's `X-Request-Start`: for a proxy whose clock is not "
-    "that of this host.", read_by=SERVER,
+INGRESS = Setting(
+    "INGRESS", "10", "How far back a proxy's `X-Request-Start` is believed, an hour at most; `0` "
+    "ignores it: for a proxy whose clock is not that of this host.", read_by=SERVER,
+    allowed=("0", "off"), form="seconds, or `0`", is_number=True,
 )  # fmt: skip
 GIL = _switch(
     "GIL", "0", "Measures the wait for the interpreter's lock, ten times a second (docs/waits.md).",

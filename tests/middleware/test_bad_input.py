@@ -7,8 +7,10 @@ import os
 import resource
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +19,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from stagescope.middleware.asgi import StageMiddleware
-from stagescope.middleware.recording import names
+from stagescope.middleware.recording import guard, names
+from stagescope.middleware.recording.recorder import Recorder
 from stagescope.middleware.stage import stage
+from stagescope.middleware.types import Receive, Scope, Send
 from stagescope.recorder import format as fmt
 from stagescope.testing.recording import Recording
 from tests.support.serving import exchange, served
@@ -45,8 +49,9 @@ def recording(tmp_path: Path) -> Iterator[Recording]:
 @pytest.fixture
 def few_names(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Give the process its table of stage names back as it was, and nothing said yet."""
-    monkeypatch.setattr(names, "_said", set())
+    monkeypatch.setattr(guard, "_said", set())
     before = dict(names.CODES)
+    monkeypatch.setattr(names, "_next_code", count(len(before) + 1).__next__)
     yield
     names.CODES.clear()
     names.CODES.update(before)
@@ -331,3 +336,44 @@ def test_nothing_secret_reaches_the_file(http: str, recording: Recording) -> Non
     data = recording.path.read_bytes()
     assert b"run-1" in data
     assert SECRET.encode() not in data
+
+
+def test_a_forged_stamp_takes_no_slot(tmp_path: Path) -> None:
+    """A stamp from before the host was up is not believed, and no request's slot is lost by it."""
+    base_ns = time.monotonic_ns()
+    recorder = Recorder(
+        memoryview(bytearray(fmt.file_bytes(4, 8))),
+        in_flight_slots=4,
+        ring_slots=8,
+        clock=lambda: time.monotonic_ns() - base_ns + 1_000_000_000,  # Up for a second.
+    )
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"x"})
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request"}
+
+    async def send(message: Any) -> None:
+        return
+
+    async def main() -> None:
+        for _ in range(10):
+            stamp = b"t=%.3f" % (time.time() - 5)
+            await StageMiddleware.around(app, recorder)(
+                {"type": "http", "method": "GET", "path": "/",
+                 "headers": [(b"x-request-start", stamp)]}, receive, send,
+            )  # fmt: skip
+
+    asyncio.run(main())
+
+    assert len(getattr(recorder.take_slot, "__self__")) == 4  # noqa: B009 - bound method of a deque
+
+
+def test_a_clock_that_steps_back_takes_no_slot(recording: Recording) -> None:
+    """Such a request is recorded with no duration rather than not at all."""
+    with recording.request() as timeline:
+        timeline.start_ns += 60_000_000_000
+
+    assert [record.duration_ns for record in recording.requests] == [0]
