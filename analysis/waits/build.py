@@ -16,7 +16,8 @@ from stagescope.analysis.report import Held, Holder, Own, Part, Wait
 from stagescope.analysis.resources.model import Resources
 from stagescope.analysis.sources import RunTables, rows, stored, uploaded
 from stagescope.analysis.statistics import figures
-from stagescope.analysis.waits.split import CAUSES, Served, Waits, split
+from stagescope.analysis.waits.requests import Served, Waits
+from stagescope.analysis.waits.split import CAUSES, split
 from stagescope.stages import WaitFact, stage_of
 
 NAMED = {"threadpool": ("queue.threadpool",), "batch": ("queue.batch", "batch", "batch.wait")}

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
-from stagescope.analysis.waits.split import Served, Waits, segments, split
-from stagescope.stages import WaitFact
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stagescope.analysis.waits.requests import Served, Waits, segments
+from stagescope.analysis.waits.split import split
+from stagescope.stages import WaitFact, partition
 
 MS = 1_000_000
 
@@ -112,3 +117,17 @@ def test_the_interpreters_lock_is_an_estimate_between_bounds() -> None:
     waiting = request("b", 9_000, [("inference", 0, 8)], [("thread", 0, 8), ("off", 0, 4)])
     charge = split([*alone, beside, waiting])["b"].charges["inference", "gil"]
     assert (charge.low_ns, charge.ns, charge.high_ns) == (0, 4 * MS, 4 * MS)
+
+
+SPANS = st.lists(st.tuples(st.integers(-3, 40), st.integers(-3, 40)).map(sorted), max_size=6)
+
+
+@given(SPANS)
+def test_segments_are_the_partition_as_stretches(spans: list[list[int]]) -> None:
+    """Each stage has as many ns of the segments as the partition charges to it."""
+    stages = [(str(index), first, last) for index, (first, last) in enumerate(spans)]
+    sums: Counter[str] = Counter()
+    for first, last, stage in segments(Served("a", "p", 100, 30, 100, stages, [])):
+        sums[stage] += last - first
+    amounts, other = partition([(first, last) for first, last in spans], 30)
+    assert sums == Counter({str(n): ns for n, ns in enumerate(amounts)}) + Counter(other=other)
