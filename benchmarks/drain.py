@@ -1,6 +1,6 @@
 """How fast one core drains recorder files, step by step, and in how much memory.
 
-    PYTHONPATH=src python benchmarks/drain.py [--records 32768] [--rings 4] [--json FILE]
+    PYTHONPATH=src:. python benchmarks/drain.py [--records 32768] [--rings 4] [--json FILE]
 
 Every record is a request with six stages. Each row adds a step to the one above it:
 reading and decoding; the histograms that /metrics shows; the run store, for records of a load run.
@@ -26,7 +26,7 @@ from stagescope.agent.pipeline import sinks_from_environment
 from stagescope.agent.sinks import Sink
 from stagescope.agent.store.runs import RunStore
 from stagescope.records import Record
-from stagescope.testing.rings import write_ring
+from tests.support.rings import write_ring
 
 
 @dataclass(frozen=True, slots=True)

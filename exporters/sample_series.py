@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from stagescope.samples import LEVEL, SAMPLE_NAMES, Sample, SampleName
+from stagescope.sample_names import SAMPLE_NAMES
+from stagescope.samples import LEVEL, Sample, SampleName
 from stagescope.semconv import HARDWARE_ID, PROCESS_PID
 
 MAX_SERIES: Final = 2_000

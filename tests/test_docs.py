@@ -113,3 +113,15 @@ def test_index_is_whole() -> None:
     pages = {path for path in documents() if (ROOT / "docs") in path.parents}
     missing = sorted(str(page.relative_to(index.parent)) for page in pages - named)
     assert not missing, f"docs/README.md does not link to {', '.join(missing)}"
+
+
+def test_printed_parts_are_as_the_code_has_them() -> None:
+    """The tables that `scripts/pages` prints into the documents are up to date."""
+    done = subprocess.run(
+        [sys.executable, ROOT / "scripts" / "pages", "--check"],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr

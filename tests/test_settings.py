@@ -49,14 +49,6 @@ def test_every_variable_that_the_product_names_is_defined() -> None:
     assert named <= known
 
 
-def test_the_page_is_printed_from_the_table() -> None:
-    """docs/configuration.md is `settings.page()`."""
-    assert (ROOT / "docs" / "configuration.md").read_text("utf-8") == settings.page()
-
-
-@pytest.mark.parametrize(
-    ("value", "on"), [("", False), ("0", False), ("off", False), ("1", True), ("yes", True)]
-)
 def test_a_switch(value: str, on: bool) -> None:
     """`0` and its like are off, anything else is on, and nothing is the default."""
     assert settings.GIL.on({settings.GIL.name: value}) is on

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from stagescope.columns import HOST_CLOCK, column
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,30 +33,34 @@ class KernelRow:
     A row of kind `stage` sums its stage up: its `busy_ns` is the union of all device work in it.
     """
 
-    capture_id: str
-    pid: int
-    start_ns: int
-    """The capture's recording, monotonic."""
-    end_ns: int
-    stage: str
-    """Full name; empty for work that no stage launched."""
-    kind: str
-    """`stage`, `kernel`, `copy`, `memset` or `operator` (CPU)."""
-    name: str
-    """As the profiler writes it; of a row of kind `stage`, empty."""
-    device: str
-    """`cuda:0`, `cpu`."""
-    launches: int
-    busy_ns: int
-    """Sum over launches (kind `stage`: union); operators: self time."""
-    span_ns: int
-    """Kind `stage`: how long the stage was open in the capture; else 0."""
-    idle_ns: int
-    """Kind `stage`: of span_ns, how long the device had nothing to do; else 0."""
-    host_wait_ns: int
-    """Kind `stage`: of idle_ns, how long the next launch had not begun when the last work ended
-    (HTA's host wait, `hta/analyzers/breakdown_analysis.py`); else 0."""
-    bound: str
-    """Kind `stage`: `launch`, `kernel`, `copy`, `sync`, `mixed`, or empty where it cannot be told."""
-    unmatched: int
-    """Kind `stage`: launches whose work was not seen; else 0."""
+    capture_id: str = field(metadata=column("the capture that saw it"))
+    pid: int = field(metadata=column("process id"))
+    start_ns: int = field(metadata=column(f"begin of recording; {HOST_CLOCK}"))
+    end_ns: int = field(metadata=column("its end"))
+    stage: str = field(metadata=column("full name of the stage that launched it; empty: none"))
+    kind: str = field(metadata=column("`stage`, `kernel`, `copy`, `memset` or `operator` (CPU)"))
+    name: str = field(metadata=column("as the profiler writes it; empty for kind `stage`"))
+    device: str = field(metadata=column("`cuda:0`, `cpu`"))
+    launches: int = field(metadata=column("how often"))
+    busy_ns: int = field(
+        metadata=column("sum over launches; of a stage the union; of operators self time")
+    )
+    span_ns: int = field(metadata=column("kind `stage`: how long the stage was open; else 0"))
+    idle_ns: int = field(
+        metadata=column("kind `stage`: of span_ns, how long the device had no work; else 0")
+    )
+    host_wait_ns: int = field(
+        metadata=column(
+            "kind `stage`: of idle_ns, how long the next launch had not begun when the last work "
+            "ended; else 0"
+        )
+    )
+    """HTA's host wait, `hta/analyzers/breakdown_analysis.py`."""
+    bound: str = field(
+        metadata=column(
+            "kind `stage`: `launch`, `kernel`, `copy`, `sync`, `mixed`; empty: cannot be told"
+        )
+    )
+    unmatched: int = field(
+        metadata=column("kind `stage`: launches whose work was not seen; else 0")
+    )

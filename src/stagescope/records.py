@@ -6,9 +6,10 @@ Ids are lower-case hex, as in W3C Trace Context: 32 digits a trace, 16 a span.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 
+from stagescope.columns import RUN_CLOCKS, column
 from stagescope.stages import (
     CAPTURE,
     FIRST_REQUEST,
@@ -56,13 +57,16 @@ class InstrumentCost:
 class Process:
     """The served process that wrote a recorder file."""
 
-    ring_id: str
-    """32 hex digits, new for each recorder file; OpenTelemetry's `service.instance.id`."""
-    pid: int
-    service: str
-    host: str
-    boot_id: str
-    """Where two boot ids are equal, one monotonic clock serves both."""
+    ring_id: str = field(
+        metadata=column(
+            "the process that wrote it (`service.instance.id`): 32 hex digits, new for each "
+            "recorder file"
+        )
+    )
+    pid: int = field(metadata=column("process id on its host"))
+    service: str = field(metadata=column("service name"))
+    host: str = field(metadata=column("host name"))
+    boot_id: str = field(metadata=column("equal to the client's: one monotonic clock serves both"))
     anchor: Anchor
     cost: InstrumentCost
     version: str
@@ -75,51 +79,78 @@ class RequestRecord:
     """One request: its identity, its outcome and its timeline."""
 
     process: Process
-    seq: int
-    """Position in the recorder file, from 0; -1 for a record found in flight in a dead process."""
-    state: State
-    trace_id: str
-    span_id: str
-    parent_span_id: str
-    """Empty where the request brought no trace."""
+    seq: int = field(
+        metadata=column("position in that process's recorder file, from 0; -1: it died in flight")
+    )
+    state: State = field(metadata=column("`finished` or `died`"))
+    trace_id: str = field(metadata=column("joins `client.trace_id`"))
+    span_id: str = field(metadata=column("the server's span"))
+    parent_span_id: str = field(
+        metadata=column("joins `client.span_id`; empty where the request brought no trace")
+    )
     internal: bool
     """True where the app already had a span around us (then ours is INTERNAL, else SERVER)."""
     sampled: bool
     """The sampled flag of the incoming `traceparent`; True where there was none."""
     run_id: str
     """The load run that sent it (W3C baggage `stagescope.run`); empty outside load runs."""
-    start_ns: int
-    duration_ns: int
-    method: str
-    path: str
-    """Without the query string; cut after 128 bytes."""
-    route: str
-    status: int
-    """0 where no response was started."""
-    error: str
-    """Class name of the exception that ended it, `disconnect`, `incomplete`, or empty."""
-    request_bytes: int
-    response_bytes: int
-    first_byte_ns: int
-    """Since start_ns, when the first body byte had been handed over; 0 if none was."""
-    send_wait_ns: int
-    """Time in which the server waited for the client to take bytes."""
-    chunks: int
-    stages: tuple[StageSpan, ...]
-    batch_ids: tuple[str, ...]
-    stages_dropped: int
-    """Openings that found no room; their time stays with the stage around them."""
+    start_ns: int = field(metadata=column(f"when the middleware first saw it; {RUN_CLOCKS}"))
+    duration_ns: int = field(metadata=column("until the last byte was handed over"))
+    method: str = field(metadata=column("HTTP method"))
+    path: str = field(metadata=column("without query string, at most 128 bytes"))
+    route: str = field(metadata=column("route template where known, else empty"))
+    status: int = field(metadata=column("HTTP status; 0 where no response was started", small=True))
+    error: str = field(
+        metadata=column("class name of the exception, `disconnect`, `incomplete`, or empty")
+    )
+    request_bytes: int = field(metadata=column("body bytes read"))
+    response_bytes: int = field(metadata=column("body bytes written"))
+    first_byte_ns: int = field(
+        metadata=column(
+            "since start_ns, when the first body byte had been handed over; 0 where none was"
+        )
+    )
+    send_wait_ns: int = field(metadata=column("waiting for the client to take bytes"))
+    chunks: int = field(metadata=column("body messages written", small=True))
+    stages: tuple[StageSpan, ...] = field(
+        metadata=column("every opening of a stage, by full name, with what it is charged")
+    )
+    batch_ids: tuple[str, ...] = field(metadata=column("batches that it was a member of"))
+    stages_dropped: int = field(
+        metadata=column(
+            "openings that found no room in the record; their time stays with the stage around",
+            small=True,
+        )
+    )
     nested: bool = False
     """True where the app's own spans hang under those of this request, and miss them if dropped."""
-    chunk_gaps: int = 0
-    """Times between a chunk of the body that held bytes and the next one: between tokens, where a
-    model streams them. A stream has one less than such chunks."""
-    chunk_gap_sum_ns: int = 0
-    chunk_gap_max_ns: int = 0
-    stalls: tuple[StageStall, ...] = ()
-    """What stages were charged while the process stood still, or was profiled; docs/waits.md."""
-    wait_facts: tuple[WaitFact, ...] = ()
-    """Of requests of a load run: when they ran on the event loop and waited for it."""
+    chunk_gaps: int = field(
+        default=0,
+        metadata=column("times between one body chunk with bytes and the next", small=True),
+    )
+    chunk_gap_sum_ns: int = field(
+        default=0,
+        metadata=column(
+            "their sum; divided by chunk_gaps, the mean time between chunks, or tokens"
+        ),
+    )
+    chunk_gap_max_ns: int = field(default=0, metadata=column("the longest of them"))
+    stalls: tuple[StageStall, ...] = field(
+        default=(),
+        metadata=column(
+            "what its stages, and `other`, were charged while the process stood still, by cause: "
+            "`loop`, `gc`, `capture`; null: not known"
+        ),
+    )
+    wait_facts: tuple[WaitFact, ...] = field(
+        default=(),
+        metadata=column(
+            "when it ran on the event loop (`ran`), waited for it (`ready`, `due`), awaited "
+            "something else (`awaited`), a thread worked for it (`thread`) or was not on a core "
+            "(`queued`, `off`), and when its process stood still (`gc`); null: not known; see "
+            "waits.md"
+        ),
+    )
 
     @property
     def profiled(self) -> bool:
@@ -158,24 +189,26 @@ class BatchRecord:
     """One batch: a span of its own, with links to all its members."""
 
     process: Process
-    seq: int
-    state: State
-    batch_id: str
-    """16 hex digits; also the span id of the batch's span."""
-    trace_id: str
-    """A trace of the batch's own, never the first member's."""
-    model: str
-    start_ns: int
-    """When the worker was free and the first member was there."""
-    duration_ns: int
-    error: str
-    size: int
-    """Members, also where `members` lists fewer (see members_dropped)."""
-    members: tuple[Member, ...]
+    seq: int = field(metadata=column("position in that process's recorder file"))
+    state: State = field(metadata=column("`finished` or `died`"))
+    batch_id: str = field(
+        metadata=column("16 hex digits, the id of the batch's span; joins `server.batch_ids`")
+    )
+    trace_id: str = field(metadata=column("the batch's own trace, never a member's"))
+    model: str = field(metadata=column("model name, where given"))
+    start_ns: int = field(
+        metadata=column(f"when the worker was free and the first member there; {RUN_CLOCKS}")
+    )
+    duration_ns: int = field(metadata=column("until the batch was done"))
+    error: str = field(metadata=column("class name of the exception, or empty"))
+    size: int = field(metadata=column("members, also where `members` lists fewer", small=True))
+    members: tuple[Member, ...] = field(metadata=column("ids of the members"))
     members_dropped: int
-    device_ns: int
-    """Device time of the whole batch; 0 where it was not measured."""
-    stages: tuple[StageSpan, ...]
+    """Members that the record had no room to name."""
+    device_ns: int = field(
+        metadata=column("device time of the whole batch; 0 where it was not measured")
+    )
+    stages: tuple[StageSpan, ...] = field(metadata=column("the batch's own stages"))
     run_id: str
     """The load run of its members; empty where they have none or several."""
 

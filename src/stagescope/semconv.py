@@ -1,21 +1,18 @@
-"""Every attribute and metric name that we emit, once; docs/attributes.md is printed from here.
+"""Every attribute and metric name that we emit, once; docs/attributes.md is printed from it.
 
 Names, types and stability are OpenTelemetry's where a convention exists
 (https://opentelemetry.io/docs/specs/semconv/, release 1.38); `model_server.*` where none does.
-The names of samples stand in samples.py. `python -m stagescope.semconv
-docs/attributes.md` brings the page up to date.
+The names of samples stand in sample_names.py; `scripts/pages` prints the page.
 Durations in attributes are whole nanoseconds and say so in the name.
 """
 
 from __future__ import annotations
 
 import re
-import sys
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
-from stagescope.samples import LEVEL, SAMPLE_NAMES, SampleName
+from stagescope.samples import LEVEL, SampleName
 
 SERVICE_NAME: Final = "service.name"
 SERVICE_INSTANCE_ID: Final = "service.instance.id"
@@ -368,54 +365,3 @@ def prometheus_unit(named: SampleName) -> str:
 def prometheus_label(name: str) -> str:
     """Return an attribute's name as a label's."""
     return _NOT_IN_A_NAME.sub("_", name).strip("_")
-
-
-def page_tables() -> str:
-    """Return the tables of docs/attributes.md; its test prints them where the page is behind."""
-    parts = [
-        f"### On the {place}\n\n{_attribute_table(place)}"
-        for place in (RESOURCE, REQUEST_SPAN, STAGE_SPAN, BATCH_SPAN, COLD_START_SPAN)
-    ]
-    metrics = f"### Metrics\n\n{_metric_table()}"
-    return "\n\n".join((*parts, metrics, f"### Samples\n\n{_sample_table()}"))
-
-
-def rewrite(page: Path) -> None:
-    """Put the tables as the code has them into docs/attributes.md, in the place of the old ones."""
-    text = page.read_text("utf-8")
-    first, last = text.index(f"### On the {RESOURCE}\n"), text.rindex("\n| `")
-    end = text.index("\n", last + 1)
-    page.write_text(text[:first] + page_tables() + text[end:], "utf-8")
-
-
-def _attribute_table(place: str) -> str:
-    rows = [
-        f"| `{a.name}` | {a.type} | {a.unit} | {a.doc} | {a.stability} |"
-        for a in ATTRIBUTES
-        if place in a.on
-    ]
-    return "\n".join(("| name | type | unit | holds | stability |", "| --- " * 5 + "|", *rows))
-
-
-def _metric_table() -> str:
-    rows = [
-        f"| `{m.name}` | `{m.prometheus}` | {m.type} | {m.unit} | "
-        f"{', '.join(f'`{label}`' for label in m.labels)} | {m.doc} | {m.stability} |"
-        for m in (*METRICS, *COLLECTOR_METRICS)
-    ]
-    head = "| name | in Prometheus | type | unit | labels | holds | stability |"
-    return "\n".join((head, "| --- " * 7 + "|", *rows))
-
-
-def _sample_table() -> str:
-    rows = [
-        f"| `{s.name}` | `{prometheus_name(s)}{'' if s.kind == LEVEL else '_total'}` | {s.kind} | "
-        f"{s.unit} | {f'`{s.detail}`' if s.detail else ''} | {s.doc} | {s.stability} |"
-        for s in SAMPLE_NAMES
-    ]
-    head = "| name | in Prometheus | kind | unit | told apart by | holds | stability |"
-    return "\n".join((head, "| --- " * 7 + "|", *rows))
-
-
-if __name__ == "__main__":
-    rewrite(Path(sys.argv[1]))

@@ -2,7 +2,7 @@
 
 A variable is read when it is needed, here and nowhere else. In a served process a wrong value is
 logged once and its default counts; `stagescope agent` asks `problems` first and refuses to start.
-`python -m stagescope.settings docs/configuration.md` brings the page up to date.
+`scripts/pages` prints docs/configuration.md from here.
 """
 
 from __future__ import annotations
@@ -256,36 +256,3 @@ def problems(environ: Mapping[str, str]) -> Iterator[str]:
             )
             if sentence:
                 yield sentence
-
-
-def page() -> str:
-    """Return docs/configuration.md."""
-    lines = [
-        "# Configuration",
-        "",
-        "Nothing has to be configured.",
-        "These variables of the environment change what the served process and the agent do.",
-        "Command-line options win over them.",
-        "A wrong value is one sentence in a served process's log, and the default counts.",
-        "`stagescope agent` refuses to start with one: exit code 2.",
-        "`stagescope doctor` shows those that are set, with what is wrong with them.",
-        "OpenTelemetry's own variables are in [exporters.md](exporters.md).",
-        "",
-        "This page is printed by `python -m stagescope.settings docs/configuration.md`.",
-        "",
-        "| variable | values | default | read by | what it does |",
-        "| --- | --- | --- | --- | --- |",
-    ]
-    for setting in SETTINGS:
-        default = f"`{setting.default}`" if setting.default else "not set"
-        lines.append(
-            f"| `{setting.name}` | {setting.form} | {default} | {setting.read_by} | {setting.help} |"
-        )
-    return "\n".join(lines) + "\n"
-
-
-if __name__ == "__main__":
-    import sys
-
-    with open(sys.argv[1], "w", encoding="utf-8") as file:
-        file.write(page())

@@ -6,10 +6,12 @@ import os
 import re
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
+
+from stagescope.columns import HOST_CLOCK, column
 
 
 class Frame(NamedTuple):
@@ -24,32 +26,38 @@ class Frame(NamedTuple):
 class StackSpan:
     """One thread's stack, as long as sampling saw it unchanged."""
 
-    pid: int
-    thread_id: int
-    """The operating system's id of the thread; 0 where the sampler cannot tell."""
-    thread: str
-    """Its name."""
-    start_ns: int
-    """On the host's monotonic clock, like all of a record's times."""
-    end_ns: int
-    """start_ns + samples * period: what these samples stand for."""
-    samples: int
-    stage: str
-    """Full name of the stage whose code this is; empty where none is known."""
-    by: str
-    """How the stage is known: `marker` (a frame of ours), `block` (the frame's line lies in a
-    `with stage(...)` of its source), `interval` (one request alone was being served), or `none`."""
-    running: bool
-    """False where the thread waits, by the name of what it waits in."""
-    frames: tuple[Frame, ...]
-    """Outermost first, without frames of ours."""
-    reason: str
-    """Why it was sampled: `window`, `loop_lag`, `slow`, `oom`, `demand`."""
-    how: str
-    """Who sampled: `py-spy` or `in-process`."""
-    cpu_ns: int | None = None
-    """CPU time that the thread used meanwhile, native threads' that worked for it included, by the
-    kernel's count; None where that was not read."""
+    pid: int = field(metadata=column("process id"))
+    thread_id: int = field(metadata=column("the operating system's id of the thread; 0: not known"))
+    thread: str = field(metadata=column("the thread's name"))
+    start_ns: int = field(metadata=column(f"when it was first seen; {HOST_CLOCK}"))
+    end_ns: int = field(metadata=column("start_ns and what its samples stand for"))
+    samples: int = field(metadata=column("how often it was seen", small=True))
+    stage: str = field(
+        metadata=column("full name of the stage whose code it is; empty: none known")
+    )
+    by: str = field(
+        metadata=column(
+            "how the stage is known: `marker` (a frame of stagescope's), `block` (the line lies in "
+            "a `with stage(...)`), `interval` (one request alone was served), or `none`"
+        )
+    )
+    running: bool = field(
+        metadata=column("false where the thread waits, by the name of what it waits in")
+    )
+    frames: tuple[Frame, ...] = field(
+        metadata=column("`function (file:line)`, outermost first, without stagescope's own")
+    )
+    reason: str = field(
+        metadata=column("why it was sampled: `window`, `loop_lag`, `slow`, `oom` or `demand`")
+    )
+    how: str = field(metadata=column("who sampled: `py-spy` or `in-process`"))
+    cpu_ns: int | None = field(
+        default=None,
+        metadata=column(
+            "CPU time that the thread used meanwhile, with that of native threads that worked for "
+            "it; null: not read"
+        ),
+    )
 
     @property
     def seen_ns(self) -> int:

@@ -11,9 +11,9 @@ import pytest
 from stagescope.agent.loop import Agent
 from stagescope.agent.pipeline import sinks_from_environment
 from stagescope.testing import wait_until
-from stagescope.testing.rings import write_ring
 from stagescope.testing.spool import short_spool
 from tests.support.otlp import Behaviour, OtlpReceiver
+from tests.support.rings import write_ring
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ import pytest
 from stagescope.agent.drain import Drain
 from stagescope.recorder import format as fmt
 from stagescope.records import Record, RequestRecord, State, last_stage
-from stagescope.testing.rings import Opening, RingWriter, write_ring
 from stagescope.testing.spool import short_spool
+from tests.support.rings import Opening, RingWriter, write_ring
 
 
 @pytest.fixture

@@ -18,10 +18,10 @@ from stagescope.agent.lock import holder, try_hold
 from stagescope.embedded import EmbeddedAgent, start_embedded_agent
 from stagescope.errors import StagescopeError
 from stagescope.testing import wait_until
-from stagescope.testing.rings import write_ring
 from stagescope.testing.spool import short_spool
 from tests.support.agents import AgentProcesses
 from tests.support.otlp import OtlpReceiver
+from tests.support.rings import write_ring
 
 
 @pytest.fixture

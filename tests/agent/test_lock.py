@@ -13,9 +13,9 @@ from stagescope.agent.lock import AGENT, held, holder, try_hold
 from stagescope.errors import EXIT_HELD, StagescopeError
 from stagescope.recorder.spool import LOCK_NAME, SOCKET_NAME
 from stagescope.testing import wait_until
-from stagescope.testing.rings import RingWriter
 from stagescope.testing.spool import short_spool
 from tests.support.agents import AgentProcesses
+from tests.support.rings import RingWriter
 
 
 def test_a_lock_that_was_deleted_is_no_longer_valid(tmp_path: Path) -> None:

@@ -11,9 +11,9 @@ from stagescope.agent.collectors import PeriodicTask
 from stagescope.agent.loop import LONGEST_PAUSE_S, SHORTEST_PAUSE_S, Agent, next_pause_s
 from stagescope.records import Record
 from stagescope.testing import wait_until
-from stagescope.testing.rings import write_ring
 from stagescope.testing.spool import short_spool
 from tests.support.agents import running_agent
+from tests.support.rings import write_ring
 from tests.support.sinks import KeepingSink
 
 

@@ -12,9 +12,9 @@ from prometheus_client.parser import text_string_to_metric_families as plain_tex
 from stagescope.agent.collectors import PeriodicTask
 from stagescope.agent.loop import Agent
 from stagescope.agent.pipeline import sinks_from_environment
-from stagescope.testing.rings import write_ring
 from stagescope.testing.spool import short_spool
 from tests.support.otlp import OtlpReceiver
+from tests.support.rings import write_ring
 
 
 @pytest.fixture

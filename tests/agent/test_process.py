@@ -13,9 +13,9 @@ from stagescope.agent.api.client import AgentClient
 from stagescope.agent.process import Settings, run_agent
 from stagescope.errors import StagescopeError, UsageError
 from stagescope.testing import wait_until
-from stagescope.testing.rings import write_ring
 from stagescope.testing.spool import short_spool
 from tests.support.agents import AgentProcesses
+from tests.support.rings import write_ring
 
 
 @pytest.fixture

@@ -16,7 +16,8 @@ from stagescope.agent.torch import TorchSampler, samples_between
 from stagescope.middleware.probe.server import Probe, bind
 from stagescope.middleware.stage import stage
 from stagescope.middleware.torch import device_time
-from stagescope.samples import SAMPLE_NAMES, Sample
+from stagescope.sample_names import SAMPLE_NAMES
+from stagescope.samples import Sample
 from stagescope.testing import wait_until
 from stagescope.testing.clock import HandClock
 from stagescope.testing.recording import Recording

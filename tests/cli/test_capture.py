@@ -17,7 +17,7 @@ from stagescope.cli.capture import find_target
 from stagescope.errors import UsageError
 from stagescope.recorder.spool import SPOOL_VARIABLE
 from stagescope.testing import wait_until
-from stagescope.testing.rings import RingWriter
+from tests.support.rings import RingWriter
 from tests.support.torch_served import TorchServed, torch_served
 
 

@@ -12,7 +12,8 @@ from prometheus_client.parser import text_string_to_metric_families as plain_tex
 
 from stagescope.exporters.prometheus import CostCollector, SampleCollector
 from stagescope.exporters.sample_series import Series, Shown
-from stagescope.samples import AMOUNT, LEVEL, SAMPLE_NAMES, SampleName
+from stagescope.sample_names import SAMPLE_NAMES
+from stagescope.samples import AMOUNT, LEVEL, SampleName
 from stagescope.semconv import (
     COLLECTOR_METRICS,
     METRICS,

@@ -22,7 +22,7 @@ from stagescope.middleware.recording.recorder import Recorder
 from stagescope.recorder.reader import RecorderReader
 from stagescope.recorder.spool import LOCK_NAME, opened_spool, ring_files, try_lock
 from stagescope.records import RequestRecord
-from stagescope.testing.rings import RingWriter
+from tests.support.rings import RingWriter
 
 
 @pytest.fixture(autouse=True)

@@ -13,7 +13,7 @@ from stagescope.errors import RecorderFileError
 from stagescope.recorder import format as fmt
 from stagescope.recorder.reader import RecorderReader
 from stagescope.records import Record, RequestRecord
-from stagescope.testing.rings import RingWriter
+from tests.support.rings import RingWriter
 
 SIZES = (0, 100, fmt.NAMES_AT, fmt.DATA_AT, fmt.DATA_AT + 9 * fmt.SLOT_BYTES + 7)
 USES: dict[str, Callable[[RecorderReader], object]] = {

@@ -14,7 +14,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 
 from stagescope.exporters.prometheus import CostCollector, SampleCollector
 from stagescope.exporters.sample_series import Series, Shown
-from stagescope.samples import SAMPLE_NAMES
+from stagescope.sample_names import SAMPLE_NAMES
 from tests.support.evidence import sample
 
 pytestmark = pytest.mark.system

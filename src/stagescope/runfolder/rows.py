@@ -14,7 +14,8 @@ from stagescope.kernels import KernelRow
 from stagescope.records import BatchRecord, InstrumentCost, Record, RequestRecord, State, last_stage
 from stagescope.runfolder.parquet import TableFile
 from stagescope.runfolder.schema import BATCHES, KERNELS, SAMPLES, SERVER, STACKS, Table, parts_of
-from stagescope.samples import SAMPLE_NAMES, Sample
+from stagescope.sample_names import SAMPLE_NAMES
+from stagescope.samples import Sample
 from stagescope.stacks import Frame, StackSpan
 from stagescope.stages import STAGES
 

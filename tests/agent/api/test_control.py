@@ -23,10 +23,10 @@ from stagescope.errors import StagescopeError, UsageError
 from stagescope.records import BatchRecord, RequestRecord, State, last_stage
 from stagescope.samples import Sample
 from stagescope.testing import wait_until
-from stagescope.testing.rings import RingWriter, write_ring
 from stagescope.testing.spool import short_spool
 from tests.support.agents import running_agent
 from tests.support.evidence import kernel, sample, stack
+from tests.support.rings import RingWriter, write_ring
 
 
 @pytest.fixture

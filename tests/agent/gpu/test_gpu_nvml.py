@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from stagescope.samples import AMOUNT, SAMPLE_NAMES, Sample
+from stagescope.sample_names import SAMPLE_NAMES
+from stagescope.samples import AMOUNT, Sample
 from tests.support.nvml import (
     DRIVER_NOT_LOADED,
     GPU_IS_LOST,

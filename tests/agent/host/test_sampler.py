@@ -19,7 +19,8 @@ from stagescope.agent.host.sampler import HostSampler
 from stagescope.agent.loop import Agent
 from stagescope.agent.samplers import chosen
 from stagescope.agent.store.samples import SampleStore
-from stagescope.samples import AMOUNT, SAMPLE_NAMES, Sample
+from stagescope.sample_names import SAMPLE_NAMES
+from stagescope.samples import AMOUNT, Sample
 from stagescope.testing import wait_until
 from stagescope.testing.spool import short_spool
 

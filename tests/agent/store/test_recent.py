@@ -18,9 +18,9 @@ from stagescope.middleware.recording.names import intern
 from stagescope.middleware.runtime.cold_start import ColdTimeline
 from stagescope.records import ColdStartRecord
 from stagescope.testing.recording import Recording
-from stagescope.testing.rings import write_ring
 from stagescope.testing.spool import short_spool
 from tests.support.agents import running_agent
+from tests.support.rings import write_ring
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from stagescope.agent.store.serialize import parse_lines
 from stagescope.errors import UsageError
 from stagescope.recorder.reader import RecorderReader
 from stagescope.records import BatchRecord, Record, RequestRecord, State
-from stagescope.testing.rings import RingWriter
+from tests.support.rings import RingWriter
 
 
 def some_records(spool: Path, run_id: str = "run", count: int = 10) -> list[Record]:

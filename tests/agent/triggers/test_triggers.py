@@ -33,8 +33,8 @@ from stagescope.stages import StageStall
 from stagescope.testing import wait_until
 from stagescope.testing.clock import HandClock
 from stagescope.testing.records import PROCESS, request_record
-from stagescope.testing.rings import RingWriter, write_ring
 from stagescope.testing.spool import short_spool
+from tests.support.rings import RingWriter, write_ring
 
 S = 10**9
 
