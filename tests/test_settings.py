@@ -49,6 +49,9 @@ def test_every_variable_that_the_product_names_is_defined() -> None:
     assert named <= known
 
 
+@pytest.mark.parametrize(
+    ("value", "on"), [("", False), ("0", False), ("off", False), ("1", True), ("yes", True)]
+)
 def test_a_switch(value: str, on: bool) -> None:
     """`0` and its like are off, anything else is on, and nothing is the default."""
     assert settings.GIL.on({settings.GIL.name: value}) is on
