@@ -10,6 +10,7 @@ from __future__ import annotations
 HOOKS: dict[str, str] = {
     "anyio": "stagescope.middleware.hooks.anyio:HOOK",
     "asyncio": "stagescope.middleware.hooks.executors:HOOK",
+    "concurrent.futures.process": "stagescope.middleware.hooks.executors:PROCESSES",
     "bentoml": "stagescope.middleware.hooks.bentoml:HOOK",
     "fastapi": "stagescope.middleware.hooks.fastapi:HOOK",
     "granian": "stagescope.middleware.hooks.asgi_servers:GRANIAN",

@@ -17,8 +17,9 @@ from stagescope.middleware.hooks import LOADS
 from stagescope.middleware.patching import PATCHED
 from stagescope.middleware.recording.guard import guarded
 from stagescope.middleware.recording.names import CODES, intern
-from stagescope.middleware.recording.timeline import Timeline, current
+from stagescope.middleware.recording.timeline import Timeline
 from stagescope.middleware.runtime.cold_start import is_cold
+from stagescope.middleware.runtime.workers import present
 from stagescope.middleware.stage import marked, stage
 from stagescope.stages import LOAD
 
@@ -36,7 +37,7 @@ class model_call:
     _token: Token[Timeline | None] | None
 
     def __enter__(self) -> None:
-        timeline = current.get()
+        timeline = present()
         if timeline is None or timeline is _inside.get():
             self._token = None
             return

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from stagescope.middleware.hooks.model_calls import model_call
 from stagescope.middleware.patching import PATCHED
 from stagescope.middleware.recording.guard import guarded
-from stagescope.middleware.recording.timeline import Timeline, current
+from stagescope.middleware.recording.timeline import Timeline
+from stagescope.middleware.runtime.workers import present
 from stagescope.middleware.stage import marked, stage
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ class Begin:
     def __call__(self, module: nn.Module, args: object) -> None:
         if _is_compiling():
             return
-        timeline = current.get()
+        timeline = present()
         if timeline is not None:
             with guarded(timeline.recorder):
                 self._begin(module, timeline)

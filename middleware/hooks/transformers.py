@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 from stagescope.middleware.decorators import Steps
@@ -34,6 +35,8 @@ def install_generation() -> None:
     from transformers.generation.utils import GenerationMixin
 
     wrap(GenerationMixin, "generate", _timed_generate)
+    if hasattr(GenerationMixin, "_prefill"):  # Since 5.0.
+        wrap(GenerationMixin, "_prefill", _timed_prefill)
     wrap(streamers.TextStreamer, "__init__", _owned_init)
     wrap(streamers.TextIteratorStreamer, "__next__", _timed_next)
     wrap(streamers.AsyncTextIteratorStreamer, "__anext__", _timed_anext)
@@ -56,7 +59,34 @@ def on_behalf_of(streamer: object) -> Iterator[None]:
 def _timed_generate(generate: Callable[..., Any]) -> Callable[..., Any]:
     def timed(*args: Any, **kwargs: Any) -> Any:
         with on_behalf_of(kwargs.get("streamer")), model_call():
-            return generate(*args, **kwargs)
+            if _decoding.get() is not None:  # An assistant's, within another one.
+                return generate(*args, **kwargs)
+            decoding: list[stage] = []
+            token = _decoding.set(decoding)
+            try:
+                return generate(*args, **kwargs)
+            finally:
+                _decoding.reset(token)
+                for opened in decoding:
+                    opened.__exit__(None, None, None)
+
+    return timed
+
+
+_decoding: ContextVar[list[stage] | None] = ContextVar("stagescope_decoding", default=None)
+"""In `generate`: the stage `inference.decode`, once the prompt has been read."""
+
+
+def _timed_prefill(prefill: Callable[..., Any]) -> Callable[..., Any]:
+    def timed(*args: Any, **kwargs: Any) -> Any:
+        decoding = _decoding.get()
+        if decoding is None or decoding:
+            return prefill(*args, **kwargs)
+        with stage("inference.prefill"):
+            output = prefill(*args, **kwargs)
+        decoding.append(stage("inference.decode"))
+        decoding[0].__enter__()
+        return output
 
     return timed
 

@@ -51,9 +51,12 @@ class Timeline:
     """
 
     __slots__ = (
-        "chain", "clock", "codes", "done", "dropped", "indices", "lent", "nesting", "recorder", "run",
-        "slot", "span_id", "start_ns", "times", "trace_id", "waits",
+        "chain", "claims", "clock", "codes", "done", "dropped", "indices", "lent", "nesting",
+        "recorder", "run", "slot", "span_id", "start_ns", "times", "trace_id", "waits",
     )  # fmt: skip
+
+    claims: object
+    """What came from workers (see runtime/workers.py); not set before there is any."""
 
     def __init__(
         self,

@@ -103,6 +103,11 @@ ASGI_SERVERS = {"uvicorn", "hypercorn", "granian", "gunicorn"}
 Getter = Callable[[], Timeline | None]
 """How `stage` finds the timeline that it writes to."""
 
+PLAIN: Getter = current.get
+"""How it finds that in a warm process, but while a load run lasts: see workers.py."""
+
+_warm = PLAIN
+
 _followers: list[Callable[[Getter], None]] = []
 _lock = RLock()
 """Reentrant, as a signal handler may open a stage while this thread holds it."""
@@ -116,6 +121,13 @@ def follow(tell: Callable[[Getter], None]) -> None:
     """Be told, now and at each change, how a stage finds its timeline."""
     _followers.append(tell)
     tell(present if _cold else current.get)
+
+
+def find_by(getter: Getter) -> None:
+    """Let stages find their timeline by *getter*, from now on; by PLAIN: as if it had not been."""
+    global _warm
+    _warm = getter
+    _tell(present if _cold and getter is PLAIN else getter)
 
 
 def is_cold() -> bool:
@@ -135,7 +147,7 @@ def _timeline_for_stages() -> Timeline | None:
     if not timeline.in_file and settings.RUN.on() and ASGI_SERVERS & sys.modules.keys():
         _open_early(timeline)
     if timeline.full():
-        _tell(current.get)  # A loop of stages without requests: let it cost nothing.
+        _tell(_warm)  # A loop of stages without requests: let it cost nothing.
         return None
     return timeline
 
@@ -199,7 +211,7 @@ def end(error: str = "", *, at_ns: int = 0, failed: bool = False) -> None:
     with _lock:
         timeline, _timeline = _timeline, None
         _cold = False
-    _tell(current.get)
+    _tell(_warm)
     if timeline is None:
         return
     with guarded(), suppress(ValueError):  # The file is a forked parent's.
@@ -216,12 +228,11 @@ def _tell(getter: Getter) -> None:
 @contextmanager
 def aside() -> Iterator[None]:
     """Let stages cost inside what they cost in a warm process: for measuring them."""
-    _tell(current.get)
+    _tell(PLAIN)
     try:
         yield
     finally:
-        if _cold:
-            _tell(present)
+        find_by(_warm)
 
 
 class Startup:

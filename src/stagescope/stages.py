@@ -18,6 +18,7 @@ OTHER = "other"
 SUB_STAGES = (
     "queue.ingress",
     "queue.threadpool",
+    "queue.worker",
     "queue.batch",
     "preprocess.read",
     "preprocess.parse",

@@ -1,0 +1,393 @@
+"""Work that threads and tasks of the app's own do for requests that wait for it: whose it was.
+
+Many servers hand a request to a model thread through a queue, and wait for its answer. By its
+context that thread works for nobody. But whoever wakes a request after a model call, or out of
+one, made that call for it. So, while a load run lasts:
+
+- a stage or model call outside requests is a *block* of its worker, a thread or a task;
+- the blocks between two answers of a worker are a *round*;
+- whom a worker wakes after or within a round charges its blocks to the stages of their names, and
+  the time until they began to `queue.worker`, as far as the worker was busy with other rounds, and
+  to `batch.wait`, as far as it then waited for others.
+
+A stage that is marked around the waiting wins: then nothing is charged. docs/waits.md has the
+rules and what they cannot see.
+"""
+
+from __future__ import annotations
+
+import queue
+import sys
+import threading
+import time
+from collections.abc import Callable
+from itertools import count
+from typing import TYPE_CHECKING, Any, cast
+from weakref import WeakKeyDictionary
+
+from stagescope.middleware.recording.guard import guarded
+from stagescope.middleware.recording.names import CODES, intern
+from stagescope.middleware.recording.slots import ENDS, NO_CODES, NO_TIMES
+from stagescope.middleware.recording.timeline import Timeline, current
+from stagescope.middleware.runtime import cold_start
+from stagescope.recorder import format as fmt
+
+if TYPE_CHECKING:
+    import asyncio
+
+_now = time.monotonic_ns
+
+FLOOR_NS = 50_000
+"""What is shorter stays with the stage around it."""
+MOST_BLOCKS = 256
+"""Blocks of one round that are remembered, the newest."""
+CLAIMS_APART = 16
+"""Answers to one request whose blocks get an entry each; of later ones, as of the tokens of a
+stream, those of one name share an entry, and the time between them is in it."""
+
+_QUEUE = CODES["queue.worker"]
+_WAIT = CODES["batch.wait"]
+_UNMARKED = frozenset(
+    {0, fmt.CODE_OTHER, *(CODES[name] for name in CODES if name.partition(".")[0] == "respond")}
+)
+
+
+class Block:
+    """A stage that a worker opened outside requests; an end of 0: it is open."""
+
+    __slots__ = ("code", "end_ns", "start_ns")
+
+    def __init__(self, code: int, start_ns: int, end_ns: int = 0) -> None:
+        self.code = code
+        self.start_ns = start_ns
+        self.end_ns = end_ns
+
+
+class Round:
+    """What a worker did between two answers: for one request, or for one batch of them."""
+
+    __slots__ = ("blocks", "free_ns", "gathered_ns", "woke_ns")
+
+    def __init__(self, free_ns: int, gathered_ns: int) -> None:
+        self.blocks: list[Block] = []
+        self.free_ns = free_ns
+        """When the worker had answered all that came before; 0: not known."""
+        self.gathered_ns = gathered_ns
+        """When it last came back from waiting, before its first block; 0: not known."""
+        self.woke_ns = 0
+        """When it last woke somebody; 0: not yet."""
+
+
+class Worker(Timeline):
+    """Where the stages go that a thread or a task opens outside requests."""
+
+    __slots__ = ("_open", "gathered_ns", "is_task", "round")
+
+    def __init__(self, *, is_task: bool) -> None:
+        # Not the parent's __init__: that would take a slot. No entry of its own either: `stage`
+        # finds none in the views, and comes to `spill` and `close_at`.
+        self.clock = _now
+        self.codes = NO_CODES
+        self.times = NO_TIMES
+        self.indices = count(ENDS)
+        self.run = b""
+        self.trace_id = self.span_id = b""
+        self.done = False
+        self.chain = self.lent = self.nesting = None
+        self.dropped = self.waits = self.start_ns = 0
+        self.recorder = cast(Any, _Nowhere)
+        self.is_task = is_task
+        self.round: Round | None = None
+        self.gathered_ns = 0
+        self._open: dict[int, Block] = {}
+
+    def spill(self, index: int, code: int, start: int) -> None:
+        """Begin the block *index*."""
+        block = self._open[index] = Block(code, start)
+        self._present_round().blocks.append(block)
+
+    def open_at(self, code: int, at_ns: int) -> int:
+        """Begin a block; return the number that ends it."""
+        index = next(self.indices)
+        self.spill(index, code, at_ns)
+        return index
+
+    def close_at(self, index: int, at_ns: int, failed: bool = False) -> None:
+        """End the block *index*."""
+        if block := self._open.pop(index, None):
+            block.end_ns = at_ns
+
+    def recode(self, index: int, code: int, *, add: bool = False) -> None:
+        """Say that the open block *index* is of another stage."""
+        if not add and (block := self._open.get(index)):
+            block.code = code
+
+    def innermost(self, waiting: int) -> int:
+        """Return the code of the block that began last and is open."""
+        return next((block.code for block in reversed(self._open.values())), 0)
+
+    def inject(self) -> int | None:
+        """Lend nothing: there is no slot."""
+        return None
+
+    def _present_round(self) -> Round:
+        found = self.round
+        if found is None or (found.woke_ns and not self._open_beside_newest()):
+            found = self.round = Round(found.woke_ns if found else 0, self.gathered_ns)
+        if len(found.blocks) >= MOST_BLOCKS:
+            del found.blocks[0]
+        return found
+
+    def _open_beside_newest(self) -> bool:
+        """Return whether the block that just began lies in another one."""
+        return len(self._open) > 1
+
+    def adopt(self, done: Round) -> None:
+        """Take what another worker did for this one, which waited for it, as its own."""
+        if self.round is None or self.round.woke_ns:
+            self.round = Round(self.round.woke_ns if self.round else 0, 0)
+        self.round.free_ns = max(self.round.free_ns, done.free_ns)
+        self.round.blocks = [*self.round.blocks, *done.blocks][-MOST_BLOCKS:]
+        self.round.gathered_ns = min((block.start_ns for block in done.blocks), default=0)
+
+    def wake(self, at_ns: int) -> Round | None:
+        """Note that it wakes somebody; return what it did for whom it wakes, None for nothing."""
+        done = self.round
+        if done is None or not done.blocks:
+            return None
+        done.woke_ns = at_ns
+        if self.is_task:
+            done.gathered_ns = done.blocks[0].start_ns
+        return done
+
+
+class _Nowhere:
+    """Counts nothing: a worker's stages have no recorder."""
+
+    @staticmethod
+    def count(counter: str) -> None:
+        """Take no notice."""
+
+
+on = False
+"""Whether a load run lasts."""
+_local = threading.local()
+_tasks: WeakKeyDictionary[asyncio.Task[Any], Worker] = WeakKeyDictionary()
+_lock = threading.RLock()
+
+
+def present() -> Timeline | None:
+    """Return the timeline of the present request; outside one, while a load run lasts, its worker's."""
+    timeline = current.get()
+    if not on or (timeline is not None and not timeline.done):
+        return timeline
+    return here(make=True)
+
+
+def here(*, make: bool = False) -> Worker | None:
+    """Return the worker that this code runs in, None where it has done nothing yet."""
+    aio = sys.modules.get("asyncio")  # Not loaded where nobody uses it.
+    if aio is not None and aio._get_running_loop() is not None:
+        task = aio.current_task()
+        if task is not None:
+            return worker_of(task, make=make)
+    worker: Worker | None = getattr(_local, "worker", None)
+    if worker is None and make:
+        worker = _local.worker = Worker(is_task=False)
+    return worker
+
+
+def worker_of(task: asyncio.Task[Any], *, make: bool = False) -> Worker | None:
+    """Return the worker that *task* is."""
+    worker = _tasks.get(task)
+    if worker is None and make:
+        with _lock:
+            worker = _tasks.setdefault(task, Worker(is_task=True))
+    return worker
+
+
+def waking(at_ns: int) -> Round | None:
+    """Return what the present worker did for the one that it wakes now."""
+    worker = here()
+    return worker.wake(at_ns) if worker is not None else None
+
+
+class _Claims:
+    """What of a request's record came from workers."""
+
+    __slots__ = ("answers", "last")
+
+    def __init__(self) -> None:
+        self.answers = 0
+        self.last: dict[int, int] = {}
+        """The newest entry of each code."""
+
+
+def claim(timeline: Timeline, done: Round, since_ns: int, ready_ns: int) -> None:
+    """Charge to *timeline*, which waited from *since_ns* to *ready_ns*, what was done for it."""
+    if (
+        ready_ns - since_ns < FLOOR_NS
+        or timeline.innermost(0) & ~fmt.CODE_FAILED not in _unmarked()
+    ):
+        return
+    blocks = [
+        block
+        for block in done.blocks
+        # A block that began before the request did was made for others.
+        if timeline.start_ns <= block.start_ns < ready_ns
+        and (not block.end_ns or block.end_ns > since_ns)
+    ]
+    if not blocks:
+        return
+    claims: _Claims | None = getattr(timeline, "claims", None)
+    if claims is None:
+        claims = timeline.claims = _Claims()
+    claims.answers += 1
+    first_ns = min(block.start_ns for block in blocks)
+    if claims.answers <= CLAIMS_APART and first_ns > since_ns:
+        busy_ns = min(max(done.free_ns, since_ns), first_ns)
+        waited_ns = min(max(done.gathered_ns, busy_ns), first_ns)
+        _enter(timeline, _QUEUE, since_ns, busy_ns)
+        _enter(timeline, _WAIT, busy_ns, waited_ns)
+    for block in _visible(blocks, since_ns, ready_ns):
+        start, end = max(block.start_ns, since_ns), min(block.end_ns or ready_ns, ready_ns)
+        if claims.answers > CLAIMS_APART and block.code in claims.last:
+            timeline.close_at(claims.last[block.code], end)
+        else:
+            claims.last[block.code] = _enter(timeline, block.code, start, end)
+
+
+def _visible(blocks: list[Block], since_ns: int, ready_ns: int) -> list[Block]:
+    """Return the blocks, by their start, without those that lie wholly under a later one."""
+    seen: list[Block] = []
+    for block in sorted(blocks, key=lambda block: block.start_ns, reverse=True):
+        start, end = max(block.start_ns, since_ns), min(block.end_ns or ready_ns, ready_ns)
+        if not any(
+            max(later.start_ns, since_ns) <= start
+            and min(later.end_ns or ready_ns, ready_ns) >= end
+            for later in seen
+        ):
+            seen.append(block)
+    return seen[::-1]
+
+
+def _enter(timeline: Timeline, code: int, start_ns: int, end_ns: int) -> int:
+    if end_ns - start_ns < FLOOR_NS:
+        return -1
+    index = timeline.open_at(code, start_ns)
+    timeline.close_at(index, end_ns)
+    return index
+
+
+def _unmarked() -> frozenset[int]:
+    """Return the codes of stages that nobody marked: what they hold may be anything."""
+    return _UNMARKED | {CODES.get("endpoint", 0)}
+
+
+# Waking and waiting between threads: `queue.Queue`, `Event`, `Semaphore` and `Future` all come to
+# these two functions.
+
+_condition_wait = threading.Condition.wait
+_condition_notify = threading.Condition.notify
+_QUEUE_GET = queue.Queue.get.__code__
+_ANSWER = "_stagescope_answer"
+"""Of a condition: the round of whoever notified it last, and when."""
+_WAITING = "_stagescope_waiting"
+"""Of a condition: how many requests of a load run wait for it."""
+
+
+def _wait(self: threading.Condition, timeout: float | None = None) -> bool:
+    timeline = current.get()
+    if timeline is None or timeline.done or not timeline.run:
+        got = _condition_wait(self, timeout)
+        with guarded():
+            worker = here()
+            if worker is not None:
+                worker.gathered_ns = _now()
+        return got
+    since_ns = _now()
+    setattr(self, _WAITING, getattr(self, _WAITING, 0) + 1)  # The caller holds its lock.
+    try:
+        return _condition_wait(self, timeout)
+    finally:
+        setattr(self, _WAITING, getattr(self, _WAITING, 1) - 1)
+        with guarded(timeline.recorder):
+            done, at_ns = getattr(self, _ANSWER, (None, 0))
+            if done is not None and at_ns >= since_ns:
+                claim(timeline, done, since_ns, at_ns)
+
+
+def _notify(self: threading.Condition, n: int = 1) -> None:
+    with guarded():
+        # `Queue.get` notifies those who wait to put: that is no answer.
+        if getattr(self, _WAITING, 0) and sys._getframe(1).f_code is not _QUEUE_GET:
+            at_ns = _now()
+            if done := waking(at_ns):
+                setattr(self, _ANSWER, (done, at_ns))
+    _condition_notify(self, n)
+
+
+def switch_on() -> None:
+    """Let workers be seen, from now until `switch_off`."""
+    global on
+    if not on:
+        on = True
+        threading.Condition.wait = _wait  # type: ignore[method-assign]
+        threading.Condition.notify = _notify  # type: ignore[method-assign]
+        cold_start.find_by(present)
+
+
+def switch_off() -> None:
+    """Let stages outside requests cost nothing again, and forget what was done."""
+    global on
+    on = False
+    cold_start.find_by(cold_start.PLAIN)
+    # What somebody else put over ours stays, with ours below it, which go on to work.
+    if threading.Condition.wait is _wait:
+        threading.Condition.wait = _condition_wait  # type: ignore[method-assign]
+    if threading.Condition.notify is _notify:
+        threading.Condition.notify = _condition_notify  # type: ignore[method-assign]
+    _tasks.clear()
+
+
+# A process pool: what its processes did comes back with the result.
+
+
+class _Report:
+    """What a function gave in another process, when it began, and the blocks it made there."""
+
+    def __init__(self, result: Any, begun_ns: int, blocks: list[tuple[str, int, int]]) -> None:
+        self.result = result
+        self.begun_ns = begun_ns
+        self.blocks = blocks
+
+
+def reporting(function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> _Report:
+    """Call *function* in a process of a pool, and report on its blocks beside its result."""
+    begun_ns = _now()
+    current.set(None)  # A forked process has the context of whichever request forked it.
+    worker = _local.worker = Worker(is_task=False)
+    switch_on()
+    try:
+        result = function(*args, **kwargs)
+    finally:
+        switch_off()
+    names = {code: name for name, code in CODES.items()}
+    blocks = worker.round.blocks if worker.round else []
+    return _Report(
+        result, begun_ns, [(names[b.code], b.start_ns, b.end_ns or _now()) for b in blocks]
+    )
+
+
+def reported(result: Any) -> Any:
+    """Return what the function gave; whom this thread wakes next was waiting for what it did."""
+    if not isinstance(result, _Report):
+        return result
+    with guarded():
+        worker = here(make=True)
+        assert worker is not None
+        worker.round = Round(result.begun_ns, result.begun_ns)
+        worker.round.blocks = [
+            Block(intern(name), start, end) for name, start, end in result.blocks
+        ]
+    return result.result
