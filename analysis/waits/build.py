@@ -20,7 +20,10 @@ from stagescope.analysis.waits.requests import Served, Waits
 from stagescope.analysis.waits.split import CAUSES, split
 from stagescope.stages import WaitFact, stage_of
 
-NAMED = {"threadpool": ("queue.threadpool",), "batch": ("queue.batch", "batch", "batch.wait")}
+NAMED = {
+    "threadpool": ("queue.threadpool", "queue.worker"),
+    "batch": ("queue.batch", "batch", "batch.wait"),
+}
 """Waits that are stages of their own: they are charged where they always were."""
 
 

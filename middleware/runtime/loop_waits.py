@@ -32,7 +32,10 @@ FLOOR_NS = 50_000
 FACTS_A_FLOOR = 128
 """After so many facts of one request its floor doubles: a stream of tokens has thousands."""
 QUIET_S = 5.0
-"""The loop gets its own functions back when no request of a load run came for so long."""
+"""The loop gets its own functions back when no request of a load run came for so long, and none is
+in flight."""
+LONGEST_S = 600.0
+"""A request that takes longer is not waited for."""
 _MOST_EDGES = 4096
 
 _ATTRIBUTE = "_stagescope_waits"
@@ -49,7 +52,8 @@ def stepped(work: Any, timeline: Timeline) -> Any:
         watch = running_watch()
         if watch is not None and asyncio.iscoroutine(work):
             watch.keep_on()
-            return Steps(work, timeline, watch)
+            watch.in_flight += 1
+            return Steps(work, timeline, watch, root=True)
     return work
 
 
@@ -157,6 +161,8 @@ class LoopWatch:
         self.number = number
         self.running: Steps | None = None
         """The step that runs now."""
+        self.in_flight = 0
+        """Requests of a load run that have begun and not ended."""
         self.tasks: dict[int, list[Steps]] = {}
         """What a request started beside itself, by the id of its timeline."""
         self.edges: dict[int, int] = {}
@@ -176,8 +182,7 @@ class LoopWatch:
     def keep_on(self) -> None:
         """Let the loop stamp, from now until no request of a load run has come for a while."""
         self._used_s = self._loop_time()
-        if not workers.on:
-            workers.switch_on()
+        workers.switch_on(self)
         if self.clock.ident != get_ident():  # The loop runs in another thread than before.
             self.clock = ThreadClock()
             self.queued_ns = self.clock.read()[1]
@@ -187,11 +192,12 @@ class LoopWatch:
             self._set_timer(QUIET_S, self._check)
 
     def _check(self) -> None:
-        if self._loop_time() - self._used_s < QUIET_S:
+        quiet_s = self._loop_time() - self._used_s
+        if quiet_s < QUIET_S or (self.in_flight and quiet_s < LONGEST_S):
             self._set_timer(QUIET_S, self._check)
             return
         self._on = False
-        workers.switch_off()
+        workers.switch_off(self)
         for name, function in self._replacements.items():
             # What somebody else put over ours stays, with ours below it, which go on to work.
             if self._own_functions.get(name) is function:
@@ -282,6 +288,7 @@ class Steps(Coroutine[Any, Any, Any]):
         watch: LoopWatch,
         *,
         created_ns: int = 0,
+        root: bool = False,
     ) -> None:
         self._inner = inner
         self._timeline = timeline
@@ -295,6 +302,7 @@ class Steps(Coroutine[Any, Any, Any]):
         """Tasks that the request started and that have not ended, this one among them."""
         if created_ns:
             self._siblings.append(self)
+        self._root = root
         self._facts = 0
         self._floor_ns = FLOOR_NS
         self.ended_ns = 0
@@ -323,7 +331,9 @@ class Steps(Coroutine[Any, Any, Any]):
         self._inner.close()
 
     def _leave(self) -> None:
-        """Be no task of the request any more."""
+        """Be no task of the request any more, nor a request in flight."""
+        self._watch.in_flight -= self._root
+        self._root = False
         if self in self._siblings:
             self._siblings.remove(self)
             if not self._siblings:

@@ -23,7 +23,7 @@ import time
 from collections.abc import Callable
 from itertools import count
 from typing import TYPE_CHECKING, Any, cast
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
 from stagescope.middleware.recording.guard import guarded
 from stagescope.middleware.recording.names import CODES, intern
@@ -81,7 +81,7 @@ class Round:
 class Worker(Timeline):
     """Where the stages go that a thread or a task opens outside requests."""
 
-    __slots__ = ("_open", "gathered_ns", "is_task", "round")
+    __slots__ = ("__weakref__", "_open", "gathered_ns", "is_task", "round")
 
     def __init__(self, *, is_task: bool) -> None:
         # Not the parent's __init__: that would take a slot. No entry of its own either: `stage`
@@ -171,6 +171,8 @@ class _Nowhere:
 
 on = False
 """Whether a load run lasts."""
+_users: WeakSet[object] = WeakSet()
+"""The event loops' watches for which it does."""
 _local = threading.local()
 _tasks: WeakKeyDictionary[asyncio.Task[Any], Worker] = WeakKeyDictionary()
 _lock = threading.RLock()
@@ -327,9 +329,10 @@ def _notify(self: threading.Condition, n: int = 1) -> None:
     _condition_notify(self, n)
 
 
-def switch_on() -> None:
-    """Let workers be seen, from now until `switch_off`."""
+def switch_on(user: object) -> None:
+    """Let workers be seen, from now until *user* and all others have called `switch_off`."""
     global on
+    _users.add(user)
     if not on:
         on = True
         threading.Condition.wait = _wait  # type: ignore[method-assign]
@@ -337,9 +340,12 @@ def switch_on() -> None:
         cold_start.find_by(present)
 
 
-def switch_off() -> None:
+def switch_off(user: object) -> None:
     """Let stages outside requests cost nothing again, and forget what was done."""
     global on
+    _users.discard(user)
+    if _users or not on:
+        return
     on = False
     cold_start.find_by(cold_start.PLAIN)
     # What somebody else put over ours stays, with ours below it, which go on to work.
@@ -367,11 +373,11 @@ def reporting(function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> _Re
     begun_ns = _now()
     current.set(None)  # A forked process has the context of whichever request forked it.
     worker = _local.worker = Worker(is_task=False)
-    switch_on()
+    switch_on(worker)
     try:
         result = function(*args, **kwargs)
     finally:
-        switch_off()
+        switch_off(worker)
     names = {code: name for name, code in CODES.items()}
     blocks = worker.round.blocks if worker.round else []
     return _Report(

@@ -26,8 +26,8 @@ from stagescope.testing.recording import Recording
 
 LOOPS = [asyncio.new_event_loop, uvloop.new_event_loop]
 MS = 1_000_000
-NOISE_MS = 30
-"""By so much a machine that does much else may be late; what is planted takes 100 ms."""
+NOISE_MS = 80
+"""By so much a machine that does much else may be late; what is planted takes 200 ms."""
 App = Callable[[int], Awaitable[None]]
 
 
@@ -84,7 +84,7 @@ def thread(target: Callable[[], None]) -> Iterator[None]:
         worker.join(20)
 
 
-def model(seconds: float = 0.1) -> float:
+def model(seconds: float = 0.2) -> float:
     """Be a model that a worker runs; return the ms that it took."""
     begun = time.monotonic()
     with stage("inference"):
@@ -127,7 +127,7 @@ def test_a_batcher_of_a_queue_and_an_executor(tmp_path: Path, loop: Callable[[],
     async def batcher(jobs: asyncio.Queue[Any], pool: ThreadPoolExecutor) -> None:
         while True:
             batch = [await jobs.get()]
-            deadline = asyncio.get_running_loop().time() + 0.1
+            deadline = asyncio.get_running_loop().time() + 0.2
             while len(batch) < 2 and (left := deadline - asyncio.get_running_loop().time()) > 0:
                 try:
                     batch.append(await asyncio.wait_for(jobs.get(), left))
@@ -162,7 +162,7 @@ def test_a_batcher_of_a_queue_and_an_executor(tmp_path: Path, loop: Callable[[],
         [took[0], took[0], took[1]], abs=NOISE_MS
     )
     assert found[2]["queue.worker"] == pytest.approx(took[0], abs=NOISE_MS)
-    assert found[2]["batch.wait"] == pytest.approx(100, abs=NOISE_MS)
+    assert found[2]["batch.wait"] == pytest.approx(200, abs=NOISE_MS)
     assert all(s["total"] - sum(v for k, v in s.items() if k != "total") < NOISE_MS for s in found)
 
 
@@ -183,7 +183,7 @@ def test_a_process_pool(tmp_path: Path, loop: Callable[[], Any]) -> None:
 
         async def app(number: int) -> None:
             running = asyncio.get_running_loop()
-            took[number] = await running.run_in_executor(pool, in_process, 0.1)
+            took[number] = await running.run_in_executor(pool, in_process, 0.2)
 
         first, second = served(tmp_path, loop, app, 2)
 
@@ -201,7 +201,7 @@ def test_a_stream_of_tokens_out_of_one_call(tmp_path: Path, loop: Callable[[], A
         begun = time.monotonic()
         with stage("inference"):
             for _ in range(30):
-                time.sleep(0.004)
+                time.sleep(0.008)
                 running.call_soon_threadsafe(tokens.put_nowait, "token")
             took.append((time.monotonic() - begun) * 1e3)
         running.call_soon_threadsafe(tokens.put_nowait, None)
@@ -283,7 +283,7 @@ def test_a_mark_around_the_waiting_wins(tmp_path: Path, loop: Callable[[], Any])
 
     (found,) = served(tmp_path, loop, app, 1)
 
-    assert found["rerank"] == pytest.approx(100, abs=NOISE_MS)
+    assert found["rerank"] == pytest.approx(200, abs=NOISE_MS)
     assert "inference" not in found
 
 
@@ -302,4 +302,6 @@ def test_outside_a_load_run_nothing_is_watched(tmp_path: Path) -> None:
 def off() -> Iterator[None]:
     """Let no test leave the watching on."""
     yield
-    workers.switch_off()
+    for user in list(workers._users):
+        workers.switch_off(user)
+    assert not workers.on
