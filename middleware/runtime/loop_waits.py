@@ -123,7 +123,7 @@ class StampedFuture(asyncio.Future[Any]):
         self.stamp(exact=task is not None)
         worker = workers.worker_of(task) if task is not None else None
         # `Queue.get` wakes those who wait to put: that is no answer.
-        if worker is not None and sys._getframe(3).f_code is not _QUEUE_GET:
+        if worker is not None and sys._getframe(3).f_code is not _QUEUE_GET:  # pyright: ignore[reportPrivateUsage]
             done_here = worker.wake(self.ready_ns)
             if done_here is not None:
                 self._hand_over(done_here)

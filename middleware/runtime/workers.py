@@ -322,7 +322,7 @@ def _wait(self: threading.Condition, timeout: float | None = None) -> bool:
 def _notify(self: threading.Condition, n: int = 1) -> None:
     with guarded():
         # `Queue.get` notifies those who wait to put: that is no answer.
-        if getattr(self, _WAITING, 0) and sys._getframe(1).f_code is not _QUEUE_GET:
+        if getattr(self, _WAITING, 0) and sys._getframe(1).f_code is not _QUEUE_GET:  # pyright: ignore[reportPrivateUsage]
             at_ns = _now()
             if done := waking(at_ns):
                 setattr(self, _ANSWER, (done, at_ns))
