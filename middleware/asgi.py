@@ -136,7 +136,7 @@ class StageMiddleware:
         token = current.set(timeline)
         failure = ""
         try:
-            if timeline.run:
+            if timeline.watched:
                 await stepped(app(scope, exchange.receive, exchange.send), timeline)
             else:
                 await app(scope, exchange.receive, exchange.send)

@@ -326,7 +326,7 @@ class Exchange:
 
     def _with_server_timing(self, message: Message, now_ns: int) -> Message:
         try:
-            if not answers(self._timeline, now_ns):
+            if not answers(self._timeline):
                 return message
             timing = (b"server-timing", header_value(self._timeline, now_ns))
         except Exception as error:
@@ -384,7 +384,7 @@ class Exchange:
                 timeline.close_at(index, end_ns)
             if self._gaps is not None:
                 self._gaps.write(timeline)
-            if timeline.run:
+            if timeline.watched:
                 end_step(timeline, end_ns)
             timeline.finish(
                 end_ns, self._request_bytes, self._response_bytes, self._first_byte_ns,

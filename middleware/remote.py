@@ -70,6 +70,7 @@ class AttachedTimeline(Timeline):
         self.lent_ns = int(lent)
         """When it was lent: the begin of the wait between the two processes."""
         self.run = run.encode()
+        self.watched = recorder.runs.has(self.run, self.lent_ns) if run else False
         self.done = False
         self.dropped = 0
         self.chain = None

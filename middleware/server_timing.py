@@ -2,15 +2,12 @@
 
 Format: https://www.w3.org/TR/server-timing/#the-server-timing-header-field, `dur` in ms.
 The header shows the stages to whoever gets the answer, and anybody can name a run in `baggage`.
-So by default only those runs are answered that somebody opened in the spool: the load driver, at
-the agent or as the user that owns the spool.
+So by default only those runs are answered that are open here (`recording/open_runs.py`).
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
-from pathlib import Path
 
 from stagescope import settings
 from stagescope.middleware.recording.names import CODES
@@ -18,60 +15,16 @@ from stagescope.middleware.recording.recorder import Recorder
 from stagescope.middleware.recording.slots import Slot
 from stagescope.middleware.recording.timeline import Timeline
 from stagescope.recorder import format as fmt
-from stagescope.recorder.spool import OPEN_RUN_SUFFIX, RUNS_FOLDER
 from stagescope.stages import STAGES, partition, stage_of
 
 _stages: dict[int, str] = {}
 """By code; a name that has one keeps it."""
 
 
-_UNKNOWN_NS, _KNOWN_NS = 50_000_000, 1_000_000_000
-"""How old a look at the folder may be, for a run that it did not show and for one that it did."""
-
-
-class _OpenRuns:
-    """The runs that are open in one spool, as of a moment ago."""
-
-    def __init__(self, spool: Path) -> None:
-        self._folder = spool / RUNS_FOLDER
-        self._open: frozenset[bytes] = frozenset()
-        self._looked_ns = 0
-
-    def has(self, run: bytes, now_ns: int) -> bool:
-        """Return whether *run* is open; reads the folder 20 times a second at most."""
-        age_ns = now_ns - self._looked_ns
-        if age_ns > _KNOWN_NS or (run not in self._open and age_ns > _UNKNOWN_NS):
-            self._looked_ns = now_ns
-            self._open = self._look()
-        return run in self._open
-
-    def _look(self) -> frozenset[bytes]:
-        try:
-            names = os.listdir(self._folder)
-        except OSError:  # No agent was here, or it is another user's.
-            return frozenset()
-        return frozenset(
-            name.removesuffix(OPEN_RUN_SUFFIX).encode("utf-8", "replace")
-            for name in names
-            if name.endswith(OPEN_RUN_SUFFIX)
-        )
-
-
-_open_runs: dict[Path, _OpenRuns] = {}
-"""By the recorder's spool."""
-
-
-def answers(timeline: Timeline, now_ns: int) -> bool:
+def answers(timeline: Timeline) -> bool:
     """Return whether a request that names a run (`timeline.run`) gets the header."""
     mode = settings.SERVER_TIMING.choice()
-    if mode in ("off", "all"):
-        return mode == "all"
-    path = timeline.recorder.path
-    if path is None:
-        return False
-    spool = path.parent
-    runs = _open_runs.get(spool) or _open_runs.setdefault(spool, _OpenRuns(spool))
-    return runs.has(timeline.run, now_ns)
+    return timeline.watched if mode not in ("off", "all") else mode == "all"
 
 
 def header_value(timeline: Timeline, now_ns: int) -> bytes:

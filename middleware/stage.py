@@ -74,16 +74,33 @@ def in_other_thread(function: Callable[..., R]) -> Callable[..., R]:
     timeline = current.get()
     if timeline is None or timeline.done:
         return function
-    if timeline.run:
+    if timeline.watched:
         function = functools.partial(timed, timeline, function)
     code = timeline.innermost(_THREADPOOL)
     return functools.partial(marked_call(code), function) if code else function
 
 
-_NOBODY = cast(Timeline, object())
+class _Openings:
+    """Stands where the timeline of a `stage` object does that is open more than once, or nowhere.
+
+    It is told from a timeline by its `nesting`, which `__exit__` asks for anyway.
+    """
+
+    __slots__ = ("first", "further")
+
+    nesting = True
+
+    def __init__(self, first: Timeline | None = None) -> None:
+        self.first = first
+        """What the object itself is open in; None once it has left that."""
+        self.further: list[stage] = []
+        """Its openings beside that, each by an object of its own."""
+
+
+_NOBODY = cast(Timeline, _Openings())
 """Stands for the timeline of an opening outside of requests."""
 
-_further_lock = RLock()
+_openings_lock = RLock()
 """Reentrant: a signal handler may open stages too."""
 
 
@@ -136,16 +153,14 @@ class stage:
     Nothing that can go wrong with it reaches the caller.
     """
 
-    __slots__ = ("_attached", "_code", "_further", "_index", "_timeline")
+    __slots__ = ("_attached", "_code", "_index", "_timeline")
 
     _attached: Attached | None
     _index: int
 
     def __init__(self, name: str) -> None:
         self._timeline: Timeline | None = None
-        """What it is open in; None where it is not open."""
-        self._further: list[stage] | None = None
-        """Its openings beside the first one, each by an object of its own."""
+        """What it is open in (see `_Openings`); None where it is not open."""
         try:
             self._code = CODES[name]
         except (KeyError, TypeError):
@@ -156,7 +171,7 @@ class stage:
         """Make a stage of a code that `intern` gave."""
         opened = cls.__new__(cls)
         opened._code = code
-        opened._timeline = opened._further = None
+        opened._timeline = None
         return opened
 
     def __enter__(self) -> None:
@@ -193,14 +208,13 @@ class stage:
         traceback: TracebackType | None,
     ) -> None:
         try:
-            if self._further:
-                self._exit_one(kind, error, traceback)
+            timeline = self._timeline
+            if timeline is None:
                 return
-            timeline, self._timeline = self._timeline, None
-            if timeline is None or timeline is _NOBODY:
+            if timeline.nesting is None:
+                self._timeline = None  # As above: nothing comes between.
+            elif (timeline := self._exit_nested(kind, error, traceback)) is None:
                 return
-            if timeline.nesting is not None:
-                self._leave_app_spans(timeline)
             index = self._index
             clock = timeline.clock
             if kind is None:
@@ -217,38 +231,52 @@ class stage:
     def _enter_another(self) -> None:
         another = stage.of_code(self._code)
         another.__enter__()
-        with _further_lock:
-            self._further = [*(self._further or ()), another]
+        with _openings_lock:
+            held: Any = self._timeline
+            if held is _NOBODY or not isinstance(held, _Openings):
+                held = _Openings(self._timeline)
+                self._timeline = cast(Timeline, held)
+            held.further.append(another)
 
-    def _exit_one(
+    def _exit_nested(
         self,
         kind: type[BaseException] | None,
         error: BaseException | None,
         traceback: TracebackType | None,
-    ) -> None:
-        """Close the opening of the present request: of several, that which opened last."""
-        present = _now() or _NOBODY
-        with _further_lock:
-            openings = list(self._further or ())
-            own = next((one for one in reversed(openings) if one._timeline is present), None)
-            if own is not None:
-                openings.remove(own)
-            elif self._timeline is present or not openings:
-                own = self._moved()
+    ) -> Timeline | None:
+        """Leave what is not the usual case; return the timeline where its entry is yet to close."""
+        with _openings_lock:
+            timeline = self._timeline
+            held: Any = timeline
+            if held is not _NOBODY and isinstance(held, _Openings):
+                own = self._leave_one(held)
             else:
-                own = openings.pop()
-            self._further = openings or None
-        own.__exit__(kind, error, traceback)
+                self._timeline, own = None, None
+        if own is not None:
+            own.__exit__(kind, error, traceback)
+        elif timeline is not None and timeline is not _NOBODY:
+            self._leave_app_spans(timeline)
+            return timeline
+        return None
 
-    def _moved(self) -> stage:
-        """Return an object that is open as this one was, which from now on is not."""
-        other = stage.of_code(self._code)
-        other._timeline, self._timeline = self._timeline, None
-        if other._timeline is not None and other._timeline is not _NOBODY:
-            other._index = self._index
-            if other._timeline.nesting is not None:
-                other._attached = self._attached
-        return other
+    def _leave_one(self, openings: _Openings) -> stage:
+        """Take out the opening of the present request: of several, that which opened last."""
+        present = _now() or _NOBODY
+        own = next((one for one in reversed(openings.further) if one._timeline is present), None)
+        if own is not None:
+            openings.further.remove(own)
+        elif openings.first is present or not openings.further:
+            own = stage.of_code(self._code)
+            own._timeline, openings.first = openings.first, None
+            if own._timeline is not None and own._timeline is not _NOBODY:
+                own._index = self._index
+                if own._timeline.nesting is not None:
+                    own._attached = self._attached
+        else:
+            own = openings.further.pop()
+        if not openings.further:
+            self._timeline = openings.first
+        return own
 
     def _nest(self, timeline: Timeline, at_ns: int) -> None:
         """Let the app's own spans hang under this stage's; not once the request has ended."""
@@ -259,8 +287,8 @@ class stage:
 
     def leave_app_spans(self) -> None:
         """Let the app's own spans hang where they did before this stage."""
-        timeline = self._timeline
-        if timeline is not None and timeline is not _NOBODY and timeline.nesting is not None:
+        timeline: object = self._timeline
+        if isinstance(timeline, Timeline):
             self._leave_app_spans(timeline)
 
     def _leave_app_spans(self, timeline: Timeline) -> None:

@@ -16,6 +16,7 @@ from random import Random
 from weakref import WeakSet
 
 from stagescope.middleware.recording import names
+from stagescope.middleware.recording.open_runs import OpenRuns
 from stagescope.middleware.recording.slots import Slot
 from stagescope.recorder import format as fmt
 
@@ -50,6 +51,7 @@ class Recorder:
         self.closed = self.abandoned = False
         self.path = path
         """The file behind *buffer*, where there is one: other processes write to it by its name."""
+        self.runs = OpenRuns(path and path.parent)
         self._fd = fd
         # Never the global generator: an app that seeds it would repeat our ids in each worker.
         self.random_bits = (random or Random()).getrandbits

@@ -52,7 +52,7 @@ class Timeline:
 
     __slots__ = (
         "chain", "claims", "clock", "codes", "done", "dropped", "indices", "lent", "nesting",
-        "recorder", "run", "slot", "span_id", "start_ns", "times", "trace_id", "waits",
+        "recorder", "run", "slot", "span_id", "start_ns", "times", "trace_id", "waits", "watched",
     )  # fmt: skip
 
     claims: object
@@ -77,6 +77,8 @@ class Timeline:
         self.trace_id = trace_id
         self.span_id = span_id
         self.run = run
+        self.watched = recorder.runs.has(run, start_ns) if run else False
+        """Whether its load run is open here: what costs more than 1 µs is done for such alone."""
         self.done = False
         self.dropped = 0
         self.chain: list[Slot] | None = None
@@ -340,6 +342,7 @@ class TimelineGroup(Timeline):
         self.span_id = first.span_id
         self.start_ns = first.start_ns
         self.run = first.run
+        self.watched = first.watched
         self.done = False
         self.dropped = 0
         self.chain = None

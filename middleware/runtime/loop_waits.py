@@ -1,6 +1,6 @@
 """Who ran on the event loop, and who could have gone on but had to wait for it.
 
-Only requests of a load run are watched. Each step of such a request, from where the loop resumes
+Only requests of a load run that is open here are watched. Each step of such a request, from where the loop resumes
 it until it awaits again, is timed; and what it awaits is stamped with when it was ready. Both are
 entries of the request's own record (`CODE_RAN` and its neighbours); docs/waits.md says what is
 made of them. The stamps need four functions of the loop, replaced on the loop itself and only
@@ -255,7 +255,7 @@ def _replacements(
 
     def create_task(work: Any, **options: Any) -> Any:
         timeline = current.get()
-        if timeline is not None and timeline.run and not timeline.done:
+        if timeline is not None and timeline.watched and not timeline.done:
             with guarded():
                 if asyncio.iscoroutine(work) and not isinstance(work, Steps):
                     work = Steps(work, timeline, watch, created_ns=_now())

@@ -84,10 +84,9 @@ def _exit(
     error: BaseException | None,
     traceback: TracebackType | None,
 ) -> None:
-    another = self._further  # pyright: ignore[reportPrivateUsage]
     timeline = self._timeline  # pyright: ignore[reportPrivateUsage]
     _plain_exit(self, kind, error, traceback)
-    if isinstance(timeline, Timeline) and not another:
+    if isinstance(timeline, Timeline):  # Else open more than once: what was left is told itself.
         _tell_closed(timeline, self._index, self._code)  # pyright: ignore[reportPrivateUsage]
 
 

@@ -77,8 +77,8 @@ def record(
 
 
 def timed(timeline: Timeline, function: Callable[..., Any], *args: Any) -> Any:
-    """Call *function* in a worker thread, and record how it ran where a load run lasts."""
-    if not timeline.run:
+    """Call *function* in a worker thread, and record how it ran where its load run is open."""
+    if not timeline.watched:
         return function(*args)
     clock = thread_clock()
     begun_ns, before = _now(), clock.read()

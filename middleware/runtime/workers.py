@@ -92,7 +92,7 @@ class Worker(Timeline):
         self.indices = count(ENDS)
         self.run = b""
         self.trace_id = self.span_id = b""
-        self.done = False
+        self.done = self.watched = False
         self.chain = self.lent = self.nesting = None
         self.dropped = self.waits = self.start_ns = 0
         self.recorder = cast(Any, _Nowhere)
@@ -300,7 +300,7 @@ _WAITING = "_stagescope_waiting"
 
 def _wait(self: threading.Condition, timeout: float | None = None) -> bool:
     timeline = current.get()
-    if timeline is None or timeline.done or not timeline.run:
+    if timeline is None or timeline.done or not timeline.watched:
         got = _condition_wait(self, timeout)
         with guarded():
             worker = here()

@@ -88,7 +88,7 @@ class Call:
         """Say that the handler returned; what follows is the making of the response."""
         self._open = self.together.open(_SERIALIZE)
         for index, member in enumerate(self.members):
-            if member.run and answers(member, member.clock()):
+            if member.run and answers(member):
                 timing = header_value(member, member.clock()).decode()
                 context.set_response_header(index, "Server-Timing", timing)
 

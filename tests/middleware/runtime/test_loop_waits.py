@@ -12,9 +12,11 @@ from typing import Any
 import pytest
 import uvloop
 
+from stagescope.agent.store.runs import RunStore
 from stagescope.middleware.asgi import StageMiddleware
 from stagescope.middleware.runtime import loop_waits
 from stagescope.recorder import format as fmt
+from stagescope.recorder.spool import RUNS_FOLDER
 from stagescope.stages import WaitFact
 from stagescope.testing.recording import Recording
 
@@ -24,10 +26,15 @@ MS = 1_000_000
 
 
 def facts(
-    tmp_path: Path, loop: Callable[[], Any], *apps: Callable[[], Any], run: bytes = b"run-1"
+    tmp_path: Path,
+    loop: Callable[[], Any],
+    *apps: Callable[[], Any],
+    run: bytes = b"run-1",
+    opened: bytes = b"run-1",
 ) -> list[list[WaitFact]]:
     """Serve one request by each of *apps*, at the same time, and return the facts of each."""
     recording = Recording(tmp_path)
+    RunStore(tmp_path / RUNS_FOLDER).open(opened.decode())
 
     async def receive() -> dict[str, Any]:
         return {"type": "http.request", "body": b"", "more_body": False}
@@ -101,10 +108,10 @@ def test_what_another_thread_answered_is_ready_from_then(
     assert not longest(waiting, "awaited")
 
 
-def test_outside_a_load_run_there_are_no_facts(tmp_path: Path) -> None:
-    """A request without a run's baggage is served as it was."""
-    found = facts(tmp_path, asyncio.new_event_loop, block, run=b"")
-    assert found == [[]]
+@pytest.mark.parametrize("run", [b"", b"named-by-a-stranger"])
+def test_outside_an_opened_load_run_there_are_no_facts(tmp_path: Path, run: bytes) -> None:
+    """A request that names no run, or one that nobody opened here, is served as it was."""
+    assert facts(tmp_path, asyncio.new_event_loop, block, run=run) == [[]]
 
 
 @pytest.mark.parametrize("loop", LOOPS)

@@ -17,10 +17,12 @@ from typing import Any
 import pytest
 import uvloop
 
+from stagescope.agent.store.runs import RunStore
 from stagescope.middleware.asgi import StageMiddleware
 from stagescope.middleware.hooks.hook import install
 from stagescope.middleware.runtime import workers
 from stagescope.middleware.stage import stage
+from stagescope.recorder.spool import RUNS_FOLDER
 from stagescope.records import RequestRecord
 from stagescope.testing.recording import Recording
 
@@ -36,6 +38,7 @@ def served(
 ) -> list[dict[str, float]]:
     """Serve *requests* at the same time, and return the ms in each stage, for each of them."""
     recording = Recording(tmp_path)
+    RunStore(tmp_path / RUNS_FOLDER).open("run-1")
 
     async def receive() -> dict[str, Any]:
         return {"type": "http.request", "body": b"", "more_body": False}
