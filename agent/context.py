@@ -72,16 +72,12 @@ class AgentContext(Protocol):
         """Return the recorder files whose processes live, and these processes; from any thread."""
         ...
 
-    def loop_ticks(self) -> Sequence[tuple[Path, Process, int]]:
-        """Return of each live process how often its event loops' timers have run."""
+    def loop_ticks(self) -> Sequence[tuple[Path, Process, int, int]]:
+        """Return of each live process how often its event loops' timers ran, and how late (ns)."""
         ...
 
     def serving_since(self, ring: Path) -> Sequence[int]:
         """Return the starts (monotonic ns) of the requests that the writer of *ring* serves now."""
-        ...
-
-    def process_waits(self) -> Sequence[tuple[Process, Mapping[str, int]]]:
-        """Return what each live process waited for, each process by itself."""
         ...
 
     def run_under_way(self) -> bool:

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import threading
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from stagescope.agent.probe import probe_of
 from stagescope.agent.process_metrics import GROWING, summed
 from stagescope.errors import RecorderFileError
+from stagescope.files import replace_file
 from stagescope.recorder import format as fmt
 from stagescope.recorder.reader import RecorderReader
-from stagescope.recorder.spool import open_own, open_to_read, opened_spool, ring_files
+from stagescope.recorder.spool import open_to_read, opened_spool, ring_files
 from stagescope.records import InstrumentCost, Process, Record
 
 FILE_NAME = "agent.cursors"
@@ -61,14 +60,9 @@ def load_cursors(spool: Path) -> Cursors:
 
 def save_cursors(spool: Path, cursors: Cursors) -> None:
     """Replace the file at once, so that a reader sees the old or the new; raises OSError."""
-    hidden = FILE_NAME.replace(".cursors", ".new")
     text = json.dumps({ring: [at.next_seq, at.chains_from] for ring, at in cursors.items()})
     with opened_spool(spool) as folder:
-        with suppress(FileNotFoundError):
-            os.unlink(hidden, dir_fd=folder)  # of an agent that was killed, or a link
-        with os.fdopen(open_own(folder, hidden, os.O_WRONLY | os.O_EXCL), "w") as file:
-            file.write(text)
-        os.rename(hidden, FILE_NAME, src_dir_fd=folder, dst_dir_fd=folder)
+        replace_file(Path(FILE_NAME), text, folder=folder)
 
 
 Deliver = Callable[[Sequence[Record]], None]
@@ -290,22 +284,16 @@ class Drain:
                 at_hand.setdefault(ring.process.service, []).append(ring.reader.waits())
             return {service: summed(waits, fmt.WAITS) for service, waits in at_hand.items()}
 
-    def process_waits(self) -> list[tuple[Process, dict[str, int]]]:
-        """Return what each live process waited for."""
-        with self._lock:
-            live = [ring for ring in self._rings.values() if not ring.dead]
-            return [(ring.reader.process, ring.reader.waits()) for ring in live]
-
     def alive(self) -> list[tuple[Path, Process]]:
         """Return the recorder files whose processes live, and these processes."""
         with self._lock:
             return [(r.path, r.reader.process) for r in self._rings.values() if not r.dead]
 
-    def loop_ticks(self) -> list[tuple[Path, Process, int]]:
-        """Return the same, and of each how often its event loops' timers have run."""
+    def loop_ticks(self) -> list[tuple[Path, Process, int, int]]:
+        """Return the same, how often its event loops' timers have run, and late by how much (ns)."""
         with self._lock:
             return [
-                (r.path, r.process, r.reader.wait("loop_ticks"))
+                (r.path, r.process, r.reader.wait("loop_ticks"), r.reader.wait("loop_lag_ns"))
                 for r in self._rings.values()
                 if not r.dead
             ]

@@ -16,6 +16,7 @@ from stagescope.agent.collectors import Collector, Metered, PeriodicTask
 from stagescope.agent.context import AgentContext
 from stagescope.agent.drain import FULL_BATCH, Drain, load_cursors
 from stagescope.agent.events import Actions, EventQueue
+from stagescope.agent.log_once import LogOnce
 from stagescope.agent.overhead import OTHER, Governor, OwnCost, budget, costs_of
 from stagescope.agent.process_metrics import GROWING, PASSING, summed
 from stagescope.agent.sinks import QueuedSink, Sink, publish_export, withdraw_export
@@ -138,7 +139,7 @@ class Agent:
         self._counts = {"faults": 0, "sleeps": 0, "late_ns": 0}
         self._late_max_ns = 0
         self._cpu = 0.0
-        self._said: set[str] = set()
+        self._logged = LogOnce()
         for sink in self._queued:
             sink.call_when_settled(self._save_soon)
 
@@ -279,8 +280,8 @@ class Agent:
         """Return the recorder files whose processes live, and these processes; from any thread."""
         return self._drain.alive()
 
-    def loop_ticks(self) -> list[tuple[Path, Process, int]]:
-        """Return of each living process how often its event loops' timers have run."""
+    def loop_ticks(self) -> list[tuple[Path, Process, int, int]]:
+        """Return of each live process how often its event loops' timers ran, and how late (ns)."""
         return self._drain.loop_ticks()
 
     def serving_since(self, ring: Path) -> list[int]:
@@ -298,10 +299,6 @@ class Agent:
     def waits(self) -> dict[str, dict[str, int]]:
         """Return what the processes of each service waited for (`recorder_format.WAITS`)."""
         return self._drain.waits()
-
-    def process_waits(self) -> list[tuple[Process, dict[str, int]]]:
-        """Return what each live process waited for, each process by itself."""
-        return self._drain.process_waits()
 
     def _deliver(self, records: Sequence[Record]) -> None:
         for name, sink in self.sinks.items():
@@ -336,8 +333,7 @@ class Agent:
             if settings.RAISE.on():
                 raise
             self._counts["faults"] += 1
-            if doing not in self._said:
-                self._said.add(doing)
+            if self._logged.is_first(doing):
                 _log.exception(
                     "the agent's own fault while %s; logged once, counted as faults", doing
                 )

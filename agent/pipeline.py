@@ -19,7 +19,6 @@ from stagescope.exporters.otlp.environment import (
     CONSOLE,
     METRICS,
     OTLP,
-    SERVED_ANYWAY,
     TRACES,
     exporter_asked_for,
 )
@@ -31,12 +30,6 @@ if TYPE_CHECKING:
     from stagescope.exporters.sample_series import Shown
 
 ENDPOINT_VARIABLE = "OTEL_EXPORTER_OTLP_ENDPOINT"
-_ASKING = (ENDPOINT_VARIABLE, "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_TRACES_EXPORTER")
-_ASKING_METRICS = (
-    ENDPOINT_VARIABLE,
-    "OTEL_EXPORTER_OTLP_METRICS_ENDPOINT",
-    "OTEL_METRICS_EXPORTER",
-)
 
 _log = logging.getLogger("stagescope")
 
@@ -119,13 +112,13 @@ def sinks_from_environment(environment: Mapping[str, str] = os.environ) -> Pipel
 
 def sends_by_otlp_alone(environment: Mapping[str, str] = os.environ) -> bool:
     """Return whether spans or metrics are sent by OTLP and none are printed, by the environment."""
-    asked = {_asked(TRACES, environment), _asked(METRICS, environment, SERVED_ANYWAY)}
+    asked = {_asked(signal, environment) for signal in (TRACES, METRICS)}
     return OTLP in asked and CONSOLE not in asked
 
 
-def _asked(signal: str, environment: Mapping[str, str], served: tuple[str, ...] = ()) -> str:
+def _asked(signal: str, environment: Mapping[str, str]) -> str:
     try:
-        return exporter_asked_for(signal, environment, served_anyway=served)
+        return exporter_asked_for(signal, environment)
     except UsageError:  # the sink is off, and says so itself
         return ""
 
@@ -141,15 +134,15 @@ def _or_off(what: str, make: Callable[[], T | None]) -> T | None:
 def _sent_metrics(
     metrics: StageMetrics, shown: Callable[[], Shown], environment: Mapping[str, str]
 ) -> OtlpMetrics | None:
-    if not any(environment.get(name) for name in _ASKING_METRICS):
-        return None
+    if not exporter_asked_for(METRICS, environment):
+        return None  # and nothing of OpenTelemetry is imported
     from stagescope.exporters.otlp.metrics import otlp_metrics_from_environment
 
     return otlp_metrics_from_environment(metrics, shown, environment)
 
 
 def _spans(environment: Mapping[str, str]) -> OtlpSpans | None:
-    if not any(environment.get(name) for name in _ASKING):
+    if not exporter_asked_for(TRACES, environment):
         return None
     from stagescope.exporters.otlp.sender import otlp_from_environment
 

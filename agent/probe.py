@@ -123,12 +123,7 @@ class Question:
 
     def _ask(self, probe: Path, op: str) -> bool:
         try:
-            # By way of its folder's descriptor: sun_path takes 107 bytes.
-            folder = os.open(probe.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            try:
-                self._connection.connect(f"/proc/self/fd/{folder}/{probe.name}")
-            finally:
-                os.close(folder)
+            _connect(self._connection, probe)
             self._connection.sendall(json.dumps({"op": op}).encode() + b"\n")
         except OSError:  # Gone, off, or busy beyond its backlog.
             return False

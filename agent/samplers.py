@@ -35,7 +35,7 @@ KINDS: Mapping[str, Kind] = {
     "kernels": Kind("stagescope.agent.kernels.micro_captures", embedded=False),
     "triggers": Kind("stagescope.agent.triggers.triggers", embedded=True),
     "stacks": Kind("stagescope.agent.stacks.sampler", embedded=True),
-    "watchdog": Kind("stagescope.agent.stacks.loop_watchdog", embedded=False),
+    "watchdog": Kind("stagescope.agent.stacks.loop_watchdog", embedded=True),
 }
 """By name, in the order of their work."""
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
+from stagescope.files import replace_file
 from stagescope.recorder.spool import EXPORTING_NAME
 from stagescope.records import Record
 
@@ -72,18 +72,11 @@ def publish_export(spool: Path, sinks: Sinks) -> None:
     They put their app's own spans under ours only then.
     """
     target = next((name for s in sinks.values() if (name := getattr(s, "exporting_to", ""))), "")
-    file = spool / EXPORTING_NAME
     if not target:
         withdraw_export(spool)
         return
     with suppress(OSError):  # Unpublished, the app's spans stay as they are.
-        part = file.with_name(f".{EXPORTING_NAME}.part")
-        with suppress(FileNotFoundError):
-            part.unlink()
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        with open(os.open(part, flags, 0o600), "w", encoding="utf-8") as to:
-            to.write(target)
-        part.replace(file)
+        replace_file(spool / EXPORTING_NAME, target)
 
 
 def withdraw_export(spool: Path) -> None:

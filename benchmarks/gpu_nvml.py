@@ -21,11 +21,12 @@ from gpu_busy import Busy, busy
 from gpu_nvml_effect import in_turns
 
 from stagescope.agent.gpu.nvml import NvmlProbe
-from stagescope.agent.gpu.nvml_calls import Calls, Said
+from stagescope.agent.gpu.nvml_calls import Calls
 from stagescope.agent.gpu.nvml_counters import FAST, POWER_INSTANT, SLOW, number
 from stagescope.agent.gpu.nvml_gpm import Gpm
 from stagescope.agent.gpu.nvml_readings import Moment
 from stagescope.agent.gpu.probe import NoGpu, Tier
+from stagescope.agent.log_once import LogOnce
 from stagescope.samples import Sample
 
 POLL_EVERY_S: Final = 0.1
@@ -105,7 +106,7 @@ def _handle() -> Iterator[tuple[Calls, Any, str]]:
 
     pynvml.nvmlInit()
     try:
-        made = Calls(pynvml, Said(), NEVER_SLOW_S)
+        made = Calls(pynvml, LogOnce("gpu: "), NEVER_SLOW_S)
         handle = made("nvmlDeviceGetHandleByIndex", 0)
         yield made, handle, str(made("nvmlDeviceGetUUID", handle))
     finally:

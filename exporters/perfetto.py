@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from stagescope.files import replace_file
 from stagescope.records import BatchRecord, Record, RequestRecord
 from stagescope.stages import StageSpan
 
@@ -93,12 +94,7 @@ def write_trace(folder: Path, trace: Mapping[str, Any]) -> Path:
     text = json.dumps(trace, separators=(",", ":")).encode()
     large = len(text) > LARGE_BYTES
     file = folder / ("trace.json.gz" if large else "trace.json")
-    part = file.with_name(f"{file.name}.part")
-    try:
-        part.write_bytes(gzip.compress(text, 6) if large else text)
-        part.rename(file)
-    finally:
-        part.unlink(missing_ok=True)
+    replace_file(file, gzip.compress(text, 6) if large else text, mode=0o666)
     return file
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import secrets
 import stat
 from collections.abc import Mapping
 from pathlib import Path
 
 from stagescope.errors import StagescopeError, UsageError
+from stagescope.files import replace_file
 
 LOOPBACK = "127.0.0.1"
 METRICS_PORT = 9464
@@ -67,10 +67,7 @@ def make_token(spool: Path) -> tuple[str, Path]:
     """Make a token and keep it in the spool, for its owner alone (0600)."""
     path, token = spool / FILE_NAME, secrets.token_urlsafe(24)
     try:
-        path.unlink(missing_ok=True)
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        with os.fdopen(fd, "w") as file:
-            file.write(token + "\n")
+        replace_file(path, token + "\n")
     except OSError as problem:
         raise StagescopeError(f"token file {path} cannot be written: {problem.strerror}") from None
     return token, path

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import time
+from pathlib import Path
 from typing import Any, Final
 
 from stagescope.agent.doctor.finding import HOST, NO, OK, WARN, Finding
 from stagescope.agent.doctor.surroundings import Environment
-from stagescope.agent.host.cgroups import cgroup_of
+from stagescope.agent.host.cgroups import Mount, cgroup_of, cores, find_mount
+from stagescope.agent.host.proc import count, read
 
 SLOW_CLOCKS: Final = ("hpet", "acpi_pm", "jiffies", "xen")
 """Read by a system call or a device: microseconds a reading."""
@@ -40,7 +42,8 @@ def processes(around: Environment) -> Finding:
 def cpus(around: Environment) -> Finding:
     """How much CPU there is for us, and how much we may use of it."""
     allowed = len(os.sched_getaffinity(0))
-    quota = _quota(around)
+    quotas = [cores(read(f"{folder}/cpu.max")) for folder in _groups(around)]
+    quota = min([one for one in quotas if one is not None], default=None)
     facts = {"online": os.cpu_count(), "allowed": allowed, "quota": quota}
     text = f"{allowed} of {facts['online']} CPUs"
     if quota is not None and quota < allowed:
@@ -49,49 +52,35 @@ def cpus(around: Environment) -> Finding:
     return Finding(OK, f"{text}, no quota", facts=facts)
 
 
-def _quota(around: Environment) -> float | None:
-    """Return the smallest `cpu.max` on the way from our control group up; None: no limit."""
-    mount = _cgroup2(around)
-    found: list[float] = []
-    path = mount + _group(around)
-    while mount and path.startswith(mount):
-        limit, _, period = around.read(around.sys / path / "cpu.max").partition(" ")
-        if limit.isdigit() and period.isdigit():
-            found.append(int(limit) / int(period))
-        path = path.rpartition("/")[0]
-    return min(found, default=None)
+def _mount(around: Environment) -> Mount | None:
+    return find_mount(str(around.proc), str(around.sys.parent).rstrip("/"))
 
 
-def _cgroup2(around: Environment) -> str:
-    """Return where version 2 is mounted, below /sys; empty: nowhere."""
-    for line in around.read(around.proc / "self/mounts").splitlines():
-        _, point, kind, *_ = line.split(" ")
-        if kind == "cgroup2" and point.startswith("/sys/"):
-            return point.removeprefix("/sys/")
-    return ""
-
-
-def _group(around: Environment) -> str:
-    return (cgroup_of(str(around.proc), "self") or "").rstrip("/")
+def _groups(around: Environment) -> list[str]:
+    """Return the folders of our control group and of those around it, innermost first."""
+    mount, own = _mount(around), cgroup_of(str(around.proc), "self")
+    if mount is None or own is None:
+        return []
+    return [folder for one in (own, *mount.above(own)) if (folder := mount.place(one))]
 
 
 def cgroup(around: Environment) -> Finding:
     """Are control groups of version 2 there, with memory and CPU in them?"""
-    mount = _cgroup2(around)
-    facts: dict[str, Any] = {"mount": f"/sys/{mount}" if mount else None, "controllers": []}
+    mount = _mount(around)
+    facts: dict[str, Any] = {"mount": mount.folder if mount else None, "controllers": []}
     unified = ("boot with systemd.unified_cgroup_hierarchy=1",)
     if not mount:
         return Finding(WARN, "no cgroup v2: no limits, throttling or OOM counts of containers",
                        unified, facts=facts)  # fmt: skip
-    facts["controllers"] = around.read(around.sys / mount / "cgroup.controllers").split()
+    facts["controllers"] = around.read(Path(mount.folder, "cgroup.controllers")).split()
     lacking = [name for name in ("cpu", "memory") if name not in facts["controllers"]]
     if lacking:
         told = f"cgroup v2 has no {' and no '.join(lacking)} here (version 1 holds them): no "
         return Finding(WARN, told + "limits, throttling or OOM counts", unified, facts=facts)
-    where = around.sys / (mount + _group(around))
-    limit = around.read(where / "memory.max")
-    facts["memory_max_bytes"] = int(limit) if limit.isdigit() else None
-    most = f"memory limit {int(limit) / 1e9:.1f} GB" if limit.isdigit() else "no memory limit"
+    limits = [count(read(f"{folder}/memory.max")) for folder in _groups(around)]
+    limit = min([one for one in limits if one is not None], default=None)
+    facts["memory_max_bytes"] = limit
+    most = "no memory limit" if limit is None else f"memory limit {limit / 1e9:.1f} GB"
     return Finding(OK, f"v2: throttling and OOM counts of containers; {most}", facts=facts)
 
 

@@ -53,14 +53,6 @@ class Environment:
         except OSError:
             return ""
 
-    def status(self, pid: int | str, name: str) -> str:
-        """Return one value of `/proc/PID/status`; empty where it cannot be read."""
-        for line in self.read(self.proc / str(pid) / "status").splitlines():
-            key, _, value = line.partition(":")
-            if key == name:
-                return value.strip()
-        return ""
-
     def environment_of(self, pid: int) -> dict[str, str]:
         """Return the environment that a process was started with; empty where it is not for us."""
         pairs = self.read(self.proc / str(pid) / "environ").split("\0")

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from stagescope.agent.gpu import nvml_counters as buffers
 from stagescope.agent.gpu import nvml_processes as processes
-from stagescope.agent.gpu.nvml_calls import SLOW_S, Calls, Said
+from stagescope.agent.gpu.nvml_calls import SLOW_S, Calls
 from stagescope.agent.gpu.nvml_counters import FAST, POWER_INSTANT, SLOW, Clocks, Fields
 from stagescope.agent.gpu.nvml_events import Events
 from stagescope.agent.gpu.nvml_gpm import Gpm
@@ -28,6 +28,7 @@ from stagescope.agent.gpu.nvml_readings import (
     Value,
 )
 from stagescope.agent.gpu.probe import Device, DeviceEvent, NoGpu, Tier
+from stagescope.agent.log_once import LogOnce
 from stagescope.samples import Sample
 
 
@@ -161,14 +162,14 @@ class NvmlProbe:
         served: Callable[[], Collection[int]] = tuple,
         counters_allowed: Callable[[], bool] = lambda: True,
         *,
-        say: Said | None = None,
+        say: LogOnce | None = None,
         look_again_s: float = LOOK_AGAIN_S,
         slow_s: float = SLOW_S,
         clock: Callable[[], int] = time.monotonic_ns,
         wall: Callable[[], int] = time.time_ns,
     ) -> None:
         """Raises NoGpu. *served* gives PIDs of served processes; *counters_allowed*: GPM is."""
-        self._say = say or Said()
+        self._say = say or LogOnce("gpu: ")
         self._nvml = _bindings()
         try:
             self._nvml.nvmlInit()

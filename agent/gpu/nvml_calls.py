@@ -6,13 +6,14 @@ to the server, and a call whose median is over `SLOW_S` halves its own rate.
 
 from __future__ import annotations
 
-import logging
 import statistics
 import time
 from collections import deque
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any, Final
+
+from stagescope.agent.log_once import LogOnce
 
 SLOW_S: Final = 0.002
 REMEMBERED: Final = 15
@@ -31,25 +32,6 @@ GONE: Final = frozenset({1, 9, 15, 16, 18, 28})
 """UNINITIALIZED, DRIVER_NOT_LOADED, GPU_IS_LOST, RESET_REQUIRED, LIB_RM_VERSION_MISMATCH,
 GPU_NOT_FOUND: the device, or the driver, is no more."""
 
-_log = logging.getLogger("stagescope")
-
-
-class Said:
-    """Says each thing once."""
-
-    def __init__(self) -> None:
-        self._said: set[str] = set()
-
-    def __call__(self, sentence: str, about: str = "") -> None:
-        """Log *sentence*, unless something *about* the same was said already."""
-        if (about or sentence) not in self._said:
-            self._said.add(about or sentence)
-            _log.warning("gpu: %s", sentence)
-
-    def forget(self, about: str) -> None:
-        """Say it again when it comes again."""
-        self._said.discard(about)
-
 
 class Calls:
     """Calls functions of pynvml by name; one thread calls, any thread asks `under_way`."""
@@ -57,7 +39,7 @@ class Calls:
     def __init__(
         self,
         nvml: ModuleType,
-        say: Said,
+        say: LogOnce,
         slow_s: float = SLOW_S,
         clock: Callable[[], int] = time.monotonic_ns,
     ) -> None:

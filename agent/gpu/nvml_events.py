@@ -10,8 +10,9 @@ from contextlib import suppress
 from types import ModuleType
 from typing import Any, Final
 
-from stagescope.agent.gpu.nvml_calls import GONE, NEVER, Said
+from stagescope.agent.gpu.nvml_calls import GONE, NEVER
 from stagescope.agent.gpu.probe import ECC, XID, DeviceEvent
+from stagescope.agent.log_once import LogOnce
 
 WAIT_S: Final = 0.5
 """How long one wait in the driver lasts; so long may the end of the thread take."""
@@ -30,7 +31,7 @@ class Events:
         self,
         nvml: ModuleType,
         handles: Callable[[], Handles],
-        say: Said,
+        say: LogOnce,
         clock: Callable[[], int] = time.monotonic_ns,
     ) -> None:
         """*handles* gives the same object again as long as the devices are the same."""

@@ -14,6 +14,7 @@ from typing import Any, Final
 from stagescope.agent.gpu.nvml_calls import Calls
 from stagescope.agent.gpu.nvml_readings import Moment
 from stagescope.agent.gpu.probe import UNKNOWN_PROCESS, Tier
+from stagescope.agent.host.proc import status
 from stagescope.samples import Sample
 
 NOT_AVAILABLE: Final = (1 << 64) - 1
@@ -39,14 +40,9 @@ def resolver(served: Callable[[], Collection[int]], proc: Path = Path("/proc")) 
 
 def _namespace_pids(proc: Path, pid: int) -> list[int]:
     """Return the PIDs of one process, ours first; none where there is no such process."""
-    try:
-        status = (proc / str(pid) / "status").read_text("ascii", "replace")
-    except OSError:
-        return []
-    for line in status.splitlines():
-        if line.startswith("NSpid:"):
-            return [int(word) for word in line.split()[1:]]
-    return [pid]  # kernels before 4.1
+    if found := status(proc, pid, "NSpid"):
+        return [int(word) for word in found.split()]
+    return [pid] if (proc / str(pid)).exists() else []  # kernels before 4.1
 
 
 class Memory:

@@ -12,6 +12,7 @@ from stagescope.agent.events import THROTTLE as THROTTLE_NOTICE
 from stagescope.agent.events import XID as XID_NOTICE
 from stagescope.agent.events import Notice
 from stagescope.agent.gpu.probe import THROTTLE_BEGAN, XID, DeviceEvent, GpuProbe, NoGpu
+from stagescope.agent.log_once import LogOnce
 from stagescope.agent.store.telemetry import TelemetryBuffer
 from stagescope.samples import Sample
 
@@ -60,7 +61,7 @@ class GpuSampler:
         self._cpu_s: dict[int, float] = {}
         """By the thread's number in the system."""
         self._polled_ns = clock()
-        self._said: set[str] = set()
+        self._say = LogOnce("gpu: ")
 
     def collect(self) -> None:
         """Begin at the first call; then see that the threads are well."""
@@ -167,11 +168,6 @@ class GpuSampler:
     def _where(self) -> str:
         under_way = getattr(self._probe, "under_way", lambda: None)()
         return f" (in {under_way[0]})" if under_way else ""
-
-    def _say(self, sentence: str) -> None:
-        if sentence not in self._said:
-            self._said.add(sentence)
-            _log.warning("gpu: %s", sentence)
 
 
 def _xid(event: DeviceEvent) -> Sample:

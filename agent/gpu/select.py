@@ -15,9 +15,9 @@ from typing import Final
 from stagescope import settings
 from stagescope.agent.collectors import Collector
 from stagescope.agent.context import AgentContext
-from stagescope.agent.gpu.nvml_calls import Said
 from stagescope.agent.gpu.probe import GpuProbe
 from stagescope.agent.gpu.sampler import GpuSampler
+from stagescope.agent.log_once import LogOnce
 
 COUNTERS_VARIABLE: Final = settings.GPM.name
 """`on`: read them beside DCGM too; `off`: never; unset: unless DCGM runs here."""
@@ -64,11 +64,6 @@ def _running(proc: Path) -> str:
     return ""
 
 
-PROBE_VARIABLE: Final = settings.GPU.name
-"""`nvml`, `torch` or `off`; unset: NVML where its library is, else torch where a device is."""
-REPLAY_VARIABLE: Final = settings.GPU_REPLAY.name
-RECORD_VARIABLE: Final = settings.GPU_RECORD.name
-
 OTHER_DEVICES: Final = ("/dev/kfd", "/dev/dri/renderD*", "/dev/accel*")
 """What AMD's, Intel's and other accelerators are on Linux."""
 
@@ -112,7 +107,7 @@ def _has_nvml() -> bool:
 
 def _nvml(agent: AgentContext, environment: Mapping[str, str]) -> Callable[[], GpuProbe]:
     may = partial(agent.governor.allowed, "gpm")
-    allowed, say = counters_allowed(environment, may), Said()
+    allowed, say = counters_allowed(environment, may), LogOnce("gpu: ")
 
     def open_probe() -> GpuProbe:
         from stagescope.agent.gpu.nvml import NvmlProbe

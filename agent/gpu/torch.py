@@ -79,28 +79,25 @@ class TorchProbe:
             return
         now_ns = self._clock()
         for told in answer["devices"]:
+            if "bytes" not in told:
+                return  # an older stagescope's
             self._answering.add(ring)
             device = self._device(told)
-            for name, key, of in _MEMORY:
-                if key in told:
-                    yield Sample(name, now_ns, now_ns, float(told[key]), pid=pid if of else 0,
-                                 device=device.id)  # fmt: skip
+            memory = {
+                ("hw.gpu.memory.usage", 0): told.get("used_bytes"),
+                ("hw.gpu.memory.limit", 0): told.get("total_bytes"),
+                ("model_server.gpu.process.memory", pid): told["bytes"].get("reserved"),
+            }
+            for (name, of), held in memory.items():
+                if held is not None:
+                    yield Sample(name, now_ns, now_ns, float(held), of, device.id)
 
     def _device(self, told: Mapping[str, Any]) -> Device:
-        kind = str(told.get("platform") or told["type"])
-        id = told.get("uuid") or f"{told['type']}:{told['ordinal']}"
-        self._devices[id] = device = Device(
-            id=id,
-            name=told.get("name") or told["type"],
-            vendor=VENDORS.get(kind, kind),
+        self._devices[told["device"]] = device = Device(
+            id=told["device"],
+            name=told["name"],
+            vendor=VENDORS.get(told["platform"], told["platform"]),
             ordinal=told["ordinal"],
             total_bytes=told.get("total_bytes", 0),
         )
         return device
-
-
-_MEMORY: Final = (
-    ("hw.gpu.memory.usage", "used_bytes", False),
-    ("hw.gpu.memory.limit", "total_bytes", False),
-    ("model_server.gpu.process.memory", "reserved_bytes", True),
-)

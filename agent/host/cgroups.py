@@ -50,9 +50,9 @@ class Mount:
         return found
 
 
-def find_mount(root: str) -> Mount | None:
-    """Find it in `/proc/self/mountinfo` below *root*; None on a host with cgroup v1 alone."""
-    for line in (read(f"{root}/proc/self/mountinfo") or b"").decode(errors="replace").splitlines():
+def find_mount(proc: str, root: str = "") -> Mount | None:
+    """Find it in *proc*; None on a host with cgroup v1 alone. *root* is the folder of `/sys`."""
+    for line in (read(f"{proc}/self/mountinfo") or b"").decode(errors="replace").splitlines():
         fields, _, kind = line.partition(" - ")
         words = fields.split(" ")
         if kind.startswith("cgroup2 ") and len(words) > 4:
@@ -98,7 +98,7 @@ class Cgroup:
     def look(self) -> None:
         """Read what it is allowed."""
         found = {
-            "stagescope.cgroup.cpu.limit": _cores(read(f"{self._folder}/cpu.max")),
+            "stagescope.cgroup.cpu.limit": cores(read(f"{self._folder}/cpu.max")),
             "stagescope.cgroup.memory.limit": count(read(f"{self._folder}/memory.max")),
         }
         self._limits = {name: limit for name, limit in found.items() if limit is not None}
@@ -125,7 +125,7 @@ def _chosen(counters: dict[str, Counter], text: bytes | None) -> dict[Counter, i
     return {counter: found[key] for key, counter in counters.items() if key in found}
 
 
-def _cores(text: bytes | None) -> float | None:
+def cores(text: bytes | None) -> float | None:
     """Read `cpu.max`: a quota of µs or `max`, and the period of µs that it is for."""
     words = (text or b"").split()
     quota, period = (count(word) for word in words) if len(words) == 2 else (None, None)
@@ -136,7 +136,7 @@ class Cgroups:
     """The cgroups of all watched processes, and those around them that have limits."""
 
     def __init__(self, root: str, clock: Callable[[], int]) -> None:
-        self._mount = find_mount(root)
+        self._mount = find_mount(f"{root}/proc", root)
         self._proc = f"{root}/proc"
         self._clock = clock
         self._readings = 0

@@ -42,6 +42,15 @@ def counts(text: bytes | None) -> dict[str, int]:
     return {name.decode(): int(n) for name, n in _PAIR.findall(text or b"") if len(n) < 20}
 
 
+def status(proc: str | os.PathLike[str], pid: int | str, name: str) -> str | None:
+    """Return one value of `/proc/PID/status`; None where it is not there."""
+    for line in (read(f"{os.fspath(proc)}/{pid}/status") or b"").splitlines():
+        key, _, value = line.partition(b":")
+        if key.decode("ascii", "replace") == name:
+            return value.decode("utf-8", "replace").strip()
+    return None
+
+
 TICK_S = 1.0 / os.sysconf("SC_CLK_TCK")
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 ENDED = ("Z", "X")

@@ -10,6 +10,7 @@ from typing import Any
 import psutil
 
 from stagescope.agent.host.proc import Counter, Growth, level
+from stagescope.agent.log_once import LogOnce
 from stagescope.samples import Sample
 
 MILLI = 1e-3
@@ -28,8 +29,6 @@ _FAILURES = (
 )  # fmt: skip
 """What psutil raises where a system hides a thing from it, or writes it as it does not know."""
 
-_log = logging.getLogger("stagescope")
-
 
 class System:
     """The host and its last reading."""
@@ -40,7 +39,7 @@ class System:
         self._sys = sys
         self._growth = Growth()
         self._busy = Busy()
-        self._said: set[str] = set()
+        self._log = LogOnce(level=logging.INFO)
         self._physical: dict[str, bool] = {}
         self._readings = {
             "cores": self._cpu,
@@ -57,9 +56,7 @@ class System:
             try:
                 found += reading(self._clock())
             except _FAILURES as problem:
-                if name not in self._said:
-                    self._said.add(name)
-                    _log.info("the host's %s cannot be read here: %r", name, problem)
+                self._log(f"the host's {name} cannot be read here: {problem!r}", about=name)
         return found
 
     def _cpu(self, now_ns: int) -> Iterator[Sample]:

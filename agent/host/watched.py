@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from stagescope.agent.host.proc import process_stat, read
+from stagescope.agent.host.proc import process_stat, read, status
 from stagescope.records import Process
 
 LOOK_AGAIN = 10
@@ -101,11 +101,10 @@ def _lockers(proc: str, ring: Path) -> Iterator[int]:
 
 def _own_pid(proc: str, here: int) -> int:
     """Return the pid of the process *here* in its own namespace: the innermost of its pids."""
-    status = read(f"{proc}/{here}/status")
-    pids = (status or b"").rpartition(b"\nNSpid:")[2].partition(b"\n")[0].split()
-    if status is None or (pids and not pids[-1].isdigit()):
-        return 0
-    return int(pids[-1]) if b"\nNSpid:" in status else here  # a kernel without namespaces
+    pids = (status(proc, here, "NSpid") or "").split()
+    if not pids:  # a kernel without namespaces, or no such process
+        return here if status(proc, here, "Name") is not None else 0
+    return int(pids[-1]) if pids[-1].isdigit() else 0
 
 
 def _maps(proc: str, here: int, ring: Path) -> bool:

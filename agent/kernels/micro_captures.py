@@ -29,6 +29,7 @@ from stagescope.agent.kernels.capture import (
     remove_stale,
 )
 from stagescope.agent.kernels.rows import ROWS_NAME, Recorded, read_rows
+from stagescope.agent.log_once import LogOnce
 from stagescope.agent.store.telemetry import TelemetryBuffer
 from stagescope.errors import StagescopeError, UsageError
 from stagescope.kernels import CaptureRequest
@@ -48,8 +49,6 @@ MICRO = CaptureRequest(batches=2, seconds=5.0, max_events=10_000, background=Tru
 ON_A_TRIGGER = CaptureRequest(batches=3, seconds=5.0, deep=True)
 
 Alive = Callable[[], Sequence[tuple[Path, Process]]]
-
-_log = logging.getLogger("stagescope")
 
 
 class KernelCaptures:
@@ -85,7 +84,7 @@ class KernelCaptures:
         self._capture: Capture | None = None
         self._thread: Thread | None = None
         self._lock = Lock()
-        self._said: set[str] = set()
+        self._say = LogOnce("no kernels: ", logging.INFO)
 
     def collect(self) -> None:
         """Take up what lies in the spool; begin a micro-capture where one is due."""
@@ -141,7 +140,7 @@ class KernelCaptures:
                 export(read, ring, capture.folder)
                 kept = True
         except StagescopeError as problem:
-            self._say(str(problem))
+            self._say(str(problem), about=str(problem).partition(":")[0])
         except OSError as problem:
             self._say(f"{capture.folder} cannot be written: {problem.strerror}")
         finally:
@@ -168,12 +167,6 @@ class KernelCaptures:
                 )
             ]
         )  # fmt: skip
-
-    def _say(self, why: str) -> None:
-        kind = why.partition(":")[0]
-        if kind not in self._said and len(self._said) < 100:
-            self._said.add(kind)
-            _log.info("no kernels: %s", why)
 
 
 def request_for(mode: str, *, device: bool) -> CaptureRequest | None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from stagescope.agent.kernels.trace import CaptureFacts, StageAt, TorchCapture, TraceEvent
 from stagescope.errors import StagescopeError
+from stagescope.files import replace_file
 from stagescope.kernels import KernelRow
 
 ROWS_NAME = "kernels.ndjson"
@@ -49,10 +50,7 @@ class Recorded:
 def write_rows(folder: Path, recorded: Recorded) -> None:
     """Write `kernels.ndjson` of *folder*, whole or not at all. Raises OSError."""
     told = [asdict(recorded.facts), *[asdict(one) for one in recorded.rows]]
-    lines = [json.dumps(one) for one in told]
-    part = folder / f"{ROWS_NAME}.part"
-    part.write_text("\n".join(lines) + "\n", "utf-8")
-    part.rename(folder / ROWS_NAME)
+    replace_file(folder / ROWS_NAME, "".join(json.dumps(one) + "\n" for one in told))
 
 
 def read_rows(file: Path) -> Recorded:

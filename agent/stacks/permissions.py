@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
+from stagescope.agent.host.proc import status
 from stagescope.agent.probe import ask, probe_of
 from stagescope.agent.stacks.in_process import Target
 from stagescope.errors import StagescopeError
@@ -88,12 +89,12 @@ def read_rights(proc: Path, pid: int = 0, *, container: str = "") -> Rights:
         yama = int((proc / YAMA).read_text("ascii"))
     except (OSError, ValueError):
         yama = None
-    held = int(_status(proc, "self", "CapEff") or "0", 16)
+    held = int(status(proc, "self", "CapEff") or "0", 16)
     known = Rights(yama, bool(held >> CAP_SYS_PTRACE & 1), container, me=os.geteuid())
     if not pid:
         return known
-    owner = _status(proc, pid, "Uid").split()
-    mine, its = (_status(proc, one, "NSpid").split() for one in ("self", pid))
+    owner = (status(proc, pid, "Uid") or "").split()
+    mine, its = ((status(proc, one, "NSpid") or "").split() for one in ("self", pid))
     return replace(
         known, owner=int(owner[0]) if owner else None, same_namespace=len(mine) == len(its)
     )
@@ -149,13 +150,3 @@ def _link(fd: Path) -> str:
         return os.readlink(fd)
     except OSError:  # closed meanwhile
         return ""
-
-
-def _status(proc: Path, pid: int | str, name: str) -> str:
-    """Return one value of `/proc/PID/status`; empty where it cannot be read."""
-    try:
-        lines = (proc / str(pid) / "status").read_text("utf-8", "replace").splitlines()
-    except OSError:
-        return ""
-    found = (line.partition(":") for line in lines)
-    return next((value.strip() for key, _, value in found if key == name), "")

@@ -18,6 +18,7 @@ from pathlib import Path
 from stagescope import settings
 from stagescope.agent.collectors import Collector
 from stagescope.agent.context import AgentContext
+from stagescope.agent.log_once import LogOnce
 from stagescope.agent.stacks.in_process import InProcess, StackSampler, Target, Window
 from stagescope.agent.stacks.labels import RawStack, StageLabels, with_intervals
 from stagescope.agent.stacks.permissions import why_not
@@ -54,7 +55,7 @@ class Choice:
         self._folder = agent.spool / FOLDER
         self._own = InProcess()
         self._spy = None if agent.shared else self._find()
-        self._said: set[str] = set()
+        self._say = LogOnce()
         self._readable: set[Path] = set()
         self._unfit: set[Path] = set()
         """Processes with which py-spy has failed."""
@@ -81,7 +82,7 @@ class Choice:
             return self._own
         if target.ring not in self._readable:
             if why := why_not(target):
-                self.say(f"process {target.pid} samples its stacks by itself: {why}")
+                self._say(f"process {target.pid} samples its stacks by itself: {why}")
                 return self._own
             self._readable.add(target.ring)
         return self._spy
@@ -90,15 +91,9 @@ class Choice:
         """Let *target* sample itself from now on, if it was py-spy that failed with it."""
         if target.ring in self._readable and target.ring not in self._unfit:
             self._unfit.add(target.ring)
-            self.say(f"{problem}; if it lives, it samples its stacks by itself from now on")
+            self._say(f"{problem}; if it lives, it samples its stacks by itself from now on")
         else:
-            self.say(str(problem))
-
-    def say(self, sentence: str) -> None:
-        """Log *sentence*, once."""
-        if sentence not in self._said and len(self._said) < 1000:
-            self._said.add(sentence)
-            _log.warning("%s", sentence)
+            self._say(str(problem))
 
     def close(self) -> None:
         """Remove the folder."""

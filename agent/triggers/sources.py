@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from stagescope.agent.events import KINDS, OOM, SLOW, EventQueue, Notice
-from stagescope.agent.host.cgroups import cgroup_of
+from stagescope.agent.host.cgroups import cgroup_of, find_mount
 from stagescope.agent.host.proc import counts, read
 from stagescope.exporters.tail_sampling import SlowTail
 from stagescope.records import Process, Record, RequestRecord, State
@@ -131,15 +131,14 @@ class CgroupOom:
         self,
         notices: EventQueue,
         alive: Callable[[], Sequence[tuple[Path, Process]]],
-        *,
-        proc: Path = Path("/proc"),
-        mount: Path = Path("/sys/fs/cgroup"),
+        root: str = "",
     ) -> None:
+        """*root* is the folder of `/proc` and `/sys`."""
         self._notices = notices
         self._alive = alive
-        self._proc = proc
-        self._mount = mount
-        self._counts: dict[Path, dict[str, int]] = {}
+        self._proc = f"{root}/proc"
+        self._mount = find_mount(self._proc, root)
+        self._counts: dict[str, dict[str, int]] = {}
         self._due_ns = 0
 
     def look(self, now_ns: int) -> None:
@@ -148,12 +147,12 @@ class CgroupOom:
             return
         self._due_ns = now_ns + int(EVERY_S * 1e9)
         groups = {self._events_of(process.pid): process for _, process in self._alive()}
-        counts = {path: found for path in groups if (found := _counts(path))}
+        counts = {path: found for path in groups if path and (found := _counts(path))}
         for path, found in counts.items():
             self._compare(path, found, groups[path], now_ns)
         self._counts = counts
 
-    def _compare(self, path: Path, found: dict[str, int], process: Process, now_ns: int) -> None:
+    def _compare(self, path: str, found: dict[str, int], process: Process, now_ns: int) -> None:
         before = self._counts.get(path)
         grown = {name: found[name] - before[name] for name in found} if before else {}
         if any(grown.values()):
@@ -163,14 +162,16 @@ class CgroupOom:
             )
             self._notices.put(Notice(OOM, process.pid, "", now_ns, sentence))
 
-    def _events_of(self, pid: int) -> Path:
-        group = cgroup_of(str(self._proc), pid) or "/"
-        return self._mount / group.lstrip("/") / "memory.events"
+    def _events_of(self, pid: int) -> str:
+        """Return the file of a process's group; empty for the root group and under version 1."""
+        group = cgroup_of(self._proc, pid) if self._mount else None
+        folder = self._mount.place(group) if self._mount and group else None
+        return f"{folder}/memory.events" if folder else ""
 
 
-def _counts(path: Path) -> dict[str, int]:
-    """Return the counts; empty where there are none, as in the root group or under version 1."""
-    found = counts(read(str(path)))
+def _counts(path: str) -> dict[str, int]:
+    """Return the counts; empty where there are none."""
+    found = counts(read(path))
     return {name: found.get(name, 0) for name in COUNTED} if found else {}
 
 

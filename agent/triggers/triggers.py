@@ -16,8 +16,8 @@ from stagescope import settings as variables
 from stagescope.agent.collectors import Collector
 from stagescope.agent.context import AgentContext
 from stagescope.agent.events import KINDS, SLOW, THROTTLE, Notice
-from stagescope.agent.stacks.loop_watchdog import LagWatch
 from stagescope.agent.triggers.sources import CgroupOom, NoticeFiles, SlowWatch
+from stagescope.files import replace_file
 from stagescope.records import Process
 from stagescope.samples import Sample
 
@@ -96,9 +96,7 @@ def keep_reason(spool: Path, reason: Reason) -> None:
 
 def _write(path: Path, text: str) -> None:
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    hidden = path.with_name(f".{path.name}.new")
-    hidden.write_text(text)
-    os.replace(hidden, path)
+    replace_file(path, text)
 
 
 KERNELS_VARIABLE: Final = variables.KERNELS.name
@@ -257,7 +255,6 @@ def make(agent: AgentContext) -> Sequence[Collector]:
         return ()
     watch = SlowWatch(agent.notices, lambda: triggers.counters())
     sources = (
-        LagWatch(agent.notices, agent.process_waits),
         NoticeFiles(agent.notices, agent.spool),
         CgroupOom(agent.notices, agent.alive),
     )

@@ -8,6 +8,7 @@ Variables: https://opentelemetry.io/docs/specs/otel/protocol/exporter/.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping
 from typing import Final
 from urllib.parse import urlsplit
@@ -22,25 +23,22 @@ GRPC_PORT: Final = 4317
 OTLP: Final = "otlp"
 CONSOLE: Final = "console"
 NONE: Final = "none"
-SERVED_ANYWAY: Final = ("prometheus",)
-"""Metrics exporters that ask for what an agent does anyway."""
+SERVED_ANYWAY: Final = {TRACES: (), METRICS: ("prometheus",)}
+"""Exporters that ask for what an agent does anyway: no error, and nothing to be sent."""
 
 
-def exporter_asked_for(
-    signal: str, environ: Mapping[str, str], *, served_anyway: tuple[str, ...] = ()
-) -> str:
+def exporter_asked_for(signal: str, environ: Mapping[str, str] = os.environ) -> str:
     """Return `OTLP` or `CONSOLE`; empty where nothing is to be sent.
 
     Nothing is sent unless `OTEL_EXPORTER_OTLP_ENDPOINT`, its form for *signal* or
-    `OTEL_<signal>_EXPORTER` is set. *served_anyway*: names that are no error, and need nothing
-    sent. Raises UsageError for a value that cannot be used.
+    `OTEL_<signal>_EXPORTER` is set. Raises UsageError for a value that cannot be used.
     """
     if environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
         return ""
     variable = f"OTEL_{signal}_EXPORTER"
     text = environ.get(variable, "").strip().lower()
     names = [name.strip() for name in text.split(",") if name.strip()]
-    known = (OTLP, CONSOLE, *served_anyway, NONE)
+    known = (OTLP, CONSOLE, *SERVED_ANYWAY[signal], NONE)
     if not set(names) <= set(known):
         raise UsageError(
             f"{variable}={text!r} is not supported; give {', '.join(known[:-1])} or {known[-1]}"

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import socket
-import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -29,13 +26,9 @@ from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
 from stagescope import semconv as names
 from stagescope.exporters.aggregation import DURATION_BOUNDS_S, SIZE_BOUNDS, Labels, Snapshot
-from stagescope.exporters.otlp.environment import whole
-from stagescope.exporters.otlp.transport import (
-    Transport,
-    metric_transport_from_environment,
-    suppressed_instrumentation,
-    taken_log_records,
-)
+from stagescope.exporters.otlp.environment import METRICS, whole
+from stagescope.exporters.otlp.sending import Sender
+from stagescope.exporters.otlp.transport import Transport, transport_from_environment
 from stagescope.exporters.prometheus import StageMetrics
 from stagescope.exporters.sample_series import Series, Shown
 from stagescope.records import Record
@@ -159,8 +152,6 @@ def _attributes(labels: Iterable[str], values: Iterable[str]) -> Iterator[tuple[
 INTERVAL_VARIABLE: Final = "OTEL_METRIC_EXPORT_INTERVAL"
 INTERVAL_MS: Final = 60_000
 
-_log = logging.getLogger(__name__)
-
 
 def otlp_metrics_from_environment(
     metrics: StageMetrics, shown: Callable[[], Shown], environ: Mapping[str, str] = os.environ
@@ -170,11 +161,11 @@ def otlp_metrics_from_environment(
     Raises UsageError, which names the variable, for a value that cannot be used.
     """
     interval_s = whole(environ, INTERVAL_VARIABLE, INTERVAL_MS) / 1000
-    outlet = metric_transport_from_environment(environ)
+    outlet: Transport[MetricsData] | None = transport_from_environment(METRICS, environ)
     return OtlpMetrics(outlet, metrics, shown, interval_s) if outlet else None
 
 
-class OtlpMetrics:
+class OtlpMetrics(Sender[MetricsData]):
     """A sink that takes no records: it sends what *metrics* counted and the samples *shown*.
 
     Each sending is of everything as it stands then; one that fails costs its points, counted,
@@ -188,8 +179,8 @@ class OtlpMetrics:
         shown: Callable[[], Shown],
         interval_s: float,
     ) -> None:
+        super().__init__(outlet, "metrics", " (OTEL_METRICS_EXPORTER=none sends none)")
         self.accepted = 0
-        self._outlet = outlet
         self._metrics = metrics
         self._shown = shown
         self._interval_s = interval_s
@@ -198,13 +189,10 @@ class OtlpMetrics:
         self._resource = {names.HOST_NAME: socket.gethostname()} | {
             key: str(value) for key, value in asked
         }
-        self._counts = {"sent_points": 0, "unsent_points": 0, "failed_exports": 0}
-        self._closing = threading.Event()
-        self._failing = False
-        self._thread = threading.Thread(
-            target=self._run, name="stagescope-otlp-metrics", daemon=True
-        )
-        self._thread.start()
+        self._points = 0
+        """Of the newest sending."""
+        self._counts = {"sent_points": 0, "unsent_points": 0}
+        self.start()
 
     @property
     def settled(self) -> int:
@@ -220,58 +208,31 @@ class OtlpMetrics:
 
         Not by the name of a loss: no record of a load run is missing for these.
         """
-        return dict(self._counts)
+        return self._counts | {"failed_exports": self.failed_exports}
 
     def close(self, timeout_s: float) -> None:
         """Send once more, for at most *timeout_s*, and end the thread."""
-        if self._closing.is_set():
-            return
-        grace_s = min(0.5, timeout_s / 2)
-        self._closing.set()
-        self._thread.join(timeout_s - grace_s)
-        self._outlet.abort()
-        self._thread.join(grace_s)
+        self.end(timeout_s)
 
-    def _run(self) -> None:
-        with taken_log_records() as said, suppressed_instrumentation():
-            while not self._closing.wait(self._interval_s):
-                self._send(said)
-            if not self._failing:
-                self._send(said)
+    def work(self) -> None:
+        """Send at each interval, and once at the end unless the back end fails."""
+        while not self.closing.wait(self._interval_s):
+            self._send_all()
+        if not self.failures:
+            self._send_all()
 
-    def _send(self, said: deque[str]) -> None:
-        said.clear()
-        sent, points = False, 0
-        try:
-            gathered = self._gather()
-            points = gathered.points
-            sent = not points or self._outlet.send(gathered.data())
-        except Exception as problem:  # noqa: BLE001 the guard: a library may raise anything
-            said.append(f"{type(problem).__name__}: {problem}")
-        rejected = min(points, self._outlet.rejected) if sent else points
-        self._counts["sent_points"] += points - rejected
+    def _send_all(self) -> None:
+        self._points = 0
+        sent = self.send(self._gathered)
+        rejected = min(self._points, self.outlet.rejected()) if sent else self._points
+        self._counts["sent_points"] += self._points - rejected
         self._counts["unsent_points"] += rejected
-        self._counts["failed_exports"] += not sent
-        self._tell(sent, said)
 
-    def _gather(self) -> MetricsBuilder:
+    def _gathered(self) -> MetricsData:
         moment = Moment(time.time_ns(), time.monotonic_ns(), self._since_wall_ns)
         builder = MetricsBuilder(moment, self._resource)
         for named in HISTOGRAMS:
             builder.add_histograms(named, self._metrics.snapshot(named.name))
         builder.add_series(self._shown().series)
-        return builder
-
-    def _tell(self, sent: bool, said: deque[str]) -> None:
-        """Say once that the back end fails, and once that it is back."""
-        if sent and self._failing:
-            _log.warning("%s takes metrics again", self._outlet.name)
-        elif not sent and not self._failing and not self._closing.is_set():
-            reason = (said[-1] if said else "no reason given").rstrip(".")
-            _log.warning(
-                "metrics cannot be sent to %s: %s; they are dropped and counted until it takes "
-                "them (OTEL_METRICS_EXPORTER=none sends none)",
-                self._outlet.name,
-                reason,
-            )
-        self._failing = not sent
+        self._points = builder.points
+        return builder.data()

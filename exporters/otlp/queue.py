@@ -81,11 +81,6 @@ class SpanQueue:
         self._closing = False
         self._flush_until = 0.0
 
-    @property
-    def closing(self) -> bool:
-        """True once nothing more is taken in."""
-        return self._closing
-
     def put(self, waiting: Waiting, number: int) -> bool:
         """Take *waiting* in; False, and counted as dropped, where there is no room.
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-import threading
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Final
 
+from stagescope.exporters.otlp.environment import TRACES
 from stagescope.exporters.otlp.queue import (
     HeldBatches,
     Outcome,
@@ -18,14 +18,9 @@ from stagescope.exporters.otlp.queue import (
     keeps_batch,
     limits_from_environment,
 )
+from stagescope.exporters.otlp.sending import Sender
 from stagescope.exporters.otlp.spans import BatchLink, SpanBuilder
-from stagescope.exporters.otlp.transport import (
-    Spans,
-    Transport,
-    span_transport_from_environment,
-    suppressed_instrumentation,
-    taken_log_records,
-)
+from stagescope.exporters.otlp.transport import Spans, Transport, transport_from_environment
 from stagescope.exporters.tail_sampling import TailSampler
 from stagescope.records import BatchRecord, ColdStartRecord, Record, RequestRecord
 
@@ -34,95 +29,64 @@ CATCH_UP: Final = 3.0
 """After an outage spans are sent at most so many times as fast as they come."""
 LEAST_PACE: Final = 100.0
 """Spans a second, where hardly any came."""
-STUCK_S: Final = 2.0
-"""A call that takes longer is no reason to let records wait unread."""
 LONGEST_HOLD_S: Final = 10.0
 """How long records wait unread at most, at a back end that is well and too slow."""
 
 _log = logging.getLogger(__name__)
 
 
-class SpanSender(threading.Thread):
+class SpanSender(Sender[Spans]):
     """Empties a queue into an outlet until the queue is closed."""
 
     def __init__(self, queue: SpanQueue, outlet: Transport[Spans]) -> None:
-        super().__init__(name="stagescope-otlp", daemon=True)
-        self.failed_exports = 0
-        self.works = False
-        """True while the last export succeeded; False until there was one."""
+        super().__init__(outlet, "spans")
         self._queue = queue
-        self._outlet = outlet
         self._builder = SpanBuilder()
-        self._failures = 0
-        """In a row."""
         self._rejects = False
-        self._sending_since_s = 0.0
         self._outage_since_s = 0.0
         self._offered_before = 0
         """Spans offered until the outage began."""
         self._pace = 0.0
         """Spans a second while what an outage left is sent; else 0."""
         self._sent_last = 0
-        self._on_settled: Callable[[], None] = lambda: None
-
-    def call_when_settled(self, call: Callable[[], None]) -> None:
-        """Call *call*, on this thread, after each sending."""
-        self._on_settled = call
+        self.on_settled: Callable[[], None] = lambda: None
 
     @property
     def keeps_up(self) -> bool:
         """False in an outage, in a call that hangs, and until an outage is caught up with."""
-        since_s = self._sending_since_s
-        stuck = since_s and time.monotonic() - since_s > STUCK_S
-        return not (self._failures or self._pace or stuck)
+        return not (self.failures or self._pace or self.stuck)
 
-    def run(self) -> None:
+    def work(self) -> None:
         """Send until the end; a failure while closing is the end too."""
-        with taken_log_records() as said, suppressed_instrumentation():
-            while taken := self._queue.take(self._pause_s()):
-                if not self._send(taken, said) and self._queue.closing:
-                    return
+        while taken := self._queue.take(self._pause_s()):
+            in_outage = bool(self.failures)
+            sent = self.send(partial(self._spans, taken))
+            rejected = self.outlet.rejected() if sent else 0
+            self._queue.settle(taken, Outcome.SENT if sent else Outcome.FAILED, rejected)
+            self.on_settled()
+            if rejected and not self._rejects:
+                self._rejects = True
+                _log.warning(
+                    "%s rejects %d of the spans of one request; logged once, counted in "
+                    "rejected_spans", self.outlet.name, rejected,
+                )  # fmt: skip
+            self._set_pace(taken, sent=sent, in_outage=in_outage)
+            if not sent and self.closing.is_set():
+                return
 
     def _pause_s(self) -> float:
-        if not self._failures:
+        if not self.failures:
             return self._sent_last / self._pace if self._pace else 0.0
-        return float(min(self._queue.limits.delay_s * 2**self._failures, MAX_PAUSE_S))
+        return float(min(self._queue.limits.delay_s * 2 ** min(self.failures, 16), MAX_PAUSE_S))
 
-    def _send(self, taken: list[Waiting], said: deque[str]) -> bool:
-        said.clear()
-        sent = False
-        self._sending_since_s = time.monotonic()
-        try:
-            sent = self._outlet.send(self._spans(taken))
-        except Exception as problem:  # noqa: BLE001 the guard: a library may raise anything
-            said.append(f"{type(problem).__name__}: {problem}")
-        finally:
-            self._sending_since_s = 0.0
-            rejected = self._outlet.rejected if sent else 0
-            self._queue.settle(taken, Outcome.SENT if sent else Outcome.FAILED, rejected)
-            self._on_settled()
-        if rejected and not self._rejects:
-            self._rejects = True
-            _log.warning(
-                "%s rejects %d of the spans of one request; logged once, counted in rejected_spans",
-                self._outlet.name,
-                rejected,
-            )
-        self.failed_exports += not sent
-        self.works = sent
-        self._tell(sent, said)
-        self._set_pace(taken, sent=sent)
-        self._failures = 0 if sent else min(self._failures + 1, 16)
-        return sent
-
-    def _set_pace(self, taken: list[Waiting], *, sent: bool) -> None:
+    def _set_pace(self, taken: list[Waiting], *, sent: bool, in_outage: bool) -> None:
         """Note when an outage begins; after it, send what waited no faster than is polite."""
         now_s = time.monotonic()
         if not sent:
-            if not self._failures and not self._pace:
+            if not in_outage and not self._pace:
                 self._outage_since_s, self._offered_before = now_s, self._queue.offered
             return
-        if self._failures:
+        if in_outage:
             came = self._queue.offered - self._offered_before
             rate = came / max(1.0, now_s - self._outage_since_s)
             self._pace = max(LEAST_PACE, CATCH_UP * rate)
@@ -140,18 +104,6 @@ class SpanSender(threading.Thread):
             )
         ]
 
-    def _tell(self, sent: bool, said: deque[str]) -> None:
-        """Say once that the back end fails, and once that it is back."""
-        if sent and self._failures:
-            _log.warning("%s takes spans again", self._outlet.name)
-        elif not sent and not self._failures and not self._queue.closing:
-            reason = (said[-1] if said else "no reason given").rstrip(".")
-            _log.warning(
-                "spans cannot be sent to %s: %s; they are dropped and counted until it takes them",
-                self._outlet.name,
-                reason,
-            )
-
 
 def otlp_from_environment(keep: TailSampler | None = None) -> OtlpSpans | None:
     """Return the sink that the standard `OTEL_*` variables ask for; None where they ask for none.
@@ -159,7 +111,7 @@ def otlp_from_environment(keep: TailSampler | None = None) -> OtlpSpans | None:
     Raises UsageError, which names the variable, for a value that cannot be used.
     """
     limits, policy = limits_from_environment(), keep or TailSampler()
-    outlet = span_transport_from_environment()
+    outlet: Transport[Spans] | None = transport_from_environment(TRACES)
     return OtlpSpans(outlet, policy, limits) if outlet else None
 
 
@@ -174,7 +126,6 @@ class OtlpSpans:
         self, outlet: Transport[Spans], keep: TailSampler, limits: QueueLimits | None = None
     ) -> None:
         self.accepted = 0
-        self._outlet = outlet
         self._keep = keep
         self._batches = HeldBatches()
         self._not_kept = 0
@@ -214,7 +165,7 @@ class OtlpSpans:
 
     def call_when_settled(self, call: Callable[[], None]) -> None:
         """Call *call*, on the sender's thread, after each sending."""
-        self._sender.call_when_settled(call)
+        self._sender.on_settled = call
 
     def recall(self, records: Sequence[Record]) -> None:
         """Remember the batches among *records*, which an earlier agent has settled."""
@@ -225,7 +176,7 @@ class OtlpSpans:
     @property
     def exporting_to(self) -> str:
         """The back end that took the last export; empty where it did not, or there was none."""
-        return self._outlet.name if self._sender.works else ""
+        return self._sender.outlet.name if self._sender.works else ""
 
     @property
     def queued_spans(self) -> int:
@@ -261,15 +212,11 @@ class OtlpSpans:
 
     def close(self, timeout_s: float) -> None:
         """Send what waits for at most *timeout_s*, count the rest, end the thread."""
-        if self._queue.closing:
-            return
-        grace_s = min(0.5, timeout_s / 2)
-        self._queue.close(timeout_s - grace_s)
-        self._sender.join(timeout_s - grace_s)
+        if self._sender.end(timeout_s, self._queue.close, self._abandon):
+            self._queue.give_up()
+
+    def _abandon(self) -> None:
         self._abandoned = self._queue.oldest
-        self._outlet.abort()
-        self._sender.join(grace_s)
-        self._queue.give_up()
 
     def _put_request(self, record: RequestRecord) -> None:
         """Queue a request, and with it those of its batches that were not kept so far."""

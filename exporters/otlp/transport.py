@@ -10,11 +10,11 @@ from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar
+from pkgutil import resolve_name
+from typing import Any, Final, Generic, Protocol, TypeVar
 from urllib.parse import urlsplit, urlunsplit
 
 from opentelemetry import context
-from opentelemetry.sdk.metrics.export import MetricsData
 from opentelemetry.sdk.trace import ReadableSpan
 
 from stagescope.errors import UsageError
@@ -22,7 +22,6 @@ from stagescope.exporters.otlp.environment import (
     CONSOLE,
     DEFAULT_ENDPOINT,
     METRICS,
-    SERVED_ANYWAY,
     TRACES,
     check,
     exporter_asked_for,
@@ -30,32 +29,8 @@ from stagescope.exporters.otlp.environment import (
     protocol,
 )
 
-if TYPE_CHECKING:
-    from stagescope.exporters.otlp.http_session import CheckedSession, Message
-
 T = TypeVar("T")
 T_contra = TypeVar("T_contra", contravariant=True)
-
-
-class Transport(Protocol[T_contra]):
-    """Where things go; `abort` makes a send in progress on another thread end at once."""
-
-    @property
-    def name(self) -> str:
-        """What a person is told of when it fails."""
-        ...
-
-    @property
-    def rejected(self) -> int:
-        """How many of the newest sending's spans or points the back end said it did not take."""
-        ...
-
-    def send(self, what: T_contra, /) -> bool:
-        """Send; False where the back end did not take them, however often it was asked."""
-        ...
-
-    def abort(self) -> None:
-        """End it for good. Called once."""
 
 
 class Exporter(Protocol[T_contra]):
@@ -69,29 +44,87 @@ class Exporter(Protocol[T_contra]):
         """Take nothing more."""
 
 
-def otlp_transport(
-    signal: str,
-    grpc: Callable[[], Exporter[T]],
-    http: Callable[[Any], Exporter[T]],
-    answer: Callable[[], Message],
-    environ: Mapping[str, str] = os.environ,
-) -> Transport[T]:
-    """Make the outlet that the environment asks for.
+Spans = list[ReadableSpan]
 
-    *http* takes a `requests.Session`; *answer* gives the class of the back end's answer.
-    Raises UsageError for a value that cannot be used.
+
+@dataclass(frozen=True, slots=True)
+class Transport(Generic[T]):
+    """Where spans or metrics go."""
+
+    name: str
+    """What a person is told of when it fails."""
+    exporter: Exporter[T]
+    rejected: Callable[[], int] = lambda: 0
+    """Returns how many of the newest sending's spans or points the back end did not take."""
+    shut: Callable[[], None] = lambda: None
+    """Ends what the exporter's own shutdown leaves waiting."""
+
+    def send(self, what: T, /) -> bool:
+        """Send through the exporter, which tries again within its own timeout; False: not taken."""
+        return self.exporter.export(what).name == "SUCCESS"
+
+    def abort(self) -> None:
+        """End it for good, also a send in progress on another thread. Called once."""
+        self.shut()
+        self.exporter.shutdown()
+
+
+@dataclass(frozen=True, slots=True)
+class _Names:
+    """What OpenTelemetry calls a signal's classes: `module:class`."""
+
+    grpc: str
+    http: str
+    console: str
+    answer: str
+
+
+_OTLP = "opentelemetry.exporter.otlp.proto"
+_NAMES: Final = {
+    TRACES: _Names(
+        f"{_OTLP}.grpc.trace_exporter:OTLPSpanExporter",
+        f"{_OTLP}.http.trace_exporter:OTLPSpanExporter",
+        "opentelemetry.sdk.trace.export:ConsoleSpanExporter",
+        "opentelemetry.proto.collector.trace.v1.trace_service_pb2:ExportTraceServiceResponse",
+    ),
+    METRICS: _Names(
+        f"{_OTLP}.grpc.metric_exporter:OTLPMetricExporter",
+        f"{_OTLP}.http.metric_exporter:OTLPMetricExporter",
+        "opentelemetry.sdk.metrics.export:ConsoleMetricExporter",
+        "opentelemetry.proto.collector.metrics.v1.metrics_service_pb2:ExportMetricsServiceResponse",
+    ),
+}
+
+
+def transport_from_environment(
+    signal: str, environ: Mapping[str, str] = os.environ
+) -> Transport[Any] | None:
+    """Return where the `OTEL_*` variables want *signal* sent; None where they ask for nothing.
+
+    Imports no more than that needs. Raises UsageError for a value that cannot be used.
     """
+    asked = exporter_asked_for(signal, environ)
+    if not asked:
+        return None
+    names = _NAMES[signal]
+    if asked == CONSOLE:
+        return Transport("the console", resolve_name(names.console)())
     check(signal, environ)
     chosen = protocol(signal, environ)
     endpoint = without_user_info(named_endpoint(signal, environ) or DEFAULT_ENDPOINT)
     try:
         if chosen == "grpc":
-            exporter = grpc()
-            return GrpcTransport(f"{endpoint} (gRPC)", exporter, watched_answers(exporter))
+            # Closing a gRPC channel cancels its calls; gRPC itself has a deadline for a whole call
+            # and takes no answer above 4 MiB.
+            exporter = resolve_name(names.grpc)()
+            return Transport(f"{endpoint} (gRPC)", exporter, rejected_answers(exporter))
         from stagescope.exporters.otlp.http_session import CheckedSession
 
-        session = CheckedSession(answer())
-        return HttpTransport(f"{endpoint} (HTTP)", http(session), session)
+        session = CheckedSession(resolve_name(names.answer))
+        exporter = resolve_name(names.http)(session=session)
+        return Transport(
+            f"{endpoint} (HTTP)", exporter, lambda: session.rejected, session.shut
+        )  # fmt: skip
     except (ValueError, KeyError, OSError, RuntimeError) as problem:
         raise UsageError(
             f"the OTLP exporter ({chosen}) refuses an OTEL_EXPORTER_OTLP_* variable: {problem}"
@@ -104,101 +137,36 @@ def without_user_info(url: str) -> str:
     return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
 
 
-@dataclass(frozen=True, slots=True)
-class ConsoleTransport(Generic[T]):
-    """Prints; nothing of it can be refused."""
-
-    name: str
-    exporter: Exporter[T]
-    rejected: int = 0
-
-    def send(self, what: T, /) -> bool:
-        """Print all of it."""
-        return self.exporter.export(what).name == "SUCCESS"
-
-    def abort(self) -> None:
-        """Shut the exporter down."""
-        self.exporter.shutdown()
-
-
-@dataclass(frozen=True, slots=True)
-class GrpcTransport(Generic[T]):
-    """An exporter whose shutdown ends its calls: closing a gRPC channel cancels them.
-
-    gRPC itself has a deadline for the whole call and takes no answer above 4 MiB.
-    """
-
-    name: str
-    exporter: Exporter[T]
-    answers: deque[Any]
-    """The newest answer."""
-
-    @property
-    def rejected(self) -> int:
-        """What the newest answer said was not taken."""
-        partial = getattr(self.answers[-1], "partial_success", None) if self.answers else None
-        counts = (getattr(partial, f"rejected_{what}", 0) for what in ("spans", "data_points"))
-        return max(0, *counts)
-
-    def send(self, what: T, /) -> bool:
-        """Send through the exporter, which retries within its own timeout."""
-        self.answers.clear()
-        return self.exporter.export(what).name == "SUCCESS"
-
-    def abort(self) -> None:
-        """Shut the exporter down."""
-        self.exporter.shutdown()
-
-
-def watched_answers(exporter: Any) -> deque[Any]:
-    """Return where the newest answer to *exporter* will be: the exporter itself drops it.
+def rejected_answers(exporter: Any) -> Callable[[], int]:
+    """Return what tells how many the newest answer to *exporter*, which drops it, did not take.
 
     Its stub is private; where a release has another, rejected spans go unnoticed.
     """
     answers: deque[Any] = deque(maxlen=1)
-    inner = getattr(exporter, "_stub", None)
-    if not callable(inner):
-        return answers
+    inner: Any = getattr(exporter, "_stub", None)
+
+    def rejected() -> int:
+        partial = getattr(answers[-1], "partial_success", None) if answers else None
+        counts = (getattr(partial, f"rejected_{what}", 0) for what in ("spans", "data_points"))
+        return max(0, *counts)
 
     def stub(channel: Any) -> Any:
         client: Any = inner(channel)
         export = client.Export
 
         def kept(*args: Any, **kwargs: Any) -> Any:
-            answer = export(*args, **kwargs)
-            answers.append(answer)
-            return answer
+            answers.clear()
+            answers.append(export(*args, **kwargs))
+            return answers[-1]
 
         client.Export = kept
         return client
 
-    exporter._stub = stub
-    if getattr(exporter, "_client", None) is not None:
-        exporter._client = stub(exporter._channel)
-    return answers
-
-
-@dataclass(frozen=True, slots=True)
-class HttpTransport(Generic[T]):
-    """An HTTP exporter, whose shutdown leaves a request waiting: its sockets are shut as well."""
-
-    name: str
-    exporter: Exporter[T]
-    session: CheckedSession
-
-    @property
-    def rejected(self) -> int:
-        """What the newest answer said was not taken."""
-        return self.session.rejected
-
-    def send(self, what: T, /) -> bool:
-        """Send through the exporter, which retries within its own timeout."""
-        return self.exporter.export(what).name == "SUCCESS"
-
-    def abort(self) -> None:
-        """Shut the exporter down, and what it waits for."""
-        self.session.shut()
-        self.exporter.shutdown()
+    if callable(inner):
+        exporter._stub = stub
+        if getattr(exporter, "_client", None) is not None:
+            exporter._client = stub(exporter._channel)
+    return rejected
 
 
 CHATTY: Final = (
@@ -254,93 +222,3 @@ def suppressed_instrumentation() -> Generator[None]:
         yield
     finally:
         context.detach(token)
-
-
-Spans = list[ReadableSpan]
-
-
-def span_transport_from_environment(
-    environ: Mapping[str, str] = os.environ,
-) -> Transport[Spans] | None:
-    """Return the outlet that the `OTEL_*` variables ask for; None where they ask for none.
-
-    Raises UsageError for a value that cannot be used.
-    """
-    exporter = exporter_asked_for(TRACES, environ)
-    if not exporter:
-        return None
-    return (
-        _console_spans()
-        if exporter == CONSOLE
-        else otlp_transport(TRACES, _grpc_spans, _http_spans, _answer_to_spans, environ)
-    )
-
-
-def _grpc_spans() -> Exporter[Spans]:
-    from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
-
-    return OTLPSpanExporter()
-
-
-def _http_spans(session: Any) -> Exporter[Spans]:
-    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-
-    return OTLPSpanExporter(session=session)
-
-
-def _answer_to_spans() -> Message:
-    from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
-
-    return ExportTraceServiceResponse
-
-
-def _console_spans() -> Transport[Spans]:
-    from opentelemetry.sdk.trace.export import ConsoleSpanExporter
-
-    exporter: Exporter[Spans] = ConsoleSpanExporter()
-    return ConsoleTransport("the console", exporter)
-
-
-def metric_transport_from_environment(
-    environ: Mapping[str, str] = os.environ,
-) -> Transport[MetricsData] | None:
-    """Return the outlet that the `OTEL_*` variables ask for; None where they ask for none.
-
-    `OTEL_METRICS_EXPORTER=prometheus` is what we do anyway. Raises UsageError for a value that
-    cannot be used.
-    """
-    exporter = exporter_asked_for(METRICS, environ, served_anyway=SERVED_ANYWAY)
-    if not exporter:
-        return None
-    return (
-        _console_metrics()
-        if exporter == CONSOLE
-        else otlp_transport(METRICS, _grpc_metrics, _http_metrics, _answer_to_metrics, environ)
-    )
-
-
-def _grpc_metrics() -> Exporter[MetricsData]:
-    from opentelemetry.exporter.otlp.proto.grpc.metric_exporter import OTLPMetricExporter
-
-    return OTLPMetricExporter()
-
-
-def _http_metrics(session: Any) -> Exporter[MetricsData]:
-    from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
-
-    return OTLPMetricExporter(session=session)
-
-
-def _answer_to_metrics() -> Message:
-    from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
-        ExportMetricsServiceResponse,
-    )
-
-    return ExportMetricsServiceResponse
-
-
-def _console_metrics() -> Transport[MetricsData]:
-    from opentelemetry.sdk.metrics.export import ConsoleMetricExporter
-
-    exporter: Exporter[MetricsData] = ConsoleMetricExporter()
-    return ConsoleTransport("the console", exporter)

@@ -144,50 +144,50 @@ T = TypeVar("T")
 
 
 def accelerator_answer(question: Mapping[str, Any], asker: Connection) -> Mapping[str, Any]:
-    """Return the devices: type, ordinal, and of name, UUID and memory (bytes) what torch knows."""
+    """Return the devices as `torch` names them, with what their allocators and their driver tell."""
     torch = sys.modules.get("torch")
     accelerator = getattr(torch, "accelerator", None)  # torch 2.6 and later
     if torch is None or accelerator is None or not accelerator.is_available():
         return {"devices": []}
     kind = accelerator.current_accelerator().type
-    module = getattr(torch, kind, None)
+    module: Any = getattr(torch, kind, None)
     if not getattr(module, "is_initialized", lambda: True)():
         return {"devices": []}  # it may be about to fork, and initialised parents break children
     platform = "hip" if getattr(torch.version, "hip", None) else kind
     return {
         "devices": [
-            {"type": kind, "platform": platform, "ordinal": index}
-            | _accelerator_memory(accelerator, index)
-            | _identity(module, index)
+            {
+                "device": _known(device_name, kind, module, index) or f"{kind}:{index}",
+                "name": _known(lambda at: module.get_device_name(at), index) or kind,
+                "platform": platform,
+                "ordinal": index,
+                **_device_reading(_stats(accelerator, module, index)),
+                **_driver_memory(accelerator, index),
+            }
             for index in range(accelerator.device_count())
         ]
     }
 
 
-def _accelerator_memory(accelerator: Any, index: int) -> dict[str, int]:
-    told: dict[str, int] = {}
-    stats = _known(lambda: accelerator.memory_stats(index)) or {}
-    for name, key in (("allocated_bytes", "allocated_bytes"), ("reserved_bytes", "reserved_bytes")):
-        if f"{key}.all.current" in stats:
-            told[name] = stats[f"{key}.all.current"]
+def _stats(accelerator: Any, module: Any, index: int) -> Mapping[str, Any]:
+    """Return what the allocator of a device says; of a back end without more, what it reserved."""
+    if stats := _known(lambda: module.memory.memory_stats_as_nested_dict(index)):
+        return dict(stats)
+    flat = _known(lambda: accelerator.memory_stats(index)) or {}
+    return {"reserved_bytes": {"current": flat.get("reserved_bytes.all.current")}}
+
+
+def _driver_memory(accelerator: Any, index: int) -> dict[str, int]:
+    """Return what is in use on a device, of all processes, and how much there is."""
     if free_and_total := _known(lambda: accelerator.get_memory_info(index)):
         free, total = free_and_total
-        told |= {"used_bytes": total - free, "total_bytes": total}
-    return told
+        return {"used_bytes": total - free, "total_bytes": total}
+    return {}
 
 
-def _identity(module: Any, index: int) -> dict[str, str]:
-    told = {}
-    if name := _known(lambda: module.get_device_name(index)):
-        told["name"] = str(name)
-    if uuid := _known(lambda: module.get_device_properties(index).uuid):
-        told["uuid"] = str(uuid)
-    return told
-
-
-def _known(ask: Callable[[], T]) -> T | None:
+def _known(ask: Callable[..., T], *about: Any) -> T | None:
     """Ask a back end; those that lack it raise, each in its own way."""
     try:
-        return ask()
+        return ask(*about)
     except (AttributeError, NotImplementedError, RuntimeError):
         return None

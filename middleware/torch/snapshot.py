@@ -18,6 +18,7 @@ from threading import Lock, Thread
 from typing import Any
 
 from stagescope import settings
+from stagescope.files import replace_file
 from stagescope.middleware.probe.server import Connection, Refused
 from stagescope.middleware.recording.guard import guarded, say_once
 from stagescope.middleware.recording.recorder import Recorder
@@ -122,13 +123,9 @@ def _pickled(snapshot: Mapping[str, Any], most: int) -> memoryview | None:
 
 def _write(path: Path, content: bytes | memoryview) -> None:
     """Write a file that is there whole or not at all."""
-    partial = path.with_suffix(".partial")
     try:
-        with open(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-            file.write(content)
-        partial.replace(path)
+        replace_file(path, content)
     except OSError as problem:
-        partial.unlink(missing_ok=True)
         raise Refused(f"{path} could not be written: {problem.strerror}") from None
 
 

@@ -42,7 +42,7 @@ def test_files_that_somebody_prepared_are_not_written(tmp_path: Path) -> None:
     precious.write_text("precious")
     spool = tmp_path / "spool"
     spool.mkdir()
-    for name in (LOCK_NAME, "agent.new", FILE_NAME):
+    for name in (LOCK_NAME, f".{FILE_NAME}.part", FILE_NAME):
         (spool / name).symlink_to(precious)
 
     with pytest.raises(StagescopeError, match=r"lock file .* cannot be opened"):

@@ -87,6 +87,7 @@ def proc(tmp_path: Path) -> Path:
     (own / "stat").write_text("1 (python) S")
     (own / "status").write_text("Uid:\t0\t0\t0\t0\nNSpid:\t7\nCapEff:\t00000000a80425fb\n")
     (own / "mounts").write_text("cgroup2 /sys/fs/cgroup cgroup2 rw 0 0\ntmpfs / tmpfs rw 0 0\n")
+    (own / "mountinfo").write_text("31 23 0:28 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n")
     (own / "cgroup").write_text("0::/pod/box\n")
     yama = root / "proc" / "sys" / "kernel" / "yama"
     yama.mkdir(parents=True)
@@ -95,6 +96,8 @@ def proc(tmp_path: Path) -> Path:
     group = root / "sys" / "fs" / "cgroup"
     (group / "pod" / "box").mkdir(parents=True)
     (group / "cgroup.controllers").write_text("cpu memory\n")
+    for box in ("pod", "pod/box"):
+        (group / box / "cgroup.events").touch()
     (group / "pod" / "cpu.max").write_text("50000 100000\n")
     (group / "pod" / "box" / "cpu.max").write_text("max 100000\n")
     (group / "pod" / "box" / "memory.max").write_text("2000000000\n")

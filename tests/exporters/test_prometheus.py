@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import pairwise
@@ -16,9 +15,10 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as plain_text
 from prometheus_client.samples import Sample
 
-from stagescope.errors import StagescopeError
+from stagescope.agent.api.address import url
+from stagescope.agent.api.control import listen, metrics_only
 from stagescope.exporters.aggregation import WINDOW, Histogram
-from stagescope.exporters.prometheus import MetricsServer, StageMetrics
+from stagescope.exporters.prometheus import StageMetrics
 from stagescope.exporters.tail_sampling import Share, TailSampler
 from stagescope.recorder.format import WAITS
 from stagescope.semconv import METRICS
@@ -240,32 +240,11 @@ def test_histogram_counts_as_its_bounds_say(values: list[int]) -> None:
 
 
 def test_served_over_http() -> None:
-    """A scrape gets the text, in the format it asks for; closing frees the port at once."""
-    metrics = counted(request_record())
-    with MetricsServer(metrics.registry) as server:
-        with urlopen(Request(server.url, headers={"Accept": OPENMETRICS})) as answer:
-            assert answer.headers["Content-Type"].startswith("application/openmetrics-text")
-            read = {family.name for family in read_openmetrics(answer.read())}
-        port = int(server.url.split(":")[2].split("/")[0])
-
+    """A scrape of an agent's port gets the text, in the format that it asks for."""
+    server = listen(("127.0.0.1", 0), metrics_only(counted(request_record()).render))
+    asked = Request(url("127.0.0.1", server.port, "/metrics"), headers={"Accept": OPENMETRICS})
+    with urlopen(asked) as answer:
+        assert answer.headers["Content-Type"].startswith("application/openmetrics-text")
+        read = {family.name for family in read_openmetrics(answer.read())}
+    server.stop()
     assert "model_server_stage_duration_seconds" in read
-    with pytest.raises(ConnectionRefusedError):
-        socket.create_connection(("127.0.0.1", port), timeout=2)
-
-
-def test_close_does_not_wait_long_for_a_silent_scraper() -> None:
-    """A scraper that connects and asks nothing is left after a few seconds."""
-    with (
-        MetricsServer(StageMetrics().registry) as server,
-        socket.create_connection(("127.0.0.1", int(server.url.split(":")[2].split("/")[0]))),
-        urlopen(server.url) as answer,
-    ):
-        assert answer.status == 200
-
-
-def test_address_in_use_is_said() -> None:
-    """An address that is taken is named in one sentence."""
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-        with pytest.raises(StagescopeError, match=f"127.0.0.1:{port}: Address already in use"):
-            MetricsServer(StageMetrics().registry, port=port)

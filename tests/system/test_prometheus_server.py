@@ -16,7 +16,8 @@ from urllib.request import urlopen
 
 import pytest
 
-from stagescope.exporters.prometheus import MetricsServer, StageMetrics
+from stagescope.agent.api.control import listen, metrics_only
+from stagescope.exporters.prometheus import StageMetrics
 from stagescope.testing import wait_until
 from stagescope.testing.records import TRACE_ID, batch_record, request_record
 
@@ -27,8 +28,9 @@ pytestmark = pytest.mark.system
 def metrics() -> Iterator[tuple[StageMetrics, str]]:
     """Our own endpoint, with the `host:port` it listens on."""
     metrics = StageMetrics()
-    with MetricsServer(metrics.registry) as server:
-        yield metrics, server.url.removeprefix("http://").removesuffix("/metrics")
+    server = listen(("127.0.0.1", 0), metrics_only(metrics.render))
+    yield metrics, f"127.0.0.1:{server.port}"
+    server.stop()
 
 
 @pytest.fixture

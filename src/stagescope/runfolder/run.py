@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from stagescope.errors import UsageError
+from stagescope.files import replace_file
 from stagescope.identity import boot_id
 from stagescope.runfolder.schema import SCHEMA_VERSION
 
@@ -87,9 +88,7 @@ def this_host() -> Host:
 
 def write_run(folder: Path, run: Run) -> None:
     """Write *run* to `run.json` in *folder*, whole or not at all."""
-    part = folder / f".{RUN_JSON}.part"
-    part.write_text(json.dumps(asdict(run), indent=2) + "\n", "utf-8")
-    part.replace(folder / RUN_JSON)
+    replace_file(folder / RUN_JSON, json.dumps(asdict(run), indent=2) + "\n", mode=0o666)
 
 
 def read_run(folder: Path) -> Run:

@@ -6,9 +6,10 @@ from types import ModuleType, SimpleNamespace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stagescope.agent.gpu.nvml_calls import Calls, Said
+from stagescope.agent.gpu.nvml_calls import Calls
 from stagescope.agent.gpu.nvml_counters import GPU, GRAIN_NS, LONGEST_NS, Buffer
 from stagescope.agent.gpu.nvml_readings import Moment
+from stagescope.agent.log_once import LogOnce
 from stagescope.samples import Sample
 
 BOOT_US = 1_700_000_000_000_000
@@ -31,7 +32,7 @@ def read(polls: list[list[Stamped]], steps_us: list[int]) -> list[Sample]:
         ]
 
     vars(driver)["nvmlDeviceGetSamples"] = samples
-    buffer = Buffer(Calls(driver, Said()), object(), "GPU-1", GPU)
+    buffer = Buffer(Calls(driver, LogOnce("gpu: ")), object(), "GPU-1", GPU)
     found: list[Sample] = []
     now_us = BOOT_US
     for news, step_us in zip(polls, steps_us, strict=False):
