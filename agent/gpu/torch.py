@@ -96,7 +96,7 @@ class TorchProbe:
         self._devices[told["device"]] = device = Device(
             id=told["device"],
             name=told["name"],
-            vendor=VENDORS.get(told["platform"], told["platform"]),
+            vendor=VENDORS.get(platform := str(told["platform"]), platform),
             ordinal=told["ordinal"],
             total_bytes=told.get("total_bytes", 0),
         )

@@ -217,16 +217,15 @@ class OtlpMetrics(Sender[MetricsData]):
     def work(self) -> None:
         """Send at each interval, and once at the end unless the back end fails."""
         while not self.closing.wait(self._interval_s):
-            self._send_all()
+            self.send(self._gathered, self._settle)
         if not self.failures:
-            self._send_all()
+            self.send(self._gathered, self._settle)
 
-    def _send_all(self) -> None:
-        self._points = 0
-        sent = self.send(self._gathered)
+    def _settle(self, sent: bool) -> None:
         rejected = min(self._points, self.outlet.rejected()) if sent else self._points
         self._counts["sent_points"] += self._points - rejected
         self._counts["unsent_points"] += rejected
+        self._points = 0
 
     def _gathered(self) -> MetricsData:
         moment = Moment(time.time_ns(), time.monotonic_ns(), self._since_wall_ns)

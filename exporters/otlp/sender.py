@@ -60,19 +60,21 @@ class SpanSender(Sender[Spans]):
         """Send until the end; a failure while closing is the end too."""
         while taken := self._queue.take(self._pause_s()):
             in_outage = bool(self.failures)
-            sent = self.send(partial(self._spans, taken))
-            rejected = self.outlet.rejected() if sent else 0
-            self._queue.settle(taken, Outcome.SENT if sent else Outcome.FAILED, rejected)
-            self.on_settled()
-            if rejected and not self._rejects:
-                self._rejects = True
-                _log.warning(
-                    "%s rejects %d of the spans of one request; logged once, counted in "
-                    "rejected_spans", self.outlet.name, rejected,
-                )  # fmt: skip
+            sent = self.send(partial(self._spans, taken), partial(self._settle, taken))
             self._set_pace(taken, sent=sent, in_outage=in_outage)
             if not sent and self.closing.is_set():
                 return
+
+    def _settle(self, taken: list[Waiting], sent: bool) -> None:
+        rejected = self.outlet.rejected() if sent else 0
+        self._queue.settle(taken, Outcome.SENT if sent else Outcome.FAILED, rejected)
+        self.on_settled()
+        if rejected and not self._rejects:
+            self._rejects = True
+            _log.warning(
+                "%s rejects %d of the spans of one request; logged once, counted in rejected_spans",
+                self.outlet.name, rejected,
+            )  # fmt: skip
 
     def _pause_s(self) -> float:
         if not self.failures:

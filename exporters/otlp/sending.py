@@ -69,8 +69,13 @@ class Sender(ABC, Generic[T]):
         with taken_log_records() as self._reasons, suppressed_instrumentation():
             self.work()
 
-    def send(self, make: Callable[[], T]) -> bool:
-        """Send what *make* makes; False where that failed, or the back end did not take it."""
+    def send(
+        self, make: Callable[[], T], settle: Callable[[bool], None] = lambda sent: None
+    ) -> bool:
+        """Send what *make* makes; False where that failed, or the back end did not take it.
+
+        *settle* is told, before anything is counted or logged.
+        """
         self._reasons.clear()
         sent = False
         self._since_s = time.monotonic()
@@ -80,6 +85,7 @@ class Sender(ABC, Generic[T]):
             self._reasons.append(f"{type(problem).__name__}: {problem}")
         finally:
             self._since_s = 0.0
+            settle(sent)
         self.failed_exports += not sent
         self.works = sent
         self._report(sent)

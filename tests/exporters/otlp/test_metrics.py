@@ -177,7 +177,7 @@ def test_outage_and_return_are_said_once(
     sink.close(5)
     said = [record for record in caplog.records if record.levelno >= logging.WARNING]
 
-    assert [record.name for record in said] == ["stagescope.exporters.otlp.metrics"] * 2
+    assert [record.name for record in said] == ["stagescope.exporters.otlp.sending"] * 2
     assert "OTEL_METRICS_EXPORTER=none sends none" in said[0].getMessage()
     assert sink.counters()["sent_points"] == len(receiver.points)
 
