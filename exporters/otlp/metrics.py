@@ -227,11 +227,11 @@ class OtlpMetrics(Sender[MetricsData]):
         self._counts["unsent_points"] += rejected
         self._points = 0
 
-    def _gathered(self) -> MetricsData:
+    def _gathered(self) -> MetricsData | None:
         moment = Moment(time.time_ns(), time.monotonic_ns(), self._since_wall_ns)
         builder = MetricsBuilder(moment, self._resource)
         for named in HISTOGRAMS:
             builder.add_histograms(named, self._metrics.snapshot(named.name))
         builder.add_series(self._shown().series)
         self._points = builder.points
-        return builder.data()
+        return builder.data() if builder.points else None

@@ -80,7 +80,8 @@ class Sender(ABC, Generic[T]):
         sent = False
         self._since_s = time.monotonic()
         try:
-            sent = self.outlet.send(make())
+            what = make()
+            sent = what is None or self.outlet.send(what)
         except Exception as problem:  # noqa: BLE001 the guard: a library may raise anything
             self._reasons.append(f"{type(problem).__name__}: {problem}")
         finally:

@@ -54,7 +54,7 @@ async def sleeps() -> None:
 
 @app.get("/in-c")
 async def in_c() -> None:
-    sum(range(100_000_000))
+    sum(range(40_000_000))
 
 
 if __name__ == "__main__":

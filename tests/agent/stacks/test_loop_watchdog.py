@@ -36,12 +36,15 @@ def blocks_until(agent: AgentContext, count: str, server: ServerProcess, path: s
 
 @pytest.mark.parametrize(
     ("path", "planted", "how"),
-    [("/sleeps", "time.sleep(0.7)", "in-process"), ("/in-c", "sum(range(", "py-spy")],
+    [
+        ("/sleeps", "time.sleep(0.7)", ("in-process", "py-spy")),
+        ("/in-c", "sum(range(", ("py-spy",)),
+    ],
 )
 def test_what_holds_the_loop_is_caught_with_its_line(
     path: str,
     planted: str,
-    how: str,
+    how: tuple[str, ...],
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -57,7 +60,8 @@ def test_what_holds_the_loop_is_caught_with_its_line(
         blocks_until(agent, "loop_dumps", server, path)
         first, *_ = agent.evidence.stacks.between(0, 1 << 63)
         assert planted in PROGRAM_LINES[first.frames[-1].line - 1]
-        assert (first.reason, first.how, first.thread_id) == ("loop_lag", how, server.pid)
+        assert (first.reason, first.thread_id) == ("loop_lag", server.pid)
+        assert first.how in how  # a busy machine's probe may take too long to answer
         blocks_until(agent, "loop_dumps_withheld", server, "/sleeps")  # soon after the first
         assert agent.evidence.counts["loop_dumps"] == 1
         wait_until(lambda: agent.counters()["notices"] >= 2)
