@@ -70,9 +70,9 @@ class Sender(ABC, Generic[T]):
             self.work()
 
     def send(
-        self, make: Callable[[], T], settle: Callable[[bool], None] = lambda sent: None
+        self, make: Callable[[], T | None], settle: Callable[[bool], None] = lambda sent: None
     ) -> bool:
-        """Send what *make* makes; False where that failed, or the back end did not take it.
+        """Send what *make* makes (None: nothing); False where that failed, or it was not taken.
 
         *settle* is told, before anything is counted or logged.
         """

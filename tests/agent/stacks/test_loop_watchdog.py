@@ -13,8 +13,8 @@ from stagescope.agent.stacks import loop_watchdog
 from stagescope.agent.stacks.loop_watchdog import LoopWatchdog, make
 from stagescope.testing import wait_until
 from stagescope.testing.clock import HandClock
-from stagescope.testing.rings import write_ring
 from stagescope.testing.spool import short_spool
+from tests.support.rings import write_ring
 from tests.support.sampled import ServerProcess, sampling_agent, serving
 
 PROGRAM = Path(__file__).parent / "stack_server.py"
