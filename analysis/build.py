@@ -70,18 +70,7 @@ def build_report(folder: Path, backend: Any = None) -> Report:
 def _build(tables: RunTables) -> Report:
     run = tables.run
     client = client_columns(tables)
-    seen, unsent = client_side(client, run)
-    first_token, inter_token = token_latencies(client)
-    middle, end = in_flight(client, run)
-    seen = replace(
-        seen,
-        rejected=rejections(client, tables),
-        overloaded=is_overloaded(middle, end, seen.count),
-        in_flight_middle=middle,
-        in_flight_end=end,
-        first_token=first_token,
-        inter_token=inter_token,
-    )
+    seen, unsent = _seen(client, tables)
     spans = find_spans(tables.server, SUB_STAGES)
     pairs = stored(tables, split(pair(tables, spans), spans))
     chosen, extra = choose(pairs, tables)
@@ -110,6 +99,22 @@ def _build(tables: RunTables) -> Report:
         instrument=instrument,
         resources=resources,
     )
+
+
+def _seen(client: ir.Table, tables: RunTables) -> tuple[Client, int]:
+    """Return what the client saw, and how many requests failed before a byte was sent."""
+    seen, unsent = client_side(client, tables.run)
+    first_token, inter_token = token_latencies(client)
+    middle, end = in_flight(client, tables.run)
+    return replace(
+        seen,
+        rejected=rejections(client, tables),
+        overloaded=is_overloaded(middle, end, seen.count),
+        in_flight_middle=middle,
+        in_flight_end=end,
+        first_token=first_token,
+        inter_token=inter_token,
+    ), unsent
 
 
 def _parts(

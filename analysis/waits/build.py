@@ -119,21 +119,7 @@ def _stored(
     causes: Sequence[str],
 ) -> ir.Table:
     """Return *base* with each column's waits by cause, and what is left of it: `own_<column>`."""
-    data: dict[str, list[Any]] = defaultdict(list)
-    for key, waits in found.items():
-        data["wait_span_id"].append(key)
-        for column, (name, whole) in by_column.items():
-            for cause in causes:
-                amounts = [0, 0, 0]
-                for (stage, of), charge in waits.charges.items():
-                    if of == cause and (stage_of(stage) if whole else stage) == name:
-                        amounts[0] += charge.ns
-                        amounts[1] += charge.low_ns
-                        amounts[2] += charge.high_ns
-                for kind, amount in zip(("w", "l", "h"), amounts, strict=True):
-                    data[f"{kind}_{column}_{cause}"].append(amount)
-    made = pa.table({name: pa.array(values) for name, values in data.items()})
-    extra = uploaded(tables, made)
+    extra = uploaded(tables, _amounts(found, by_column, causes))
     joined = base.left_join(extra, base.server_span_id == extra.wait_span_id)
     cut: dict[str, ir.Value] = {}
     for column in by_column:
@@ -154,6 +140,28 @@ def _stored(
         for cause in causes
     }
     return stored(tables, clean.mutate(**sums))
+
+
+def _amounts(
+    found: Mapping[str, Waits],
+    by_column: Mapping[str, tuple[str, bool]],
+    causes: Sequence[str],
+) -> pa.Table:
+    """Return a row a request: of each column and cause the wait, and its least and most."""
+    data: dict[str, list[Any]] = defaultdict(list)
+    for key, waits in found.items():
+        data["wait_span_id"].append(key)
+        for column, (name, whole) in by_column.items():
+            for cause in causes:
+                amounts = [0, 0, 0]
+                for (stage, of), charge in waits.charges.items():
+                    if of == cause and (stage_of(stage) if whole else stage) == name:
+                        amounts[0] += charge.ns
+                        amounts[1] += charge.low_ns
+                        amounts[2] += charge.high_ns
+                for kind, amount in zip(("w", "l", "h"), amounts, strict=True):
+                    data[f"{kind}_{column}_{cause}"].append(amount)
+    return pa.table({name: pa.array(values) for name, values in data.items()})
 
 
 class _Numbers:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
-from typing import Any, Protocol
+from typing import TYPE_CHECKING
 
+from stagescope.agent.api.client import AgentClient
 from stagescope.errors import StagescopeError
-from stagescope.kernels import KernelRow
 from stagescope.load_run.locate import AgentLocation
 from stagescope.load_run.server_timing import server_rows
 from stagescope.loadgen.client_log import ClientLog
@@ -25,8 +25,9 @@ from stagescope.runfolder.rows import (
     write_stacks,
 )
 from stagescope.runfolder.schema import EVIDENCE
-from stagescope.samples import Sample
-from stagescope.stacks import StackSpan
+
+if TYPE_CHECKING:
+    from stagescope.load_run.otlp_receiver import OtlpInbox
 
 MARGIN_NS = 2_000_000_000
 """Samples from so long before the first request until so long after the last are the run's too."""
@@ -35,26 +36,10 @@ SAMPLED_S = 1.5
 _FETCH_POLL_S = 0.1
 
 
-class EvidenceSource(Protocol):
-    """What we ask of an agent; times are on the monotonic clock of its host."""
-
-    def samples(self, since_ns: int = 0, until_ns: int | None = None) -> Iterator[Sample]:
-        """Return the samples that tell of any moment between."""
-        ...
-
-    def stacks(self, since_ns: int = 0, until_ns: int | None = None) -> Iterator[StackSpan]:
-        """Return the stacks that were seen at any moment between."""
-        ...
-
-    def kernels(self, since_ns: int = 0, until_ns: int | None = None) -> Iterator[KernelRow]:
-        """Return what captures saw that recorded at any moment between."""
-        ...
-
-
-def collect_evidence(folder: Path, source: EvidenceSource, side: ServerSide) -> str:
+def collect_evidence(folder: Path, source: AgentClient, side: ServerSide) -> str:
     """Write samples, stacks and kernels of the time of *side*'s requests into *folder*.
 
-    Gives a sentence about what is missing, or an empty one: a run is valid without them.
+    Returns a sentence about what is missing, or an empty one: a run is valid without them.
     """
     if not side.requests:
         return ""
@@ -77,7 +62,7 @@ def collect_evidence(folder: Path, source: EvidenceSource, side: ServerSide) -> 
     return ""
 
 
-def _wait_until_sampled(source: EvidenceSource, until_ns: int) -> None:
+def _wait_until_sampled(source: AgentClient, until_ns: int) -> None:
     deadline = time.monotonic() + SAMPLED_S
     while not any(True for _ in source.samples(until_ns)) and time.monotonic() < deadline:
         time.sleep(_FETCH_POLL_S)
@@ -100,47 +85,6 @@ _LOSSES = ("dropped", "overwritten", "lost", "damaged", "refused", "faults")
 """Parts of the names of counters that tell what went missing; they grow as long as an agent runs."""
 
 
-class Counts(Protocol):
-    """How much an agent has of a run."""
-
-    @property
-    def finished(self) -> int:
-        """Requests that ended as requests do."""
-        ...
-
-    @property
-    def died(self) -> int:
-        """Requests whose process ended first."""
-        ...
-
-
-class RunSource(EvidenceSource, Protocol):
-    """What we ask of an agent; `stagescope.agent.api.client.AgentClient` is one."""
-
-    def counters(self) -> Mapping[str, float]:
-        """Return the agent's own counters."""
-        ...
-
-    def run_counts(self, run_id: str) -> Counts:
-        """Count what the agent has of a run."""
-        ...
-
-    def run_records(self, run_id: str) -> Iterator[Record]:
-        """Return all records of a run."""
-        ...
-
-
-class SpanInbox(Protocol):
-    """Spans that a model server sent us; `stagescope.load_run.otlp_receiver.OtlpInbox` is one."""
-
-    spans: int
-    """How many came, of whatever kind and trace."""
-
-    def exports(self) -> list[Any]:
-        """Return the OTLP exports so far, as JSON objects or protobuf messages."""
-        ...
-
-
 @dataclass(slots=True)
 class Collected:
     """Where the server's side came from, and what its instrument said of itself."""
@@ -157,10 +101,9 @@ class Collected:
 
 def losses_so_far(place: AgentLocation) -> Mapping[str, float]:
     """Return the agent's counters of losses before a run, which are not that run's; never raises."""
-    for _, open_source in _agents(place):
-        with suppress(StagescopeError):
-            counters = open_source().counters()
-            return {name: value for name, value in counters.items() if _is_loss(name)}
+    with suppress(StagescopeError):
+        if agent := place.client():
+            return {name: value for name, value in agent.counters().items() if _is_loss(name)}
     return {}
 
 
@@ -170,7 +113,7 @@ def collect_server_side(
     log: ClientLog,
     place: AgentLocation,
     before: Mapping[str, float],
-    inbox: SpanInbox | None = None,
+    inbox: OtlpInbox | None = None,
 ) -> Collected:
     """Write `server.parquet` and `batches.parquet` of *folder*, from the best source there is.
 
@@ -180,33 +123,8 @@ def collect_server_side(
     *before* is what `losses_so_far` gave; *inbox* holds the spans that the server sent us.
     """
     collected = Collected()
-    for name, open_source in _agents(place):
-        try:
-            source = open_source()
-            if _settled(source, run_id, log.responded):
-                ours = _trace_ids(log)
-                records = (r for r in source.run_records(run_id) if _is_ours(r, ours, collected))
-                side = write_records(folder, records, broken=_tell(collected))
-                if collected.foreign:
-                    collected.problems.append(
-                        f"{collected.foreign:,} records that name this run are of requests that it "
-                        "did not send; they are left out"
-                    )
-                if side.damaged:
-                    collected.incomplete.append(
-                        f"server side incomplete: {side.damaged:,} damaged records are left out"
-                    )
-                collected.source = name
-                collected.instrument = _instrument(source, side, before)
-                if missing := collect_evidence(folder, source, side):
-                    collected.problems.append(missing)
-                return collected
-            collected.problems.append(
-                f"the {name} has no record of this run: "
-                f"is the server wrapped, and does it record into {place.spool or 'its spool'}?"
-            )
-        except StagescopeError as problem:
-            collected.problems.append(str(problem))
+    if _write_records(folder, run_id, log, place, before, collected):
+        return collected
     if inbox is not None and _write_spans(folder, log, inbox, collected):
         return collected
     rows = (row for chunk in log.chunks() for row in server_rows(chunk))
@@ -219,6 +137,52 @@ def collect_server_side(
     elif place.reason:
         collected.problems.append(f"no server side: {place.reason}")
     return collected
+
+
+def _write_records(
+    folder: Path,
+    run_id: str,
+    log: ClientLog,
+    place: AgentLocation,
+    before: Mapping[str, float],
+    collected: Collected,
+) -> bool:
+    """Write what the agent has of the run; False where there is no agent, or it has nothing."""
+    name = "remote agent" if place.agent_url else "agent"
+    try:
+        agent = place.client()
+        if agent is None:
+            return False
+        if not _settled(agent, run_id, log.responded):
+            collected.problems.append(
+                f"the {name} has no record of this run: "
+                f"is the server wrapped, and does it record into {place.spool or 'its spool'}?"
+            )
+            return False
+        ours = _trace_ids(log)
+        records = (r for r in agent.run_records(run_id) if _is_ours(r, ours, collected))
+        side = write_records(folder, records, broken=_tell(collected))
+        collected.source = name
+        _tell_what_is_left_out(side, collected)
+        collected.instrument = _instrument(agent, side, before)
+        if missing := collect_evidence(folder, agent, side):
+            collected.problems.append(missing)
+    except StagescopeError as problem:
+        collected.problems.append(str(problem))
+        return collected.source != "none"
+    return True
+
+
+def _tell_what_is_left_out(side: ServerSide, collected: Collected) -> None:
+    if collected.foreign:
+        collected.problems.append(
+            f"{collected.foreign:,} records that name this run are of requests that it did not "
+            "send; they are left out"
+        )
+    if side.damaged:
+        collected.incomplete.append(
+            f"server side incomplete: {side.damaged:,} damaged records are left out"
+        )
 
 
 def _trace_ids(log: ClientLog) -> set[str]:
@@ -237,7 +201,7 @@ def _is_ours(record: Record, trace_ids: set[str], collected: Collected) -> bool:
     return ours
 
 
-def _write_spans(folder: Path, log: ClientLog, inbox: SpanInbox, collected: Collected) -> bool:
+def _write_spans(folder: Path, log: ClientLog, inbox: OtlpInbox, collected: Collected) -> bool:
     """Write the rows that the model server's own spans give; False where there are none."""
     from stagescope.load_run.otlp_spans import server_rows as rows_of_spans
     from stagescope.load_run.otlp_spans import spans_of
@@ -262,7 +226,7 @@ def _write_spans(folder: Path, log: ClientLog, inbox: SpanInbox, collected: Coll
     return False
 
 
-def _spans_settled(inbox: SpanInbox) -> None:
+def _spans_settled(inbox: OtlpInbox) -> None:
     """Wait until no more spans come, or a minute."""
     seen, begun = inbox.spans, time.monotonic()
     news = begun
@@ -276,21 +240,7 @@ def _tell(collected: Collected) -> Callable[[StagescopeError], None]:
     return lambda problem: collected.incomplete.append(f"server side incomplete: {problem}")
 
 
-def _agents(place: AgentLocation) -> Iterator[tuple[str, Callable[[], RunSource]]]:
-    """Yield the agents to ask: a named one alone, else the one of this host, if there is one."""
-    if place.agent_url:
-        yield "remote agent", lambda: _client(place.agent_url, place.token)
-    elif place.socket.exists():
-        yield "agent", lambda: _client(str(place.socket), "")
-
-
-def _client(where: str, token: str) -> RunSource:
-    from stagescope.agent.api.client import AgentClient
-
-    return AgentClient(where, token=token or None)
-
-
-def _settled(source: RunSource, run_id: str, expected: int) -> bool:
+def _settled(source: AgentClient, run_id: str, expected: int) -> bool:
     """Wait until the agent has all that was answered, or has no news; say if it has anything."""
     seen = -1
     news = begun = time.monotonic()
@@ -306,7 +256,7 @@ def _settled(source: RunSource, run_id: str, expected: int) -> bool:
 
 
 def _instrument(
-    source: RunSource, side: ServerSide, before: Mapping[str, float]
+    source: AgentClient, side: ServerSide, before: Mapping[str, float]
 ) -> Mapping[str, float]:
     costs = side.costs.values()
     figures = {

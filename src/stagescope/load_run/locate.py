@@ -44,6 +44,12 @@ class AgentLocation:
         """The socket of the agent of this host."""
         return (self.spool or default_spool()) / SOCKET_NAME
 
+    def client(self) -> AgentClient | None:
+        """Return what asks the agent: a named one alone, else that of this host, if there is one."""
+        if self.agent_url:
+            return AgentClient(self.agent_url, self.token or None)
+        return AgentClient(str(self.socket)) if self.socket.exists() else None
+
 
 def locate(plan: LoadPlan, aim: Target, *, wait_s: float = 0.0) -> AgentLocation:
     """Return where the agent of the loaded server is, for a run of *plan* against *aim*.
@@ -115,7 +121,7 @@ def opened_run(place: AgentLocation, aim: Target, run_id: str) -> Iterator[None]
 
     At the agent where there is one, else by a mark in the spool, where this user may write.
     """
-    client = _agent(place)
+    client = place.client()
     mark = None
     try:
         opened = client is not None and client.open_run(run_id)
@@ -132,12 +138,6 @@ def opened_run(place: AgentLocation, aim: Target, run_id: str) -> Iterator[None]
                 mark.unlink()
             elif client is not None and opened:
                 client.close_run(run_id)
-
-
-def _agent(place: AgentLocation) -> AgentClient | None:
-    if place.agent_url:
-        return AgentClient(place.agent_url, place.token or None)
-    return AgentClient(str(place.socket)) if place.socket.exists() else None
 
 
 def _mark(spool: Path, run_id: str) -> Path | None:

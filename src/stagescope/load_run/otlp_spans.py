@@ -6,13 +6,14 @@ in protobuf; 64-bit numbers are text in JSON). protobuf itself is not needed her
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from stagescope.errors import StagescopeError
-from stagescope.runfolder.schema import SERVER
-from stagescope.stages import OTHER, STAGES, partition, stage_of
+from stagescope.runfolder.rows import row_without_record
+from stagescope.stages import partition, stage_of
 
 Attributes = Mapping[str, str | int | float | bool]
 
@@ -139,8 +140,6 @@ _DECODE = _LATENCY + "time_in_model_decode"
 _INFERENCE = _LATENCY + "time_in_model_inference"
 _E2E = _LATENCY + "e2e"
 
-_ABSENT: Mapping[str, Any] = {"string": "", "int64": 0, "int32": 0, "float64": 0.0, "bool": None}
-
 
 def server_rows(spans: Iterable[OtlpSpan]) -> Iterator[dict[str, Any]]:
     """Yield a row of the `server` table for each request that *spans* tell of.
@@ -230,33 +229,29 @@ def _row(
         (stage, min(first, duration), min(last, duration)) for stage, first, last in intervals
     ]
     charged, _ = partition([(first, last) for _, first, last in within], duration)
-    sums = dict.fromkeys([*STAGES, OTHER], 0)
+    sums: Counter[str] = Counter()
     for (stage, _, _), spent in zip(within, charged, strict=True):
         sums[stage_of(stage)] += spent
-    sums[OTHER] = duration - sum(charged)
     resource = span.resource
-    row = {c.name: _ABSENT.get(c.type, []) for c in SERVER.columns} | {"stalls": None}
-    return row | {
-        "trace_id": span.trace_id,
-        "span_id": span.span_id,
-        "parent_span_id": span.parent_span_id,
-        "ring_id": str(resource.get("service.instance.id", "")),
-        "seq": -1,
-        "pid": int(resource.get("process.pid", 0)),
-        "service": str(resource.get("service.name", "")),
-        "host": str(resource.get("host.name", "")),
-        "state": "finished",
-        "died_in_stage": "",
-        "start_wall_ns": start,
-        "duration_ns": duration,
-        **{f"{stage}_ns": spent for stage, spent in sums.items()},
-        "stages": [
+    return row_without_record(
+        sums,
+        duration,
+        trace_id=span.trace_id,
+        span_id=span.span_id,
+        parent_span_id=span.parent_span_id,
+        ring_id=str(resource.get("service.instance.id", "")),
+        seq=-1,
+        pid=int(resource.get("process.pid", 0)),
+        service=str(resource.get("service.name", "")),
+        host=str(resource.get("host.name", "")),
+        start_wall_ns=start,
+        stages=[
             {"stage": stage, "start_ns": first, "end_ns": last, "self_ns": spent,
              "failed": span.failed and stage.startswith("inference")}
             for (stage, first, last), spent in zip(within, charged, strict=True)
             if last > first
         ],
-        "error": str(span.attributes.get("error.type", "error")) if span.failed else "",
-        "first_byte_ns": min(first_byte_ns, duration),
-        "source": SOURCE,
-    }  # fmt: skip
+        error=str(span.attributes.get("error.type", "error")) if span.failed else "",
+        first_byte_ns=min(first_byte_ns, duration),
+        source=SOURCE,
+    )  # fmt: skip

@@ -12,19 +12,12 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from stagescope.runfolder.schema import SERVER
+from stagescope.runfolder.rows import row_without_record
 from stagescope.stages import STAGES
 
 TOTAL = "total"
 _MS_NS = 1_000_000
 _MAX_MS = 1e12
-_ABSENT: Mapping[str, Any] = {
-    "string": "",
-    "int64": 0,
-    "int32": 0,
-    "bool": None,
-    "list<string>": (),
-}
 
 
 def parse_server_timing(header: str) -> dict[str, int]:
@@ -85,18 +78,13 @@ def server_rows(client: Mapping[str, Sequence[Any]]) -> Iterator[dict[str, Any]]
 
 
 def _server_row(client: Mapping[str, Any], spent: Mapping[str, int]) -> dict[str, Any]:
-    row = {c.name: _ABSENT.get(c.type, []) for c in SERVER.columns} | {"stalls": None}
-    charged = {f"{stage}_ns": spent.get(stage, 0) for stage in STAGES}
-    total_ns = max(spent[TOTAL], sum(charged.values()))
-    return row | {
-        "trace_id": client["trace_id"],
-        "parent_span_id": client["span_id"],
-        "seq": client["seq"],
-        "state": "finished",
-        "died_in_stage": "",
-        "duration_ns": total_ns,
-        **charged,
-        "other_ns": total_ns - sum(charged.values()),
-        "status": client["status"],
-        "source": "server-timing",
-    }
+    total_ns = spent[TOTAL]
+    return row_without_record(
+        spent,
+        max(total_ns, sum(spent.values()) - total_ns),
+        trace_id=client["trace_id"],
+        parent_span_id=client["span_id"],
+        seq=client["seq"],
+        status=client["status"],
+        source="server-timing",
+    )

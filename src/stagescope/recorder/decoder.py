@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from struct import Struct
+from typing import NamedTuple
 
 from stagescope.recorder import format as fmt
 from stagescope.records import (
+    Anchor,
     BatchRecord,
     ColdStartRecord,
     Member,
@@ -24,6 +26,53 @@ _HEAD = Struct(
     + fmt.FINISHED.format.lstrip("<")
     + fmt.GAPS.format.lstrip("<")
 )
+
+
+class _Head(NamedTuple):
+    """What `_HEAD` reads: of a batch `path` is the model, `n1` its device time, `chunks` its size."""
+
+    kind: int
+    state: int
+    flags: int
+    reserved: int
+    chain_index: int
+    start: int
+    trace: bytes
+    span: bytes
+    parent: bytes
+    run: bytes
+    method: bytes
+    path: bytes
+    duration: int
+    n1: int
+    n2: int
+    first_byte: int
+    send_wait: int
+    chunks: int
+    dropped: int
+    status: int
+    continuations: int
+    reserved_2: int
+    error: bytes
+    route: bytes
+    gaps: int
+    gap_sum: int
+    gap_max: int
+
+    def can_be(self, anchor: Anchor) -> bool:
+        """Return whether its times are times and its counts are counts."""
+        times = self.start | self.duration | self.n1 | self.n2 | self.first_byte | self.send_wait
+        return not (
+            (times | self.gap_sum | self.gap_max) >> 62
+            or (self.chunks | self.dropped | self.gaps) >> 30
+            or self.status > _MAX_STATUS
+            or not 0 < self.state <= fmt.STATE_FINISHED
+            or abs(self.start - anchor.monotonic_ns) > _FAR_NS
+            or not 0 <= anchor.wall(self.start) < _LAST_NS - self.duration
+            or (self.trace == _NO_TRACE and self.kind == fmt.KIND_REQUEST)
+        )
+
+
 _KEY = slice(fmt.OPENED_AT + 32, fmt.OPENED_AT + 40)
 _CHAIN_INDEX = slice(fmt.OPENED_AT + 4, fmt.OPENED_AT + 8)
 _CODES = tuple(Struct(f"<{many}H") for many in range(fmt.ENTRIES_PER_SLOT + 1))
@@ -154,66 +203,74 @@ class SlotDecoder:
         """
         if chains.take(slot, seq):
             return None
-        (kind, state, flags, _, _, start, trace, span, parent, run, method, path,
-         duration, n1, n2, first_byte, send_wait, chunks, dropped, status, continuations, _, error,
-         route, gaps, gap_sum, gap_max) = _HEAD.unpack_from(slot)  # fmt: skip
-        if (
-            (start | duration | n1 | n2 | first_byte | send_wait | gap_sum | gap_max) >> 62
-            or (chunks | dropped | gaps) >> 30
-            or status > _MAX_STATUS
-            or not 0 < state <= fmt.STATE_FINISHED
-            or abs(start - process.anchor.monotonic_ns) > _FAR_NS
-            or not 0 <= process.anchor.wall(start) < _LAST_NS - duration
-            or (trace == _NO_TRACE and kind == fmt.KIND_REQUEST)
-        ):
-            chains.entries(span)
+        head = _Head._make(_HEAD.unpack_from(slot))
+        if not head.can_be(process.anchor):
+            chains.entries(head.span)
             self.damaged += 1
             return None
-        finished = state == fmt.STATE_FINISHED
-        if not finished:
-            duration = max(0, now_ns - start)
-        entries, text = entries_of(slot), self._text
-        own = 0
+        state = State.FINISHED if head.state == fmt.STATE_FINISHED else State.DIED
+        duration = head.duration if state is State.FINISHED else max(0, now_ns - head.start)
+        entries, dropped, own = entries_of(slot), head.dropped, 0
         if chains:
-            further, own = chains.entries(span)
+            further, own = chains.entries(head.span)
             entries += further
-        if continuations > own and finished:
+        if head.continuations > own and state is State.FINISHED:
             # The oldest of its slots were written over before they could be read.
-            dropped += (continuations - own) * fmt.ENTRIES_PER_SLOT
-        if kind == fmt.KIND_REQUEST:
-            stages, batches, facts = self._request_entries(entries, start, duration)
-            if finished and seq < 0:
-                # Killed between the end of the record and that of its response.
-                stages = tuple([
-                    span._replace(open=False) if stage_of(span.stage) == "respond" else span
-                    for span in stages
-                ])  # fmt: skip
-            return RequestRecord(
-                process, seq, State.FINISHED if finished else State.DIED, trace.hex(), span.hex(),
-                parent.hex() if parent != _NO_PARENT else "", bool(flags & fmt.FLAG_INTERNAL),
-                bool(flags & fmt.FLAG_SAMPLED), text(run), start, duration, text(method),
-                text(path), text(route), status, text(error), n1, n2, first_byte, send_wait,
-                chunks, stages, batches, dropped, bool(flags & fmt.FLAG_NESTED), gaps, gap_sum,
-                gap_max, wait_facts=facts,
-            )  # fmt: skip
-        if kind == fmt.KIND_BATCH:
-            intervals, members = _batch_entries(entries)
-            return BatchRecord(
-                process, seq, State.FINISHED if finished else State.DIED, span.hex(), trace.hex(),
-                text(path), start, duration, text(error), chunks or len(members), members,
-                max(0, chunks - len(members)), n1, self._stages(intervals, start, duration), text(run),
-            )  # fmt: skip
-        if kind == fmt.KIND_STALL:
-            self._keep_stall(Stall(text(method), start, start + duration))
-            return None
-        if kind == fmt.KIND_COLD_START:
-            intervals, members = _batch_entries(entries)
-            return ColdStartRecord(
-                process, seq, State.FINISHED if finished else State.DIED, trace.hex(), span.hex(),
-                start, duration, text(error), members[0] if members else None,
-                self._stages(intervals, start, duration), dropped,
-            )  # fmt: skip
+            dropped += (head.continuations - own) * fmt.ENTRIES_PER_SLOT
+        if head.kind == fmt.KIND_REQUEST:
+            return self._request(head, process, seq, state, duration, entries, dropped)
+        if head.kind == fmt.KIND_BATCH:
+            return self._batch(head, process, seq, state, duration, entries)
+        if head.kind == fmt.KIND_COLD_START:
+            return self._cold_start(head, process, seq, state, duration, entries, dropped)
+        if head.kind == fmt.KIND_STALL:
+            self._keep_stall(Stall(self._text(head.method), head.start, head.start + duration))
         return None
+
+    def _request(
+        self, head: _Head, process: Process, seq: int, state: State, duration: int,
+        entries: Entries, dropped: int,
+    ) -> RequestRecord:  # fmt: skip
+        text, flags, parent = self._text, head.flags, head.parent
+        stages, batches, facts = self._request_entries(entries, head.start, duration)
+        if state is State.FINISHED and seq < 0:
+            # Killed between the end of the record and that of its response.
+            stages = tuple([
+                span._replace(open=False) if stage_of(span.stage) == "respond" else span
+                for span in stages
+            ])  # fmt: skip
+        return RequestRecord(
+            process, seq, state, head.trace.hex(), head.span.hex(),
+            parent.hex() if parent != _NO_PARENT else "", bool(flags & fmt.FLAG_INTERNAL),
+            bool(flags & fmt.FLAG_SAMPLED), text(head.run), head.start, duration,
+            text(head.method), text(head.path), text(head.route), head.status, text(head.error),
+            head.n1, head.n2, head.first_byte, head.send_wait, head.chunks, stages, batches,
+            dropped, bool(flags & fmt.FLAG_NESTED), head.gaps, head.gap_sum, head.gap_max,
+            wait_facts=facts,
+        )  # fmt: skip
+
+    def _batch(
+        self, head: _Head, process: Process, seq: int, state: State, duration: int, entries: Entries
+    ) -> BatchRecord:
+        text = self._text
+        intervals, members = _batch_entries(entries)
+        return BatchRecord(
+            process, seq, state, head.span.hex(), head.trace.hex(), text(head.path), head.start,
+            duration, text(head.error), head.chunks or len(members), members,
+            max(0, head.chunks - len(members)), head.n1,
+            self._stages(intervals, head.start, duration), text(head.run),
+        )  # fmt: skip
+
+    def _cold_start(
+        self, head: _Head, process: Process, seq: int, state: State, duration: int,
+        entries: Entries, dropped: int,
+    ) -> ColdStartRecord:  # fmt: skip
+        intervals, members = _batch_entries(entries)
+        return ColdStartRecord(
+            process, seq, state, head.trace.hex(), head.span.hex(), head.start, duration,
+            self._text(head.error), members[0] if members else None,
+            self._stages(intervals, head.start, duration), dropped,
+        )  # fmt: skip
 
     def _request_entries(
         self, entries: Entries, start: int, duration: int

@@ -134,9 +134,28 @@ _charged = _row(
 
 def server_row(record: RequestRecord) -> dict[str, Any]:
     """Return *record* as a row of the `server` table."""
-    spent = record.stage_ns()
+    return _charged(record) | _by_stage(record.stage_ns(), record.duration_ns)
+
+
+_EMPTY = {"string": "", "int64": 0, "int32": 0, "bool": None}
+
+
+def row_without_record(
+    spent: Mapping[str, int], duration_ns: int, **known: object
+) -> dict[str, Any]:
+    """Return a row of the `server` table of a finished request that was told of in another way.
+
+    *spent* is by stage, *known* by column; other columns are empty, or null for not known.
+    """
+    empty = {column.name: _EMPTY.get(column.type, []) for column in SERVER.columns}
+    unknown = {"stalls": None, "wait_facts": None, "state": State.FINISHED.value}
+    timed = {"duration_ns": duration_ns, **_by_stage(spent, duration_ns)}
+    return empty | unknown | timed | known
+
+
+def _by_stage(spent: Mapping[str, int], duration_ns: int) -> dict[str, int]:
     charged = {f"{stage}_ns": spent.get(stage, 0) for stage in STAGES}
-    return _charged(record) | charged | {"other_ns": record.duration_ns - sum(charged.values())}
+    return charged | {"other_ns": duration_ns - sum(charged.values())}
 
 
 batch_row = _row(BATCHES, {"state": lambda record: record.state.value})
