@@ -344,9 +344,8 @@ class Steps(Coroutine[Any, Any, Any]):
         before, watch.running = watch.running, self
         begun_ns = self._begun_ns = _now()
         used = self._used = watch.clock.read()
-        if self._since_ns:
-            self._resumed(begun_ns)
-        if (queued_ns := used[1] - watch.queued_ns) >= self._floor_ns:
+        worked = self._since_ns and self._resumed(begun_ns)
+        if not worked and (queued_ns := used[1] - watch.queued_ns) >= self._floor_ns:
             # The kernel woke the loop's thread, and no core was free: for a request's first step
             # before its timeline begins.
             self._fact(fmt.CODE_QUEUED, max(self._since_ns, begun_ns - queued_ns), begun_ns)
@@ -373,29 +372,42 @@ class Steps(Coroutine[Any, Any, Any]):
             record(timeline, code, self._begun_ns, at_ns, self._used, self._watch.clock.read())
             self._count()
 
-    def _resumed(self, at_ns: int) -> None:
-        """Record what it waited for since it gave the loop back, and that it goes on at *at_ns*."""
+    def _resumed(self, at_ns: int) -> bool:
+        """Record what it waited for since it gave the loop back, and that it goes on at *at_ns*.
+
+        Return whether a worker was at work for it all the time.
+        """
         since_ns, awaited = self._since_ns, self._awaited
         self._awaited = None
         if at_ns - since_ns < self._floor_ns or self._timeline.done:
-            return
+            return False
         with guarded(self._timeline.recorder):
-            if awaited is None:  # `sleep(0)`, or a task that was just made: ready from the first.
-                self._fact(fmt.CODE_READY, since_ns, at_ns)
-                return
-            ready_ns, due_ns, exact = self._ready(awaited)
-            for answer in _answers(awaited):
-                workers.claim(self._timeline, answer, since_ns, min(ready_ns or at_ns, at_ns))
-            if self._others_due(at_ns) > max(ready_ns, due_ns):
-                return  # Without the loop's wait the request would have waited for that task.
-            if due_ns and since_ns <= due_ns <= ready_ns:
-                self._fact(fmt.CODE_DUE, due_ns, at_ns)
-            elif not ready_ns or not since_ns <= ready_ns <= at_ns:
-                self._fact(fmt.CODE_AWAITED, since_ns, at_ns)
-            else:
-                if not exact:
-                    self._fact(fmt.CODE_AWAITED, since_ns, ready_ns)
-                self._fact(fmt.CODE_READY, ready_ns, at_ns)
+            answers = _answers(awaited)
+            if working := workers.at_work(self._timeline, answers):
+                # A model that streams: whatever the request itself waits for, that goes on.
+                workers.claim(self._timeline, working, since_ns, at_ns)
+                return True
+            self._waited(awaited, answers, since_ns, at_ns)
+        return False
+
+    def _waited(self, awaited: Any, answers: list[Round], since_ns: int, at_ns: int) -> None:
+        """Record what it waited for, the loop among it, where no worker goes on for it."""
+        if awaited is None:  # `sleep(0)`, or a task that was just made: ready from the first.
+            self._fact(fmt.CODE_READY, since_ns, at_ns)
+            return
+        ready_ns, due_ns, exact = self._ready(awaited)
+        for answer in answers:
+            workers.claim(self._timeline, answer, since_ns, min(ready_ns or at_ns, at_ns))
+        if self._others_due(at_ns) > max(ready_ns, due_ns):
+            return  # Without the loop's wait the request would have waited for that task.
+        if due_ns and since_ns <= due_ns <= ready_ns:
+            self._fact(fmt.CODE_DUE, due_ns, at_ns)
+        elif not ready_ns or not since_ns <= ready_ns <= at_ns:
+            self._fact(fmt.CODE_AWAITED, since_ns, at_ns)
+        else:
+            if not exact:
+                self._fact(fmt.CODE_AWAITED, since_ns, ready_ns)
+            self._fact(fmt.CODE_READY, ready_ns, at_ns)
 
     def _others_due(self, at_ns: int) -> int:
         """Return until when another task of the request sleeps or slept, at most *at_ns*."""

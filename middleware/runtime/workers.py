@@ -217,12 +217,24 @@ def waking(at_ns: int) -> Round | None:
 class _Claims:
     """What of a request's record came from workers."""
 
-    __slots__ = ("answers", "last")
+    __slots__ = ("answers", "last", "newest")
 
-    def __init__(self) -> None:
+    def __init__(self, newest: Round) -> None:
+        self.newest = newest
         self.answers = 0
         self.last: dict[int, int] = {}
         """The newest entry of each code."""
+
+
+def at_work(timeline: Timeline, answers: list[Round]) -> Round | None:
+    """Return the newest round of *answers*, or of those before, if it goes on for *timeline*."""
+    claims: _Claims | None = getattr(timeline, "claims", None)
+    newest = answers[-1] if answers else claims.newest if claims is not None else None
+    if newest is None:
+        return None
+    start_ns = timeline.start_ns
+    goes_on = any(not block.end_ns and block.start_ns >= start_ns for block in newest.blocks)
+    return newest if goes_on else None
 
 
 def claim(timeline: Timeline, done: Round, since_ns: int, ready_ns: int) -> None:
@@ -242,11 +254,13 @@ def claim(timeline: Timeline, done: Round, since_ns: int, ready_ns: int) -> None
     if not blocks:
         return
     claims: _Claims | None = getattr(timeline, "claims", None)
+    first = claims is None or claims.newest is not done
     if claims is None:
-        claims = timeline.claims = _Claims()
+        claims = timeline.claims = _Claims(done)
+    claims.newest = done
     claims.answers += 1
     first_ns = min(block.start_ns for block in blocks)
-    if claims.answers <= CLAIMS_APART and first_ns > since_ns:
+    if first and claims.answers <= CLAIMS_APART and first_ns > since_ns:
         busy_ns = min(max(done.free_ns, since_ns), first_ns)
         waited_ns = min(max(done.gathered_ns, busy_ns), first_ns)
         _enter(timeline, _QUEUE, since_ns, busy_ns)

@@ -228,6 +228,39 @@ def test_a_stream_of_tokens_out_of_one_call(tmp_path: Path, loop: Callable[[], A
 
 
 @pytest.mark.parametrize("loop", LOOPS)
+def test_a_stream_goes_on_while_the_loop_is_held(tmp_path: Path, loop: Callable[[], Any]) -> None:
+    """While the model makes the next token, it is no wait for the loop that one comes late."""
+    begun, done = threading.Event(), threading.Event()
+
+    def generate(running: Any, tokens: asyncio.Queue[Any]) -> None:
+        with stage("inference"):
+            running.call_soon_threadsafe(tokens.put_nowait, "token")
+            begun.set()
+            done.wait(20)
+            running.call_soon_threadsafe(tokens.put_nowait, "token")
+            time.sleep(0.2)
+            running.call_soon_threadsafe(tokens.put_nowait, "token")
+        running.call_soon_threadsafe(tokens.put_nowait, None)
+
+    async def app(number: int) -> None:
+        if number == 1:
+            begun.wait(20)
+            time.sleep(0.3)  # noqa: ASYNC251 - what is planted here
+            done.set()
+            return
+        tokens: asyncio.Queue[Any] = asyncio.Queue()
+        worker = threading.Thread(target=generate, args=(asyncio.get_running_loop(), tokens))
+        worker.start()
+        while await tokens.get() is not None:
+            await asyncio.sleep(0)
+        worker.join(20)
+
+    streaming, _ = served(tmp_path, loop, app, 2)
+
+    assert streaming["inference"] == pytest.approx(500, abs=2 * NOISE_MS)
+
+
+@pytest.mark.parametrize("loop", LOOPS)
 def test_an_endpoint_in_a_thread_that_waits_for_another_thread(
     tmp_path: Path, loop: Callable[[], Any]
 ) -> None:
