@@ -20,13 +20,12 @@ import queue
 import sys
 import threading
 import time
-from collections.abc import Callable
 from itertools import count
 from typing import TYPE_CHECKING, Any, cast
 from weakref import WeakKeyDictionary, WeakSet
 
 from stagescope.middleware.recording.guard import guarded
-from stagescope.middleware.recording.names import CODES, intern
+from stagescope.middleware.recording.names import CODES
 from stagescope.middleware.recording.slots import ENDS, NO_CODES, NO_TIMES
 from stagescope.middleware.recording.timeline import Timeline, current
 from stagescope.middleware.runtime import cold_start
@@ -199,6 +198,21 @@ def here(*, make: bool = False) -> Worker | None:
     return worker
 
 
+def begin_anew() -> Worker:
+    """Return a new worker that this thread is from now on, with workers switched on for it."""
+    worker = _local.worker = Worker(is_task=False)
+    switch_on(worker)
+    return worker
+
+
+def did(blocks: list[Block], *, since_ns: int) -> None:
+    """Note that another process did *blocks*, beginning at *since_ns*, for whom this thread wakes."""
+    worker = here(make=True)
+    if worker is not None:
+        worker.round = Round(since_ns, since_ns)
+        worker.round.blocks = blocks
+
+
 def worker_of(task: asyncio.Task[Any], *, make: bool = False) -> Worker | None:
     """Return the worker that *task* is."""
     worker = _tasks.get(task)
@@ -368,46 +382,3 @@ def switch_off(user: object) -> None:
     if threading.Condition.notify is _notify:
         threading.Condition.notify = _condition_notify  # type: ignore[method-assign]
     _tasks.clear()
-
-
-# A process pool: what its processes did comes back with the result.
-
-
-class _Report:
-    """What a function gave in another process, when it began, and the blocks it made there."""
-
-    def __init__(self, result: Any, begun_ns: int, blocks: list[tuple[str, int, int]]) -> None:
-        self.result = result
-        self.begun_ns = begun_ns
-        self.blocks = blocks
-
-
-def reporting(function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> _Report:
-    """Call *function* in a process of a pool, and report on its blocks beside its result."""
-    begun_ns = _now()
-    current.set(None)  # A forked process has the context of whichever request forked it.
-    worker = _local.worker = Worker(is_task=False)
-    switch_on(worker)
-    try:
-        result = function(*args, **kwargs)
-    finally:
-        switch_off(worker)
-    names = {code: name for name, code in CODES.items()}
-    blocks = worker.round.blocks if worker.round else []
-    return _Report(
-        result, begun_ns, [(names[b.code], b.start_ns, b.end_ns or _now()) for b in blocks]
-    )
-
-
-def reported(result: Any) -> Any:
-    """Return what the function gave; whom this thread wakes next was waiting for what it did."""
-    if not isinstance(result, _Report):
-        return result
-    with guarded():
-        worker = here(make=True)
-        assert worker is not None
-        worker.round = Round(result.begun_ns, result.begun_ns)
-        worker.round.blocks = [
-            Block(intern(name), start, end) for name, start, end in result.blocks
-        ]
-    return result.result
