@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from stagescope.runfolder.schema import CLIENT
@@ -18,44 +19,30 @@ _ABSENT = -1
 _INTEGERS = tuple(c.name for c in CLIENT.columns if c.type in ("int64", "int32"))
 
 
+@dataclass(slots=True, eq=False)
 class Call:
     """One request in flight; the stamps are `time.monotonic_ns`, 0 until they are taken."""
 
-    __slots__ = (
-        "chunks",
-        "connected_ns",
-        "dns_ns",
-        "error",
-        "first_body_ns",
-        "first_byte_ns",
-        "intended_ns",
-        "last_byte_ns",
-        "request_bytes",
-        "response_bytes",
-        "reused",
-        "sent_ns",
-        "seq",
-        "server_timing",
-        "span_id",
-        "started_ns",
-        "status",
-        "streamed",
-        "tcp_ns",
-        "trace_id",
-    )
-
-    def __init__(self, seq: int, intended_ns: int, trace_id: str, span_id: str) -> None:
-        self.seq = seq
-        self.intended_ns = intended_ns
-        self.trace_id = trace_id
-        self.span_id = span_id
-        self.started_ns = self.connected_ns = self.sent_ns = 0
-        self.first_byte_ns = self.first_body_ns = self.last_byte_ns = 0
-        self.dns_ns = self.tcp_ns = 0
-        self.status = self.request_bytes = self.response_bytes = self.chunks = 0
-        self.reused = True
-        self.streamed = False
-        self.error = self.server_timing = ""
+    seq: int
+    intended_ns: int
+    trace_id: str
+    span_id: str
+    started_ns: int = 0
+    connected_ns: int = 0
+    sent_ns: int = 0
+    first_byte_ns: int = 0
+    first_body_ns: int = 0
+    last_byte_ns: int = 0
+    dns_ns: int = 0
+    tcp_ns: int = 0
+    status: int = 0
+    request_bytes: int = 0
+    response_bytes: int = 0
+    chunks: int = 0
+    reused: bool = True
+    streamed: bool = False
+    error: str = ""
+    server_timing: str = ""
 
 
 class ClientLog:

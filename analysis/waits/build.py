@@ -248,10 +248,7 @@ def _named(parts: Sequence[Part], cause: str, stages: Sequence[str]) -> Wait | N
         if each.name in stages and not (each is part and part.inner)
     ]
     found = [each for each in found if each.own is not None and each.recorded and each.mean_ms > 0]
-    if len(found) != 1:
-        return None if not found else _together(cause, found)
-    (only,) = found
-    return _together(cause, [only])
+    return _together(cause, found) if found else None
 
 
 def _together(cause: str, found: Sequence[Part]) -> Wait:

@@ -128,7 +128,6 @@ class EmbeddedAgent:
         self._spool = spool
         self._standby_s = standby_s
         self._stopped = threading.Event()
-        self._yielding = False
         self._agent: Agent | None = None
         self._hold: SpoolLock | None = None
         self._server: HttpServer | None = None

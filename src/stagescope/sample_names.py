@@ -14,51 +14,37 @@ CAPTURES: tuple[SampleName, ...] = (
     SampleName(
         "stagescope.capture.recording", "s", AMOUNT,
         "Time in which a profiler was at work in the process, from its start until its file was "
-        "written; requests of that time are profiled.",
-        "stagescope.capture.id",
+        "written; requests of that time are profiled.", "stagescope.capture.id",
     ),
 )  # fmt: skip
 
 GPU: tuple[SampleName, ...] = (
     SampleName(
         "hw.gpu.utilization", "1", LEVEL,
-        "Share of the time in which a kernel ran on the device, whatever its size.",
-        stability=OTEL,
+        "Share of the time in which a kernel ran on the device, whatever its size.", stability=OTEL,
     ),
     SampleName(
         "hw.gpu.memory.usage", "By", LEVEL,
         "Device memory in use by all processes, without the driver's own reserve where it is reported.",
         stability=OTEL,
     ),
+    SampleName("hw.gpu.memory.limit", "By", LEVEL, "Device memory that there is.", stability=OTEL),
     SampleName(
-        "hw.gpu.memory.limit", "By", LEVEL,
-        "Device memory that there is.",
-        stability=OTEL,
-    ),
-    SampleName(
-        "hw.gpu.io", "By", AMOUNT,
-        "Bytes over the host's bus (PCIe), as seen from the device.",
+        "hw.gpu.io", "By", AMOUNT, "Bytes over the host's bus (PCIe), as seen from the device.",
         "network.io.direction", OTEL,
     ),
+    SampleName("hw.power", "W", LEVEL, "Power that the device drew.", stability=OTEL),
     SampleName(
-        "hw.power", "W", LEVEL,
-        "Power that the device drew.",
+        "hw.energy", "J", AMOUNT, "Energy that the device used, by its own counter.",
         stability=OTEL,
     ),
     SampleName(
-        "hw.energy", "J", AMOUNT,
-        "Energy that the device used, by its own counter.",
-        stability=OTEL,
-    ),
-    SampleName(
-        "hw.temperature", "Cel", LEVEL,
-        "Temperature of the chip (`gpu`) or its memory (`memory`).",
+        "hw.temperature", "Cel", LEVEL, "Temperature of the chip (`gpu`) or its memory (`memory`).",
         "hw.sensor_location", OTEL,
     ),
     SampleName(
         "hw.errors", "{error}", AMOUNT,
-        "Memory errors: `corrected` (one bit) and `uncorrected` (two bits).",
-        "error.type", OTEL,
+        "Memory errors: `corrected` (one bit) and `uncorrected` (two bits).", "error.type", OTEL,
     ),
     SampleName(
         "model_server.gpu.memory.busy", "1", LEVEL,
@@ -91,8 +77,7 @@ GPU: tuple[SampleName, ...] = (
     ),
     SampleName(
         "model_server.gpu.nvlink.io", "By", AMOUNT,
-        "Payload over all NVLinks of the device, as seen from it.",
-        "network.io.direction",
+        "Payload over all NVLinks of the device, as seen from it.", "network.io.direction",
     ),
     SampleName(
         "model_server.gpu.throttle.time", "s", AMOUNT,
@@ -116,8 +101,7 @@ GPU: tuple[SampleName, ...] = (
     ),
     SampleName(
         "stagescope.nvml.call_time", "s", LEVEL,
-        "Median time of one call of the driver's library, by function.",
-        "stagescope.nvml.call",
+        "Median time of one call of the driver's library, by function.", "stagescope.nvml.call",
     ),
 )  # fmt: skip
 
@@ -243,8 +227,7 @@ CGROUP_NAMES = (
     *(
         SampleName(
             f"stagescope.pressure.{resource}.{kind}", "s", AMOUNT,
-            _STALLED.format("at least one task" if kind == "some" else "every task", what),
-            _CGROUP,
+            _STALLED.format("at least one task" if kind == "some" else "every task", what), _CGROUP,
         )
         for resource, what in _WAITED.items()
         for kind in ("some", "full")
@@ -256,18 +239,15 @@ COST_NAMES = (
     SampleName(
         "stagescope.collector.cpu_time", "s", AMOUNT,
         "CPU time that a collector of the agent used, its child processes included; `other`: what "
-        "the agent used besides, to read records, export and answer.",
-        "collector",
+        "the agent used besides, to read records, export and answer.", "collector",
     ),
     SampleName(
         "stagescope.collector.late_time", "s", AMOUNT,
-        "By how much a collector was called later than it was due.",
-        "collector",
+        "By how much a collector was called later than it was due.", "collector",
     ),
     SampleName(
         "stagescope.collector.stall_time", "s", AMOUNT,
-        "For how long a collector held up the agent's loop.",
-        "collector",
+        "For how long a collector held up the agent's loop.", "collector",
     ),
 )  # fmt: skip
 """What stagescope's own samplers cost."""
@@ -276,25 +256,21 @@ DEVICE_TIMES: tuple[SampleName, ...] = (
     SampleName(
         "model_server.stage.device_time", "s", AMOUNT,
         "Time that a stream of the device spent between the events at which the stage opened and "
-        "closed, stages inside it left out (docs/device-time.md).",
-        "model_server.stage",
+        "closed, stages inside it left out (docs/device-time.md).", "model_server.stage",
     ),
     SampleName(
         "model_server.stage.device_timed", "{opening}", AMOUNT,
-        "Openings of the stage whose device time is measured to their end.",
-        "model_server.stage",
+        "Openings of the stage whose device time is measured to their end.", "model_server.stage",
     ),
     SampleName(
         "model_server.stage.device_opened", "{opening}", AMOUNT,
         "Openings of the stage in a process whose device times are taken; of these "
-        "`model_server.stage.device_timed` are measured.",
-        "model_server.stage",
+        "`model_server.stage.device_timed` are measured.", "model_server.stage",
     ),
     SampleName(
         "model_server.stage.device_missed", "{opening}", AMOUNT,
         "Openings without a device time: `capture` (of a graph), `full` (the device was too far "
-        "behind), `unclosed` (the request ended first).",
-        "reason",
+        "behind), `unclosed` (the request ended first).", "reason",
     ),
 )  # fmt: skip
 
@@ -334,8 +310,7 @@ TORCH_MEMORY: tuple[SampleName, ...] = (
     SampleName(
         "model_server.torch.memory.events", "{event}", AMOUNT,
         "What the allocator did, by torch's name of the counter: `num_alloc_retries`, `num_ooms`, "
-        "`num_device_alloc`, `num_device_free`, `num_sync_all_streams`.",
-        "counter",
+        "`num_device_alloc`, `num_device_free`, `num_sync_all_streams`.", "counter",
     ),
     SampleName(
         "model_server.torch.pinned.allocated", "By", LEVEL,
@@ -347,8 +322,7 @@ TORCH_MEMORY: tuple[SampleName, ...] = (
     ),
     SampleName(
         "model_server.torch.pinned.peak", "By", LEVEL,
-        "Most of one of these that there was, by torch's own approximation.",
-        "what",
+        "Most of one of these that there was, by torch's own approximation.", "what",
     ),
     SampleName(
         "model_server.torch.pinned.events", "{event}", AMOUNT,
@@ -357,16 +331,14 @@ TORCH_MEMORY: tuple[SampleName, ...] = (
     ),
     SampleName(
         "model_server.torch.pinned.driver_time", "s", AMOUNT,
-        "Time in the driver's calls for pinned memory: `alloc`, `free`.",
-        "call",
+        "Time in the driver's calls for pinned memory: `alloc`, `free`.", "call",
     ),
 )  # fmt: skip
 
 TRIGGER_NAMES = (
     SampleName(
         "stagescope.trigger.starts", "{capture}", AMOUNT,
-        "Captures and windows of stacks that a trigger started.",
-        "stagescope.trigger",
+        "Captures and windows of stacks that a trigger started.", "stagescope.trigger",
     ),
 )  # fmt: skip
 """The triggers'."""

@@ -165,8 +165,7 @@ ATTRIBUTES: Final = (
         ERROR_TYPE, "string", "", (REQUEST_SPAN, BATCH_SPAN, COLD_START_SPAN),
         "Class name of the exception; else `disconnect` (the client left), `incomplete` (the app "
         "ended within its response), `process_died`, the status of a 5xx "
-        "response, or `startup failed`.",
-        OTEL_STABLE,
+        "response, or `startup failed`.", OTEL_STABLE,
     ),
     Attribute(STAGE, "string", "", (STAGE_SPAN,), "Full name of the stage: `queue.threadpool`."),
     Attribute(
@@ -197,8 +196,7 @@ ATTRIBUTES: Final = (
     Attribute(CHUNKS, "int", "", (REQUEST_SPAN,), "Body chunks that were sent."),
     Attribute(CHUNK_GAP_MEAN_NS, "int", "ns", (REQUEST_SPAN,),
               "Mean time between one chunk with bytes and the next; absent where there was one."),
-    Attribute(CHUNK_GAP_MAX_NS, "int", "ns", (REQUEST_SPAN,),
-              "The longest of these times."),
+    Attribute(CHUNK_GAP_MAX_NS, "int", "ns", (REQUEST_SPAN,), "The longest of these times."),
     Attribute(PROFILED, "boolean", "", (REQUEST_SPAN,),
               "True where a capture was at work meanwhile, so that its times are not the server's "
               "own (docs/capture.md). Absent else."),
