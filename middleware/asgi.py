@@ -88,17 +88,20 @@ class StageMiddleware:
         beside: Callable[[Path], Companion | None] | None = None,
     ) -> None:
         self.app = app
-        self.service = service or default_service()
-        self.spool = Path(spool) if spool else default_spool()
         self._beside = beside
-        self._off = settings.DISABLE.on()
-        self._installer = None if self._off else installer
+        self._off = True
+        self._installer: Installer | None = None
         self._recorder: Recorder | None = None
         """None until the first request: so that no further one asks whether it is the first."""
         self._opened: Recorder | None = None
         self._companion: Companion | None = None
-        if self._installer is not None:
-            self._installer.wrapped()
+        with guarded():
+            self.service = service or default_service()
+            self.spool = Path(spool) if spool else default_spool()
+            self._off = settings.DISABLE.on()
+            self._installer = None if self._off else installer
+            if self._installer is not None:
+                self._installer.wrapped()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection scope, as ASGI says."""
@@ -114,40 +117,59 @@ class StageMiddleware:
             return
         recorder = self._recorder
         if recorder is None or recorder.closed:
-            recorder = self.open(scope)
-            if recorder and cold_start.first_request():
+            recorder, first = None, False
+            with guarded():
+                recorder = self.open(scope)
+                first = recorder is not None and cold_start.first_request()
+            if first:
                 await self._serve_first(scope, receive, send)
                 return
+        # Guards are `try` blocks, which cost nothing until something is raised.
+        timeline = nesting = attached = None
         try:
-            timeline = begin(recorder, scope) if recorder else None
-        except Exception as error:
-            if fault(error, recorder):
+            if recorder is not None:
+                timeline = begin(recorder, scope)
+                nesting = timeline.nesting
+                if nesting is not None:
+                    scope, attached = _nested(nesting, scope, recorder)
+                exchange = Exchange(timeline, scope, receive, send)
+        except Exception as problem:
+            if timeline is not None:
+                timeline.discard()
+                timeline = None
+            if fault(problem, recorder):
                 raise
-            timeline = None
-        if timeline is None:
-            await self.app(scope, receive, send)
-            return
-        nesting, attached = timeline.nesting, None
-        if nesting is not None:
-            scope, attached = _nested(nesting, scope, recorder)
-        scope[SCOPE_KEY] = timeline
-        exchange = Exchange(timeline, scope, receive, send)
         app = self.app  # In a local: `self.app(...)` would look for a method first.
+        if timeline is None:
+            await app(scope, receive, send)
+            return
+        scope[SCOPE_KEY] = timeline
         token = current.set(timeline)
         failure = ""
         try:
             if timeline.watched:
-                await stepped(app(scope, exchange.receive, exchange.send), timeline)
+                work = app(scope, exchange.receive, exchange.send)
+                with guarded(recorder):
+                    work = stepped(work, timeline)
+                await work
             else:
                 await app(scope, exchange.receive, exchange.send)
         except BaseException as error:
-            failure = exchange.failed(error)
+            with guarded(recorder):
+                failure = exchange.failed(error)
             raise
         finally:
             if nesting is not None and attached is not None:
-                nesting.leave(attached)
-            if not timeline.done:
-                exchange.finish(failure)
+                with guarded(recorder):
+                    nesting.leave(attached)
+            try:
+                if not timeline.done:
+                    exchange.finish(failure)
+            except Exception as problem:
+                if not timeline.done:
+                    timeline.discard()
+                if fault(problem, recorder):
+                    raise
             try:  # noqa: SIM105 - `suppress` costs a request 0.3 µs
                 current.reset(token)
             except ValueError:
@@ -159,27 +181,35 @@ class StageMiddleware:
         What runs beside is stopped here and not at the interpreter's exit, which a server that
         was ended by a signal may never come to.
         """
-        if self._opened is None and self.open(scope):
-            self._recorder = None
-        if self._installer is not None:
-            self._installer.starting()
-        startup = cold_start.Startup(send) if cold_start.begin() else None
+        startup = None
+        with guarded():
+            if self._opened is None and self.open(scope):
+                self._recorder = None
+        with guarded():
+            if self._installer is not None:
+                self._installer.starting()
+            startup = cold_start.Startup(send) if cold_start.begin() else None
         try:
             await self.app(scope, receive, startup.send if startup else send)
         finally:
-            if startup:
-                startup.left()
-            if self._companion is not None:
-                await stopped(self._companion)
+            with guarded():
+                if startup:
+                    startup.left()
+            with guarded():
+                if self._companion is not None:
+                    await stopped(self._companion)
 
     async def _serve_first(self, scope: Scope, receive: Receive, send: Send) -> None:
-        first = cold_start.FirstRequest(send)
+        first = None
+        with guarded():
+            first = cold_start.FirstRequest(send)
         failed = True
         try:
-            await self(scope, receive, first.send)
+            await self(scope, receive, first.send if first else send)
             failed = False
         finally:
-            first.end(failed=failed)
+            with guarded():
+                cold_start.end(at_ns=first.ended_ns if first else 0, failed=failed)
 
     def open(self, scope: Scope | None = None) -> Recorder | None:
         """Open this process's recorder; None, and from then on pass through, where it cannot.
@@ -191,13 +221,18 @@ class StageMiddleware:
             if recorder is None:
                 self._off = True
             elif recorder is not self._opened:
-                cold_start.keep(recorder)
-                calibrate(recorder, StageMiddleware.around)
-                watch(recorder)
-                if self._installer is not None:
-                    self._installer.opened(self.app, scope or {}, StageMiddleware)
-                if self._beside is not None:
-                    self._companion = self._beside(self.spool)
+                with guarded(recorder):
+                    cold_start.keep(recorder)
+                with guarded(recorder):
+                    calibrate(recorder, StageMiddleware.around)
+                with guarded(recorder):
+                    watch(recorder)
+                with guarded(recorder):
+                    if self._installer is not None:
+                        self._installer.opened(self.app, scope or {}, StageMiddleware)
+                with guarded(recorder):
+                    if self._beside is not None:
+                        self._companion = self._beside(self.spool)
         except Exception as error:
             self._off = True
             if fault(error, None):

@@ -69,10 +69,11 @@ class _Phase:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if kind is not None:
-            self._batch.fail(kind)
-        elif self._ends:
-            self._batch.done()
+        with guarded():
+            if kind is not None:
+                self._batch.fail(kind)
+            elif self._ends:
+                self._batch.done()
 
 
 class batch:
@@ -169,12 +170,14 @@ class batch:
 
     def collate(self) -> _Phase:
         """Say that the members are complete and are being put together."""
-        self._phase(_COLLATE)
+        with guarded():
+            self._phase(_COLLATE)
         return _Phase(self, ends=False)
 
     def inference(self) -> _Phase:
         """Say that the batch goes to the model; it has come back when the block is left."""
-        self._phase(_INFERENCE)
+        with guarded():
+            self._phase(_INFERENCE)
         return _Phase(self, ends=True)
 
     def _phase(self, code: int) -> None:
@@ -191,28 +194,38 @@ class batch:
 
     def release(self, ticket: Ticket | None) -> None:
         """Let one member go before the others (continuous batching)."""
-        if ticket in self.tickets and self._timeline is not None:
-            with guarded(self._timeline.recorder):
+        with guarded():
+            if ticket in self.tickets and self._timeline is not None:
                 ticket.leave(self._timeline.clock())
                 self.tickets.remove(ticket)
 
     def done(self) -> None:
         """Say that the batch is done; a second call, or one after `fail`, does nothing."""
-        self._end(b"", failed=False)
+        self._over(None)
 
     def fail(self, kind: type[BaseException]) -> None:
         """Say that the batch failed with an exception of type *kind*."""
-        self._end(kind.__name__.encode(), failed=issubclass(kind, Exception))
+        self._over(kind)
+
+    def _over(self, kind: type[BaseException] | None) -> None:
+        """End it; its slot is free then, whatever went wrong."""
+        with guarded():
+            error = kind.__name__.encode("utf-8", "replace") if kind else b""
+            self._end(error, failed=kind is not None and issubclass(kind, Exception))
+        with guarded():
+            if self._timeline is not None and not self._timeline.done:
+                self._timeline.discard()
 
     def _end(self, error: bytes, *, failed: bool) -> None:
         timeline = self._timeline
         if timeline is None or timeline.done:
             return
+        at = timeline.clock()
         with guarded(timeline.recorder):
-            at = timeline.clock()
             timeline.close_at(self._index, at, failed=failed)
             for ticket in self.tickets:
                 ticket.leave(at, failed=failed)
+        with guarded(timeline.recorder):
             self.tickets.clear()
             timeline.finish(at, self.device_ns, 0, 0, 0, self._size, 0, error, b"")
 
@@ -225,10 +238,7 @@ class batch:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if kind is None:
-            self.done()
-        else:
-            self.fail(kind)
+        self._over(kind)
 
 
 @contextmanager

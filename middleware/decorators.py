@@ -13,6 +13,8 @@ from sys import modules
 from types import FunctionType, TracebackType
 from typing import Any, Protocol, cast
 
+from stagescope.middleware.recording.guard import fault, guarded
+
 STEPS_TIMED_APART = 16
 """Steps of a decorated generator that get an opening each; the rest share one (see `stage`)."""
 
@@ -119,7 +121,7 @@ def _generator(function: Callable[..., Any], of_code: Opener, code: int) -> Call
 def _async_generator(
     function: Callable[..., Any], of_code: Opener, code: int
 ) -> Callable[..., Any]:
-    begun, partial, other_closes = Steps, functools.partial, _is_closed_elsewhere
+    begun, partial, other_closes, shielded = Steps, functools.partial, _is_closed_elsewhere, guarded
 
     async def timed(*args: Any, **kwargs: Any) -> AsyncIterator[Any]:
         inner = function(*args, **kwargs)
@@ -146,7 +148,10 @@ def _async_generator(
             raise
         finally:
             steps.close()
-            if not await other_closes(inner):
+            closed = False
+            with shielded():
+                closed = await other_closes(inner)
+            if not closed:
                 await inner.aclose()
 
     return timed
@@ -181,20 +186,32 @@ class Steps:
 
     def begin(self) -> None:
         """Say that a step begins."""
-        if self._open is None:
-            self._open = self._of_code(self._code)
-            self._open.__enter__()
-            if not self._left:
-                self._open.leave_app_spans()
+        try:
+            if self._open is None:
+                self._open = self._of_code(self._code)
+                self._open.__enter__()
+                if not self._left:
+                    self._open.leave_app_spans()
+        except Exception as problem:
+            if fault(problem, None):
+                raise
 
     def end(self) -> None:
         """Say that it has ended."""
-        if self._left:
-            self._left -= 1
-            self.close()
+        try:
+            if self._left:
+                self._left -= 1
+                self.close()
+        except Exception as problem:
+            if fault(problem, None):
+                raise
 
     def close(self, failed: BaseException | None = None) -> None:
         """Say that there is no further step."""
-        if self._open is not None:
-            opened, self._open = self._open, None
-            opened.__exit__(type(failed) if failed else None, failed, None)
+        try:
+            if self._open is not None:
+                opened, self._open = self._open, None
+                opened.__exit__(type(failed) if failed else None, failed, None)
+        except Exception as problem:
+            if fault(problem, None):
+                raise

@@ -14,11 +14,11 @@ from stagescope.middleware.otel_context import (
     outer_span,
     server_span_below,
 )
-from stagescope.middleware.recording.guard import fault
+from stagescope.middleware.recording.guard import fault, guarded
 from stagescope.middleware.recording.names import CODES
 from stagescope.middleware.recording.recorder import Recorder
 from stagescope.middleware.recording.slots import ENDS
-from stagescope.middleware.recording.timeline import Timeline
+from stagescope.middleware.recording.timeline import NOWHERE, Timeline
 from stagescope.middleware.request_start import HEADERS as _STAMPS
 from stagescope.middleware.request_start import waited_ns
 from stagescope.middleware.runtime.loop_waits import end_step
@@ -108,9 +108,6 @@ _STATUSES = {status: status for status in range(1000)}
 
 assert ENDS == 32  # A literal below; a name costs a look-up for each request.
 
-_NOWHERE = fmt.MAX_CHAIN * fmt.ENTRIES_PER_SLOT
-"""An entry that no timeline has: closing or renaming it does nothing."""
-
 _UNCHUNKED = ("http.response.pathsend", "http.response.zerocopysend")
 """Extensions by which the server itself reads the body from a file."""
 
@@ -188,7 +185,8 @@ def begin(recorder: Recorder, scope: Scope) -> Timeline:
     )  # fmt: skip
     timeline.nesting = nesting
     if start_ns != now_ns:
-        timeline.close_at(timeline.open_at(_INGRESS, start_ns), now_ns)
+        with guarded(recorder):
+            timeline.close_at(timeline.open_at(_INGRESS, start_ns), now_ns)
     return timeline
 
 
@@ -210,10 +208,12 @@ class Exchange:
         self._status = self._chunks = self._request_bytes = self._response_bytes = 0
         self._first_byte_ns = self._send_wait_ns = 0
         self._gaps: ChunkGaps | None = None
-        self._respond_index = _NOWHERE
+        self._respond_index = NOWHERE
         self.ended_ns = 0
         """When the last byte was handed over; 0 until then."""
 
+    # The methods that call the server's `receive` and `send` guard all else that they do: by a
+    # `try`, which costs nothing until something is raised.
     # What is called often stands in a local first: `timeline.clock()` would look for a method.
     # `open_at` and `close_at` are written out where every request comes by: a call of each costs
     # as much as what it writes. Where the entry has no place in the first slot, or the timeline
@@ -235,14 +235,16 @@ class Exchange:
             timeline.codes[index] = _READ
             timeline.times[index] = clock()
         except (IndexError, ValueError):
-            timeline.spill(index, _READ, clock())
+            with guarded(timeline.recorder):
+                timeline.spill(index, _READ, clock())
         try:
             message = await receive()
         finally:
             try:
                 timeline.times[index + 32] = clock()
             except (IndexError, ValueError):
-                timeline.close_at(index, clock())
+                with guarded(timeline.recorder):
+                    timeline.close_at(index, clock())
         if message["type"] == "http.disconnect":
             self._disconnected = True
         else:
@@ -262,7 +264,11 @@ class Exchange:
         if kind == "http.response.body":
             return self._send_body(message)
         if kind == "http.response.start":
-            message = self._started(message)
+            try:
+                message = self._started(message)
+            except Exception as problem:
+                if fault(problem, self._timeline.recorder):
+                    raise
         elif kind in _UNCHUNKED and not message.get("more_body"):
             return self._send_file(message)
         send = self._send
@@ -291,28 +297,34 @@ class Exchange:
         clock = timeline.clock
         more = message.get("more_body")
         if more and not self._chunks:
-            timeline.recode(self._respond_index, _FIRST_BYTE)
+            with guarded(timeline.recorder):
+                timeline.recode(self._respond_index, _FIRST_BYTE)
         before = clock()
         try:
             await send(message)
         except BaseException:
             if not more and self._first_byte_ns and not message.get("body"):
                 # Under hypercorn on trio the end of a stream cancels the sending of its end.
-                self.end(clock())
+                with guarded(timeline.recorder):
+                    self.end(clock())
             raise
-        after = clock()
-        self._chunks += 1
-        self._send_wait_ns += after - before
-        if body := message.get("body"):
-            self._response_bytes += len(body)
-            if not self._first_byte_ns:
-                self._first_byte_ns = after - timeline.start_ns
+        try:
+            after = clock()
+            self._chunks += 1
+            self._send_wait_ns += after - before
+            if body := message.get("body"):
+                self._response_bytes += len(body)
+                if not self._first_byte_ns:
+                    self._first_byte_ns = after - timeline.start_ns
+                else:
+                    self._further_chunk(after)
+            if more:
+                self._chunk_sent(before, after)
             else:
-                self._further_chunk(after)
-        if more:
-            self._chunk_sent(before, after)
-        else:
-            self.end(after)
+                self.end(after)
+        except Exception as problem:
+            if fault(problem, timeline.recorder):
+                raise
 
     def _further_chunk(self, after: int) -> None:
         if self._gaps is None:
@@ -322,7 +334,8 @@ class Exchange:
     async def _send_file(self, message: Message) -> None:
         send = self._send
         await send(message)
-        self.end(self._timeline.clock())
+        with guarded(self._timeline.recorder):
+            self.end(self._timeline.clock())
 
     def _with_server_timing(self, message: Message, now_ns: int) -> Message:
         try:
@@ -360,8 +373,9 @@ class Exchange:
         loop.call_later(ERROR_GRACE_S, self._finish_unless_done)
 
     def _finish_unless_done(self) -> None:
-        if not self._timeline.done:
-            self.finish("")
+        with guarded(self._timeline.recorder):
+            if not self._timeline.done:
+                self.finish("")
 
     def failed(self, error: BaseException) -> str:
         """Return the class name of what the app raised; the server answers for it with a 500."""
@@ -393,8 +407,7 @@ class Exchange:
                 template(scope) if "route" in scope or MOUNT_KEY in scope else b"",
             )  # fmt: skip
         except Exception as problem:
-            recorder = self._timeline.recorder
-            if recorder.abandoned:
-                return  # A forked child ends its parent's request: see Recorder.abandon.
-            if fault(problem, recorder):
+            if not self._timeline.done:
+                self._timeline.discard()
+            if fault(problem, self._timeline.recorder):
                 raise

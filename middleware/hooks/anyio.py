@@ -36,14 +36,17 @@ def _timed(run_sync: Callable[..., Any]) -> Callable[..., Any]:
             pauses.pool = anyio.to_thread.current_default_thread_limiter()
         if timeline is None or timeline.done:
             return await run_sync(function, *args, **options)
-        work = function
-        with guarded():
-            work = in_other_thread(function)
-        wait = _Wait(timeline)
+        work, wait = function, None
+        with guarded(timeline.recorder):
+            marked = in_other_thread(function)
+            wait = _Wait(timeline)
+            work = functools.partial(wait.run, marked)
         try:
-            return await run_sync(functools.partial(wait.run, work), *args, **options)
+            return await run_sync(work, *args, **options)
         finally:
-            wait.end()  # Cancelled before a thread was free.
+            with guarded(timeline.recorder):
+                if wait is not None:
+                    wait.end()  # Cancelled before a thread was free.
 
     return timed
 
@@ -64,7 +67,8 @@ class _Wait:
 
     def run(self, function: Callable[..., Any], *args: Any) -> Any:
         """Stop waiting and call *function*."""
-        self.end()
+        with guarded(self._timeline.recorder):
+            self.end()
         return function(*args)
 
     def end(self) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 from stagescope.middleware.hooks.hook import Hook
 from stagescope.middleware.hooks.wrapping import wrap_app
 from stagescope.middleware.patching import wrap
+from stagescope.middleware.recording.guard import guarded
 
 
 def _install_uvicorn() -> None:
@@ -20,7 +21,8 @@ def _install_uvicorn() -> None:
 def _loading_config(load: Callable[..., Any]) -> Callable[..., Any]:
     def load_and_wrap(config: Any) -> None:
         load(config)
-        config.loaded_app = wrap_app(config.loaded_app)
+        with guarded():
+            config.loaded_app = wrap_app(config.loaded_app)
 
     return load_and_wrap
 
@@ -37,7 +39,8 @@ def _install_gunicorn() -> None:
 def _loading_worker(load: Callable[..., Any]) -> Callable[..., Any]:
     def load_and_wrap(worker: Any) -> None:
         load(worker)
-        worker.asgi = wrap_app(worker.asgi)
+        with guarded():
+            worker.asgi = wrap_app(worker.asgi)
 
     return load_and_wrap
 
@@ -53,7 +56,9 @@ def _install_hypercorn() -> None:
 
 def _wrapping(init: Callable[..., Any]) -> Callable[..., Any]:
     def init_with_ours(wrapper: Any, app: Any) -> None:
-        init(wrapper, wrap_app(app))
+        with guarded():
+            app = wrap_app(app)
+        init(wrapper, app)
 
     return init_with_ours
 
@@ -75,7 +80,9 @@ def _install_granian() -> None:
 
 def _handing_over(call_wrap: Callable[..., Any]) -> Callable[..., Any]:
     def wrap_ours(callback: Any, *rest: Any) -> Any:
-        return call_wrap(wrap_app(callback), *rest)
+        with guarded():
+            callback = wrap_app(callback)
+        return call_wrap(callback, *rest)
 
     return wrap_ours
 

@@ -12,9 +12,9 @@ import starlette.routing
 from stagescope.middleware.exchange import MOUNT_KEY
 from stagescope.middleware.hooks.hook import Hook
 from stagescope.middleware.patching import wrap
-from stagescope.middleware.recording.guard import guarded, say_once
+from stagescope.middleware.recording.guard import fault, guarded, say_once
 from stagescope.middleware.recording.names import CODES
-from stagescope.middleware.recording.timeline import current
+from stagescope.middleware.recording.timeline import NOWHERE, current
 from stagescope.middleware.stage import is_failure, marked, stage
 from stagescope.middleware.types import ASGIApp, Receive, Scope, Send
 
@@ -31,13 +31,24 @@ def staged(code: int) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
             if timeline is None or timeline.nesting is not None:
                 with stage.of_code(code):
                     return await inner(*args, **kwargs)
-            index = timeline.open(code)  # As `stage` does, in half of its time.
+            index = NOWHERE
+            try:
+                index = timeline.open(code)  # As `stage` does, in half of its time.
+            except Exception as problem:
+                if fault(problem, timeline.recorder):
+                    raise
             try:
                 result = await inner(*args, **kwargs)
             except BaseException as error:
-                timeline.close_at(index, timeline.clock(), failed=is_failure(type(error), error))
+                with guarded(timeline.recorder):
+                    failed = is_failure(type(error), error)
+                    timeline.close_at(index, timeline.clock(), failed=failed)
                 raise
-            timeline.close(index)
+            try:
+                timeline.close(index)
+            except Exception as problem:
+                if fault(problem, timeline.recorder):
+                    raise
             return result
 
         return marked(timed, code)

@@ -22,7 +22,7 @@ from threading import Thread
 from typing import Any
 
 from stagescope import settings
-from stagescope.middleware.recording.guard import fault, say_once
+from stagescope.middleware.recording.guard import fault, guarded, say_once
 from stagescope.middleware.recording.recorder import Recorder
 from stagescope.recorder.format import SUFFIX as RING_SUFFIX
 from stagescope.recorder.spool import PROBE_SUFFIX as SUFFIX
@@ -116,6 +116,10 @@ class Probe:
             connection.close()
 
     def _live(self) -> None:
+        with guarded(self._recorder):
+            self._accept()
+
+    def _accept(self) -> None:
         while True:
             try:
                 connection, _ = self._listener.accept()
@@ -126,10 +130,9 @@ class Probe:
             Thread(target=self._serve, args=(connection,), name=THREAD_NAME, daemon=True).start()
 
     def _serve(self, connection: socket.socket) -> None:
-        try:
+        with guarded(self._recorder):
             self._converse(connection)
-        finally:
-            self._open.discard(connection)
+        self._open.discard(connection)
 
     def _converse(self, connection: socket.socket) -> None:
         with connection, suppress(OSError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from types import TracebackType
 from typing import Protocol
+from weakref import WeakSet
 
 from stagescope import settings
 
@@ -19,6 +20,10 @@ class Counting(Protocol):
 
     def count(self, counter: str) -> None:
         """Add one to the file's counter of that name."""
+
+
+recorders: WeakSet[Counting] = WeakSet()
+"""Those of this process: one of them counts a fault whose place knows none."""
 
 
 class guarded:
@@ -53,15 +58,20 @@ def say_once(sentence: str, *, kind: str = "") -> None:
 
 def fault(error: Exception, recorder: Counting | None) -> bool:
     """Count and say a fault of ours; True where it is to be raised again (under tests)."""
+    if getattr(recorder, "abandoned", False):
+        return False  # A forked child's view of its parent's file, or of one that was cut off.
     where = type(error).__name__
     if where not in _said:
         _said.add(where)
         log.warning(
             "stagescope: a fault of its own, logged once; the server goes on", exc_info=error
         )
-    if recorder is not None:
+    for counting in [recorder] if recorder is not None else list(recorders)[:1]:
         try:
-            recorder.count("faults")
+            counting.count("faults")
         except ValueError:
             return False  # The file is a forked parent's; there is nowhere to count.
-    return settings.RAISE.on()
+    try:
+        return settings.RAISE.on()
+    except Exception:  # noqa: BLE001 - no guard stands above this one
+        return False

@@ -15,7 +15,7 @@ from pathlib import Path
 from random import Random
 from weakref import WeakSet
 
-from stagescope.middleware.recording import names
+from stagescope.middleware.recording import guard, names
 from stagescope.middleware.recording.open_runs import OpenRuns
 from stagescope.middleware.recording.slots import Slot
 from stagescope.recorder import format as fmt
@@ -72,6 +72,7 @@ class Recorder:
         self.anchor(now_ns := clock())
         self.upkeep_due_ns = now_ns + UPKEEP_NS
         live.add(self)
+        guard.recorders.add(self)
 
     def acquire(self) -> Slot:
         """Return a slot for a new timeline, not cleared; one outside the file when all are taken.
@@ -190,6 +191,7 @@ class Recorder:
         """
         self.closed = True
         live.discard(self)
+        guard.recorders.discard(self)
         names.tables.discard(self)
 
     def abandon(self) -> None:

@@ -35,6 +35,9 @@ def _fresh_lock_in_child() -> None:
 
 os.register_at_fork(after_in_child=_fresh_lock_in_child)
 
+NOWHERE = fmt.MAX_CHAIN * fmt.ENTRIES_PER_SLOT
+"""An entry that no timeline has: closing or renaming it does nothing."""
+
 # Packing clears what it covers first, so these write the whole slot anew: unused fields, the
 # words of the commit and all entries become zero at no further cost.
 _OPENED = Struct(f"<16xBxBx{fmt.OPENED.format[5:]}{fmt.SLOT_BYTES - fmt.FINISHED_AT}x")

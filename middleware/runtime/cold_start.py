@@ -54,12 +54,18 @@ class ColdTimeline(Timeline):
     def move(self, recorder: Recorder) -> None:
         """Go on in *recorder*'s file; a stage that is open stays open, at its place there."""
         self.in_file = True
+        old, chain = self.slot, self.chain
+        copied: list[Slot] = []
+        try:
+            copied.extend(_copied(slot, recorder) for slot in (old, *(chain or ())))
+        except BaseException:
+            for slot in copied:
+                recorder.discard(slot)
+            raise
         self.recorder = recorder
-        chain = self.chain
         if chain is not None:
-            chain[:] = [_copied(slot, recorder) for slot in chain]
-        old = self.slot
-        new = self.slot = _copied(old, recorder)
+            chain[:] = copied[1:]
+        new = self.slot = copied[0]
         self.codes = new.codes
         self.times = new.times
         # What another thread wrote to the old place while we copied.
@@ -211,13 +217,19 @@ def end(error: str = "", *, at_ns: int = 0, failed: bool = False) -> None:
     with _lock:
         timeline, _timeline = _timeline, None
         _cold = False
-    _tell(_warm)
+    with guarded():
+        _tell(_warm)
     if timeline is None:
         return
     with guarded(), suppress(ValueError):  # The file is a forked parent's.
         end_ns = at_ns or timeline.clock()
-        timeline.close_at(_part, end_ns, failed)
-        timeline.finish(end_ns, 0, 0, 0, 0, 0, 0, error.encode(), b"")
+        with guarded(timeline.recorder):
+            timeline.close_at(_part, end_ns, failed)
+        try:
+            timeline.finish(end_ns, 0, 0, 0, 0, 0, 0, error.encode(), b"")
+        finally:
+            if not timeline.done:
+                timeline.discard()
 
 
 def _tell(getter: Getter) -> None:
@@ -246,11 +258,12 @@ class Startup:
     async def send(self, message: Message) -> None:
         """Pass a message of the lifespan on, and note that the startup is over."""
         await self._send(message)
-        if message["type"] == "lifespan.startup.complete":
-            self._ready(failed=False)
-        elif message["type"] == "lifespan.startup.failed":
-            self._over = True
-            end("startup failed", failed=True)
+        with guarded():
+            if message["type"] == "lifespan.startup.complete":
+                self._ready(failed=False)
+            elif message["type"] == "lifespan.startup.failed":
+                self._over = True
+                end("startup failed", failed=True)
 
     def left(self) -> None:
         """Note that the app's lifespan is over: with the server's, or because it has none."""
@@ -269,16 +282,17 @@ class FirstRequest:
 
     def __init__(self, send: Send) -> None:
         self._send = send
-        self._ended_ns = 0
+        self.ended_ns = 0
         next_part(FIRST_REQUEST)
 
     async def send(self, message: Message) -> None:
         """Pass a message on; note which request this is, and when its last byte went."""
         if message["type"] == "http.response.start":
-            self._link()
+            with guarded():
+                self._link()
         await self._send(message)
         if message["type"] == "http.response.body" and not message.get("more_body"):
-            self._ended_ns = time.monotonic_ns()
+            self.ended_ns = time.monotonic_ns()
 
     def _link(self) -> None:
         timeline, request = begin(), current.get()
@@ -287,10 +301,6 @@ class FirstRequest:
             low, high = int.from_bytes(trace[8:], "big"), int.from_bytes(trace[:8], "big")
             timeline.mark(fmt.CODE_MEMBER, int.from_bytes(span, "big"), low)
             timeline.mark(fmt.CODE_MEMBER_TRACE, high, 0)
-
-    def end(self, *, failed: bool) -> None:
-        """End the cold start."""
-        end(at_ns=self._ended_ns, failed=failed)
 
 
 _awaited = True

@@ -115,6 +115,10 @@ class LoopWatch:
             self._set_timer(QUIET_S, self._check)
 
     def _check(self) -> None:
+        with guarded():
+            self._check_use()
+
+    def _check_use(self) -> None:
         quiet_s = self._loop_time() - self._used_s
         if quiet_s < QUIET_S or (self.in_flight and quiet_s < LONGEST_S):
             self._set_timer(QUIET_S, self._check)
@@ -239,7 +243,8 @@ class Steps(Coroutine[Any, Any, Any]):
         return self._step(self._inner.throw, *error)
 
     def close(self) -> None:
-        self._leave()
+        with guarded():
+            self._leave()
         self._inner.close()
 
     def _leave(self) -> None:
@@ -254,26 +259,33 @@ class Steps(Coroutine[Any, Any, Any]):
     def _step(self, run: Callable[..., Any], *args: Any) -> Any:
         watch = self._watch
         before, watch.running = watch.running, self
-        begun_ns = self._begun_ns = _now()
-        used = self._used = watch.clock.read()
-        worked = self._since_ns and self._resumed(begun_ns)
-        if not worked and (queued_ns := used[1] - watch.queued_ns) >= self._floor_ns:
-            # The kernel woke the loop's thread, and no core was free: for a request's first step
-            # before its timeline begins.
-            self._fact(fmt.CODE_QUEUED, max(self._since_ns, begun_ns - queued_ns), begun_ns)
+        with guarded(self._timeline.recorder):
+            self._begin()
         try:
             awaited = self._awaited = run(*args)
         except BaseException:
             self.ended_ns = _now()
-            self.ran_until(self._timeline, self.ended_ns)
-            self._leave()
+            with guarded(self._timeline.recorder):
+                self.ran_until(self._timeline, self.ended_ns)
+                self._leave()
             raise
         finally:
             watch.running = before
-            watch.queued_ns = watch.clock.read()[1]
+            with guarded(self._timeline.recorder):
+                watch.queued_ns = watch.clock.read()[1]
         self._since_ns = _now()
-        self.ran_until(self._timeline, self._since_ns)
+        with guarded(self._timeline.recorder):
+            self.ran_until(self._timeline, self._since_ns)
         return awaited
+
+    def _begin(self) -> None:
+        begun_ns = self._begun_ns = _now()
+        used = self._used = self._watch.clock.read()
+        worked = self._since_ns and self._resumed(begun_ns)
+        if not worked and (queued_ns := used[1] - self._watch.queued_ns) >= self._floor_ns:
+            # The kernel woke the loop's thread, and no core was free: for a request's first step
+            # before its timeline begins.
+            self._fact(fmt.CODE_QUEUED, max(self._since_ns, begun_ns - queued_ns), begun_ns)
 
     def ran_until(self, timeline: Timeline, at_ns: int) -> None:
         """Record the step that is under way, where it is *timeline*'s."""

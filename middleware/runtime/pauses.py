@@ -15,6 +15,7 @@ from typing import Any, Protocol
 from weakref import WeakKeyDictionary, WeakSet
 
 from stagescope import settings
+from stagescope.middleware.recording.guard import guarded
 from stagescope.middleware.recording.recorder import Recorder
 from stagescope.middleware.recording.timeline import Timeline
 from stagescope.recorder import format as fmt
@@ -40,6 +41,9 @@ class Figures(Protocol):
     def closed(self) -> bool:
         """True once nothing more is to be written."""
         ...
+
+    def count(self, counter: str) -> None:
+        """Add one to a counter."""
 
     def add_wait(self, name: str, value: int) -> None:
         """Add *value* to a figure."""
@@ -68,10 +72,8 @@ class GilWatch:
         """Take readings until the recorder is closed."""
         while not self._recorder.closed:
             time.sleep(GIL_PERIOD_S)
-            try:
+            with guarded(self._recorder):
                 self.read()
-            except ValueError:
-                return  # The file is a forked parent's, see Recorder.abandon.
 
     def read(self) -> None:
         """Take one reading."""
@@ -106,7 +108,11 @@ def write_stall(recorder: Recorder, cause: bytes, start_ns: int, end_ns: int) ->
     stall = Timeline(
         recorder, fmt.KIND_STALL, start_ns, b"", span_id, method=cause, flags=0
     )  # fmt: skip
-    stall.finish(end_ns, 0, 0, 0, 0, 0, 0, b"", b"")
+    try:
+        stall.finish(end_ns, 0, 0, 0, 0, 0, 0, b"", b"")
+    finally:
+        if not stall.done:
+            stall.discard()
 
 
 PERIOD_S = 0.1
@@ -150,22 +156,24 @@ class LoopTimer:
 
     def _tick(self) -> None:
         late_ns = max(0, int((self._loop.time() - self._due_s) * 1e9))
+        with guarded(self._recorder):
+            if self._recorder.closed:
+                return
+            self._record(late_ns)
+        with guarded(self._recorder):
+            self.start()
+
+    def _record(self, late_ns: int) -> None:
         begun_ns = time.perf_counter_ns()
         recorder = self._recorder
-        try:
-            if recorder.closed:
-                return
-            recorder.add_wait("loop_ticks", 1)
-            recorder.add_wait("loop_lag_ns", late_ns)
-            recorder.raise_wait("loop_lag_max_ns", late_ns)
-            if late_ns >= LOOP_FLOOR_NS:
-                now_ns = recorder.clock()
-                write_stall(recorder, b"loop", now_ns - late_ns, now_ns)
-            self._record_pool(int(PERIOD_S * 1e9) + late_ns)
-            recorder.add_wait("watch_cost_ns", time.perf_counter_ns() - begun_ns)
-        except ValueError:
-            return  # The file is a forked parent's, see Recorder.abandon.
-        self.start()
+        recorder.add_wait("loop_ticks", 1)
+        recorder.add_wait("loop_lag_ns", late_ns)
+        recorder.raise_wait("loop_lag_max_ns", late_ns)
+        if late_ns >= LOOP_FLOOR_NS:
+            now_ns = recorder.clock()
+            write_stall(recorder, b"loop", now_ns - late_ns, now_ns)
+        self._record_pool(int(PERIOD_S * 1e9) + late_ns)
+        recorder.add_wait("watch_cost_ns", time.perf_counter_ns() - begun_ns)
 
     def _record_pool(self, since_ns: int) -> None:
         """Record the pool's size and use; *since_ns* is the time since the last reading."""
@@ -193,15 +201,17 @@ class Collections:
         if not self._since_ns:
             return  # We came while it ran.
         pause_ns = time.perf_counter_ns() - self._since_ns
-        try:
-            if self._recorder.closed:
-                raise ValueError
-            self._recorder.add_wait("gc_pauses", 1)
-            self._recorder.add_wait("gc_pause_ns", pause_ns)
-            self._recorder.raise_wait("gc_pause_max_ns", pause_ns)
-            if pause_ns >= GC_FLOOR_NS:
-                now_ns = self._recorder.clock()
-                write_stall(self._recorder, b"gc", now_ns - pause_ns, now_ns)
-        except ValueError:
+        if self._recorder.closed:
             with suppress(ValueError):
                 gc.callbacks.remove(self.tell)
+            return
+        with guarded(self._recorder):
+            self._record(pause_ns)
+
+    def _record(self, pause_ns: int) -> None:
+        self._recorder.add_wait("gc_pauses", 1)
+        self._recorder.add_wait("gc_pause_ns", pause_ns)
+        self._recorder.raise_wait("gc_pause_max_ns", pause_ns)
+        if pause_ns >= GC_FLOOR_NS:
+            now_ns = self._recorder.clock()
+            write_stall(self._recorder, b"gc", now_ns - pause_ns, now_ns)

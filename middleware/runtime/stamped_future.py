@@ -45,8 +45,9 @@ class StampedFuture(asyncio.Future[Any]):
         super().set_exception(exception)
 
     def cancel(self, msg: Any = None) -> bool:
-        if not self.done():
-            self.stamp(exact=_present_task(self) is not None)
+        with guarded():
+            if not self.done():
+                self.stamp(exact=_present_task(self) is not None)
         return super().cancel(msg)
 
     def _made_ready(self, task: asyncio.Task[Any] | None) -> None:

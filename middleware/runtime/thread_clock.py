@@ -80,12 +80,14 @@ def timed(timeline: Timeline, function: Callable[..., Any], *args: Any) -> Any:
     """Call *function* in a worker thread, and record how it ran where its load run is open."""
     if not timeline.watched:
         return function(*args)
-    clock = thread_clock()
-    begun_ns, before = _now(), clock.read()
+    clock = None
+    with guarded(timeline.recorder):
+        clock = thread_clock()
+        begun_ns, before = _now(), clock.read()
     try:
         return function(*args)
     finally:
         with guarded(timeline.recorder):
             ended_ns = _now()
-            if ended_ns - begun_ns >= FLOOR_NS:
+            if clock is not None and ended_ns - begun_ns >= FLOOR_NS:
                 record(timeline, fmt.CODE_THREAD, begun_ns, ended_ns, before, clock.read())

@@ -1,0 +1,327 @@
+"""Every function of ours in a served process is made to raise, one by one: what the app answers.
+
+A process of its own, because hooks, tracer provider and cold start are a process's.
+Usage: python -m tests.middleware.raising_functions SPOOL [PART OF A NAME]; a JSON line for each.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import sys
+import threading
+from collections import Counter
+from collections.abc import Callable
+from contextlib import nullcontext
+from itertools import count
+from pathlib import Path
+from types import CodeType
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+os.environ["STAGESCOPE_AGENT"] = "off"
+os.environ["STAGESCOPE_RAISE"] = "0"
+
+from opentelemetry import trace
+from opentelemetry.sdk.trace import TracerProvider
+
+from stagescope import StageMiddleware, batch, carry, stage
+from stagescope.middleware import patching, process
+from stagescope.middleware.hooks import hook
+from stagescope.middleware.recording import guard
+from stagescope.middleware.runtime import calibration, cold_start, pauses, workers
+from stagescope.recorder import format as fmt
+from stagescope.recorder import spool as spools
+from tests.support import fault_drive as drives
+from tests.support.planted_faults import Functions, Key, Target, targets
+
+NTH = 2
+"""At which call alone a function raises, the second time that it is tried."""
+
+PASSES = "hands the call on to the app or the server, and guards all else that it does"
+GUARDS = "is called by the app, and does all that it does below a guard"
+OBJECT = "makes an object for the app to call, and calls nothing of ours"
+THREAD = "is a thread's own function, and does all that it does below a guard"
+COLLECTOR = "is called by the garbage collector, which ignores and prints what is raised"
+EXEMPT = {
+    "middleware/asgi.py:StageMiddleware.__init__": GUARDS,
+    "middleware/asgi.py:StageMiddleware.__call__": PASSES,
+    "middleware/asgi.py:StageMiddleware._live": PASSES,
+    "middleware/asgi.py:StageMiddleware._serve_first": PASSES,
+    "middleware/batch.py:batch.__init__": OBJECT,
+    "middleware/batch.py:batch.enqueue": GUARDS,
+    "middleware/batch.py:batch.add": GUARDS,
+    "middleware/batch.py:batch.collate": GUARDS,
+    "middleware/batch.py:batch.inference": GUARDS,
+    "middleware/batch.py:batch.__enter__": OBJECT,
+    "middleware/batch.py:batch.__exit__": GUARDS,
+    "middleware/batch.py:batch._over": GUARDS,
+    "middleware/batch.py:_Phase.__init__": OBJECT,
+    "middleware/batch.py:_Phase.__enter__": OBJECT,
+    "middleware/batch.py:_Phase.__exit__": GUARDS,
+    "middleware/decorators.py:_function.timed": PASSES,
+    "middleware/decorators.py:_coroutine.timed": PASSES,
+    "middleware/decorators.py:_generator.timed": PASSES,
+    "middleware/decorators.py:_async_generator.timed": PASSES,
+    "middleware/decorators.py:Steps.__init__": OBJECT,
+    "middleware/decorators.py:Steps.begin": GUARDS,
+    "middleware/decorators.py:Steps.end": GUARDS,
+    "middleware/decorators.py:Steps.close": GUARDS,
+    "middleware/exchange.py:Exchange.receive": PASSES,
+    "middleware/exchange.py:Exchange.send": PASSES,
+    "middleware/exchange.py:Exchange._send_body": PASSES,
+    "middleware/hooks/anyio.py:_timed.timed": PASSES,
+    "middleware/hooks/anyio.py:_Wait.run": PASSES,
+    "middleware/hooks/executors.py:_marking.marking": PASSES,
+    "middleware/hooks/starlette.py:staged.make.timed": PASSES,
+    "middleware/hooks/starlette.py:_rendered.timed": PASSES,
+    "middleware/hooks/starlette.py:_mounted.noted": PASSES,
+    "middleware/hooks/starlette.py:_routed.noted": PASSES,
+    "middleware/probe/server.py:Probe._live": THREAD,
+    "middleware/recording/guard.py:guarded.__init__": "is the guard",
+    "middleware/recording/guard.py:guarded.__enter__": "is the guard",
+    "middleware/recording/guard.py:guarded.__exit__": "is the guard",
+    "middleware/recording/guard.py:fault": "is the guard",
+    "middleware/recording/guard.py:say_once": "is the guard's log",
+    "middleware/stage.py:carry": GUARDS,
+    "middleware/stage.py:carry.carried": PASSES,
+    "middleware/stage.py:marked_call.call": PASSES,
+    "middleware/stage.py:stage.__init__": GUARDS,
+    "middleware/stage.py:stage.__call__": GUARDS,
+    "middleware/stage.py:stage.__enter__": GUARDS,
+    "middleware/stage.py:stage.__exit__": GUARDS,
+    "middleware/stage.py:stage.of_code": OBJECT,
+    "middleware/runtime/loop_waits.py:Steps.__await__": PASSES,
+    "middleware/runtime/loop_waits.py:Steps.__next__": PASSES,
+    "middleware/runtime/loop_waits.py:Steps.send": PASSES,
+    "middleware/runtime/loop_waits.py:Steps.throw": PASSES,
+    "middleware/runtime/loop_waits.py:Steps.close": PASSES,
+    "middleware/runtime/loop_waits.py:Steps._step": PASSES,
+    "middleware/runtime/loop_waits.py:Steps.__getattr__": PASSES,
+    "middleware/runtime/stamped_future.py:StampedFuture.set_result": PASSES,
+    "middleware/runtime/stamped_future.py:StampedFuture.set_exception": PASSES,
+    "middleware/runtime/stamped_future.py:StampedFuture.cancel": PASSES,
+    "middleware/runtime/loop_waits.py:_replacements.create_future": PASSES,
+    "middleware/runtime/loop_waits.py:_replacements.call_later": PASSES,
+    "middleware/runtime/loop_waits.py:_replacements.call_soon_threadsafe": PASSES,
+    "middleware/runtime/loop_waits.py:_replacements.create_task": PASSES,
+    "middleware/runtime/stamped_future.py:answer": PASSES,
+    "middleware/hooks/executors.py:_reporting.submitted": PASSES,
+    "middleware/hooks/executors.py:_unpacking.unpacking": PASSES,
+    "middleware/runtime/thread_clock.py:timed": PASSES,
+    "middleware/runtime/workers.py:_wait": PASSES,
+    "middleware/runtime/workers.py:_notify": PASSES,
+    "middleware/runtime/thread_clock.py:ThreadClock.__del__": COLLECTOR,
+    "middleware/runtime/pauses.py:Collections.tell": COLLECTOR,
+    "middleware/runtime/cold_start.py:Startup.send": PASSES,
+    "middleware/runtime/cold_start.py:FirstRequest.send": PASSES,
+    "src/stagescope/face.py:StageMiddleware.__init__": PASSES,
+    "src/stagescope/__init__.py:__getattr__": "is an import, before an app is wrapped",
+}
+"""What may raise through to the app, or ends what is above it, with a reason each."""
+
+APPS = ("fastapi", "added", "raw")
+
+
+class Faults(logging.Handler):
+    """Counts what the guard logs."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep the line."""
+        self.lines.append(record.getMessage())
+
+
+class Session:
+    """Drives the apps again and again, each time as in a process that has just started."""
+
+    def __init__(self, spool: Path) -> None:
+        self.spool = spool
+        self.mode = ""
+        self.faults = Faults()
+        spools._RING_CHOICES = (64,) * 5  # Small files, made hundreds of times.
+        calibration.ROUNDS = 2
+        self.numbers = count()
+        ours = logging.getLogger("stagescope")
+        ours.addHandler(self.faults)
+        ours.propagate = False
+        logging.getLogger("asyncio").addHandler(self.faults)
+        logging.getLogger("asyncio").propagate = False
+        self.spans: Callable[[str], Any] = nullcontext
+
+    def enter(self, mode: str) -> None:
+        """From now on requests name a load run (`run`), or the app makes spans too (`spans`)."""
+        self.mode = mode
+        if mode == "spans":
+            trace.set_tracer_provider(TracerProvider())
+            self.spans = trace.get_tracer("app").start_as_current_span
+
+    def drive(self, bare: bool, late: Callable[[], None] | None = None) -> dict[str, Any]:
+        """Serve all apps; *late* is called when each has served its first request."""
+        answers: dict[str, Any] = {}
+        api = drives.BARE if bare else drives.Api(stage, carry, batch)
+        for name in APPS:
+            folder = self.spool / str(next(self.numbers))
+            made = drives.raw_app(api) if name == "raw" else drives.fastapi_app(api, self.spans)
+            cases = drives.RAW_CASES if name == "raw" else drives.FASTAPI_CASES
+            if name == "added":
+                cases = tuple(
+                    case for case in cases if case[1] in ("/thread", "/tokens", "/raises")
+                )
+            app = made.app
+            try:
+                if not bare and name == "added":
+                    app.add_middleware(StageMiddleware, spool=folder)
+                elif not bare:
+                    app = StageMiddleware(app, spool=folder)
+                run = b"opened" if self.mode == "run" else b""
+                if run:
+                    runs = folder / spools.RUNS_FOLDER
+                    runs.mkdir(mode=0o700, parents=True)
+                    folder.chmod(0o700)
+                    (runs / f"opened{spools.OPEN_RUN_SUFFIX}").touch()
+                answers[name] = asyncio.run(drives.drive(app, cases, run, late))
+            except Exception as error:  # noqa: BLE001 - told as it is
+                answers[name] = [f"{type(error).__name__}: {error}"]
+            answers[name].append(made.done)
+        return answers
+
+    def close(self) -> tuple[int, int]:
+        """Close all recorders: slots that are lost, and faults that were counted."""
+        lost = counted = 0
+        for entry in process._open.values():
+            if entry is not None:
+                recorder, file = entry
+                free: Any = getattr(recorder.take_slot, "__self__")  # noqa: B009
+                lost += len(recorder._slots) - len(free)
+                counted += recorder._words[fmt.COUNTER_WORDS + fmt.COUNTERS.index("faults")]
+                recorder.close()
+                os.close(file.fd)
+                file.path.unlink()
+        process._open.clear()
+        process._stop_probes()
+        return lost, counted
+
+    def fresh(self) -> None:
+        """Forget what a process that has just started does not know."""
+        patching.unwrap(0)
+        hook._installed.clear()
+        guard._said.clear()
+        pauses.pool = None
+        self.faults.lines.clear()
+        workers._users.clear()
+        workers.switch_off(self)
+        cold_start._begin_anew_in_child()
+
+
+def files() -> list[Path]:
+    """Return our source files that this process has loaded."""
+    found = set()
+    for name, module in list(sys.modules.items()):
+        if name.split(".")[0] == "stagescope" and getattr(module, "__file__", None):
+            found.add(Path(str(module.__file__)).resolve())
+    return sorted(file for file in found if "testing" not in file.parts)
+
+
+def called_by(functions: Functions, work: Callable[[], object]) -> Counter[Key]:
+    """Return the functions that *work* calls, in any thread, and how often."""
+    codes: Counter[CodeType] = Counter()
+
+    def note(frame: Any, event: str, _: Any) -> None:
+        if event == "call":
+            codes[frame.f_code] += 1
+
+    threading.setprofile(note)
+    sys.setprofile(note)
+    try:
+        work()
+    finally:
+        sys.setprofile(None)
+        threading.setprofile(None)
+    called: Counter[Key] = Counter()
+    for code, times in codes.items():
+        called[functions.key(code)] += times
+    return called
+
+
+def main(spool: Path, part: str) -> None:
+    """Print what each function's fault did."""
+    session = Session(spool)
+    covered: set[Key] = set()
+    for mode in ("plain", "run", "spans"):
+        session.enter(mode)
+        session.fresh()
+        want = session.drive(bare=True)
+        session.fresh()
+        differs = verdict(session.drive(bare=False), want)
+        print(json.dumps({"name": "", "mode": mode, "lost": session.close()[0], **differs}))
+        functions = Functions(files())
+        session.fresh()
+        called = called_by(functions, lambda: session.drive(bare=False))
+        session.close()
+        for target in targets(ROOT, files()):
+            times = 0 if target.key in covered else called[target.key]
+            if not times or target.name in EXEMPT or part not in target.name:
+                continue
+            for when in ("always", "once")[: min(times, NTH)]:
+                row = tried(session, functions, target, when, want)
+                row = {"name": target.name, "mode": mode, "when": when, **row}
+                print(json.dumps(row), flush=True)
+        covered |= called.keys()
+    names = [target.name for target in targets(ROOT, files()) if target.key not in covered]
+    print(json.dumps({"not called": names}))
+
+
+def tried(
+    session: Session, functions: Functions, target: Target, when: str, want: Any
+) -> dict[str, Any]:
+    """Drive the apps while *target* raises."""
+    calls = hits = 0
+
+    def raises() -> bool:
+        nonlocal calls, hits
+        calls += 1
+        hit = when != "once" or calls == NTH
+        hits += hit
+        return hit
+
+    undone: list[Callable[[], None]] = []
+
+    def plant() -> None:
+        if not undone:
+            undone.append(functions.plant(target, raises))
+
+    session.fresh()
+    plant()
+    try:
+        found = session.drive(False)
+    finally:
+        for undo in undone:
+            undo()
+    logged = session.faults.lines[:3]
+    lost, counted = session.close()
+    return {
+        "hits": hits, "logged": logged, "lost": lost, "counted": counted, **verdict(found, want)
+    }  # fmt: skip
+
+
+def verdict(found: dict[str, Any], want: Any) -> dict[str, Any]:
+    """Return what differs from the answers of the bare apps."""
+    differs = ""
+    for name, answers in found.items():
+        for at, answer in enumerate(answers):
+            if at >= len(want[name]) or answer != want[name][at]:
+                differs = (
+                    differs
+                    or f"{name}: {str(answer)[:300]} and not {str(want[name][at : at + 1])[:300]}"
+                )
+    return {"differs": differs}
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), "".join(sys.argv[2:]))
