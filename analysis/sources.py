@@ -128,7 +128,7 @@ def _damaged(folder: Path) -> Iterator[str]:
 
 
 def rows(expression: ir.Table) -> list[dict[str, Any]]:
-    """Run *expression* and give its rows."""
+    """Run *expression* and return its rows."""
     return cast("list[dict[str, Any]]", expression.to_pyarrow().to_pylist())
 
 
@@ -147,7 +147,7 @@ def rows_together(tables: RunTables, expressions: Sequence[ir.Table]) -> list[li
 def row_batches(
     tables: RunTables, expression: ir.Table, at_a_time: int
 ) -> Iterator[pa.RecordBatch]:
-    """Run *expression* and give its rows in batches, so that memory stays bounded.
+    """Run *expression* and yield its rows in batches, so that memory stays bounded.
 
     Nothing else may be asked of the engine before the last batch.
     """

@@ -78,7 +78,7 @@ _RECENT = 2_000
 
 
 def drive(driver: Driver, target: Target, whole_s: float, watch: Watch | None = None) -> str:
-    """Probe the server, run *driver* to its end, and give the name of the event loop used.
+    """Probe the server, run *driver* to its end, and return the name of the event loop used.
 
     SIGINT and SIGTERM end the run early, a second one at once, where this is the main thread.
     Raises StagescopeError where nothing answers to begin with; then nothing was sent.

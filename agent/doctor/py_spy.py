@@ -96,7 +96,7 @@ def _dump(program: Path, pid: int) -> None:
 
 
 def _run(program: Path, *words: str) -> str:
-    """Run it and give what it prints; raises StagescopeError with its own first line."""
+    """Run it and return what it prints; raises StagescopeError with its own first line."""
     try:
         done = subprocess.run(
             [str(program), *words], capture_output=True, text=True, timeout=DUMP_S,

@@ -84,7 +84,7 @@ class Gpm:
         return [metric.name for metric in self._metrics()] if self._supported else []
 
     def read(self, at: Moment) -> list[Sample]:
-        """Take a reading, and give what there was since the one before."""
+        """Take a reading, and return what there was since the one before."""
         if not self._allowed() or not self._is_supported():
             self._forget()
             return []

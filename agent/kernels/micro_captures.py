@@ -99,7 +99,7 @@ class KernelCaptures:
             self._begin(ring, self._micro, trace=False)
 
     def start(self, ring: Path, process: Process, reason: str) -> str | None:
-        """Begin a capture of *process* because of *reason*, and give its id; None where one runs.
+        """Begin a capture of *process* because of *reason*, and return its id; None where one runs.
 
         Its trace stays in the spool: `captures/ID`.
         """

@@ -27,7 +27,7 @@ class Command(Protocol):
         """Add the command's arguments."""
 
     def run(self, args: argparse.Namespace) -> int:
-        """Do it and give the exit code; a StagescopeError carries its own."""
+        """Do it and return the exit code; a StagescopeError carries its own."""
         ...
 
 

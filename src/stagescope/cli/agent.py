@@ -30,7 +30,7 @@ def prepare_parser(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--listen", metavar="HOST:PORT",
-        help="serve the control API over TCP too, to who knows the token; port 0 picks one",
+        help="serve the control API over TCP too, to clients with the token; port 0 picks one",
     )  # fmt: skip
     parser.add_argument(
         "--token-file", type=Path, metavar="FILE",

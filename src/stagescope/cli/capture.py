@@ -73,7 +73,7 @@ def prepare_parser(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--max-events", type=int, default=20_000, metavar="N",
-        help="about how many events to record at most: to stop holds the server for some "
+        help="about how many events to record at most: stopping pauses the server for some "
         "microseconds an event (default: 20,000)",
     )  # fmt: skip
     parser.add_argument(
@@ -234,8 +234,8 @@ def _print(target: Target, read: TorchCapture, table: KernelTable, trace: Path) 
     profiled = sum([isinstance(record, RequestRecord) for record in records])
     window_ms = (facts.until_ns - facts.since_ns) / 1e6
     print(
-        f"{facts.batches} batches in {window_ms:,.1f} ms; to stop held the process for "
-        f"{facts.stop_s * 1e3:,.0f} ms, to write {facts.save_s * 1e3:,.0f} ms; "
+        f"{facts.batches} batches in {window_ms:,.1f} ms; stopping paused the process for "
+        f"{facts.stop_s * 1e3:,.0f} ms, writing took {facts.save_s * 1e3:,.0f} ms; "
         f"{profiled} requests are marked profiled"
     )
     if facts.ended_by == "events":

@@ -1,4 +1,4 @@
-"""The main job on an example: server, load at three rates, three tables.
+"""Show what stagescope does on an example server: load at three rates, three tables.
 
 Starts an image classifier behind FastAPI on loopback (ONNX Runtime, or torch where you have it),
 measures how many requests a second this machine can serve, drives the server below, near and over
@@ -46,7 +46,7 @@ CLIENTS = 32
 
 
 def measure_capacity(url: str, body: bytes, *, measure_s: float = MEASURE_S) -> float:
-    """Post *body* to *url* for a few seconds and give the requests answered a second.
+    """Post *body* to *url* for a few seconds and return the requests answered a second.
 
     Raises StagescopeError where an answer is not 200 or does not come.
     """

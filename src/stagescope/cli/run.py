@@ -2,15 +2,15 @@
 
 In every Python process that CMD starts, hooks are installed when their framework is imported,
 and an ASGI app that uvicorn, hypercorn, granian or gunicorn loads is wrapped in StageMiddleware.
-Standard input and output are CMD's, signals reach it, and its exit code is ours (128+N where
-signal N ended it).
+Standard input and output are CMD's, signals are passed on to it, and the exit code is that of CMD
+(128+N where signal N ended it).
 
   stagescope run -- uvicorn app:app --workers 4
   stagescope run --service resnet -- gunicorn -k uvicorn.workers.UvicornWorker app:app
   stagescope run --otlp http://collector:4318 -- python server.py
-  STAGESCOPE_DISABLE=1 stagescope run -- uvicorn app:app     as if it were not there
+  STAGESCOPE_DISABLE=1 stagescope run -- uvicorn app:app     without stagescope
 
-When CMD has ended, what it left running is ended too: so run the server in the foreground.
+When CMD has ended, processes that it left behind are ended too: so run the server in the foreground.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def prepare_parser(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the server until it ends, and give its exit code."""
+    """Run the server until it ends, and return its exit code."""
     from stagescope.cli.run_supervisor import Settings, find_command, supervise
 
     if not 0 <= args.grace < inf:

@@ -167,7 +167,7 @@ T = TypeVar("T")
 
 
 def write_samples(folder: Path, samples: Iterable[Sample]) -> int:
-    """Write `samples.parquet` of *folder* and give its rows.
+    """Write `samples.parquet` of *folder* and return how many rows it has.
 
     Where *samples* itself fails in the middle, no file is left; that goes for all three.
     Raises StagescopeError where the file cannot be written.
@@ -176,12 +176,12 @@ def write_samples(folder: Path, samples: Iterable[Sample]) -> int:
 
 
 def write_stacks(folder: Path, stacks: Iterable[StackSpan]) -> int:
-    """Write `stacks.parquet` of *folder* and give its rows."""
+    """Write `stacks.parquet` of *folder* and return how many rows it has."""
     return _write(folder, STACKS, stacks, stack_row)
 
 
 def write_kernels(folder: Path, kernels: Iterable[KernelRow]) -> int:
-    """Write `kernels.parquet` of *folder* and give its rows."""
+    """Write `kernels.parquet` of *folder* and return how many rows it has."""
     return _write(folder, KERNELS, kernels, kernel_row)
 
 

@@ -10,7 +10,7 @@ T = TypeVar("T")
 
 
 def wait_until(predicate: Callable[[], T], timeout_s: float = 10.0) -> T:
-    """Ask *predicate* until it gives something truthy, and give that.
+    """Ask *predicate* until it returns something truthy, and return that.
 
     Raises AssertionError where it has not within *timeout_s*.
     """

@@ -13,6 +13,6 @@ class HandClock:
         return self.now_ns
 
     def tick(self, ns: int) -> int:
-        """Move on by *ns* and give the new time."""
+        """Move on by *ns* and return the new time."""
         self.now_ns += ns
         return self.now_ns

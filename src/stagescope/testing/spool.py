@@ -42,13 +42,13 @@ class Spool:
         return self._read + died
 
     def requests(self, *trace_ids: str) -> dict[str, list[RequestRecord]]:
-        """Wait until each trace has a record; give them by trace id, earliest first."""
+        """Wait until each trace has a record; return them by trace id, earliest first."""
         wait_until(lambda: {*trace_ids} <= {one.trace_id for one in self._requests()}, 20)
         found = sorted(self._requests(), key=lambda one: one.start_ns)
         return {key: [one for one in found if one.trace_id == key] for key in trace_ids}
 
     def batches(self, *trace_ids: str) -> list[BatchRecord]:
-        """Wait until each trace is a member of a batch; give those batches."""
+        """Wait until each trace is a member of a batch; return those batches."""
 
         def found() -> list[BatchRecord]:
             batches = [one for one in self.records() if isinstance(one, BatchRecord)]
