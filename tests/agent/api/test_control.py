@@ -250,7 +250,8 @@ def test_paths_that_are_none_are_404(control: Control) -> None:
 def test_metrics_come_in_the_accepted_format(control: Control) -> None:
     """The Accept header reaches whoever writes the text, on the metrics port too."""
     server = listen(("127.0.0.1", 0), metrics_only(text_of))
-    assert ask(server, "/metrics", Accept="x") == (200, "accepts x\n", "text/plain")
+    for name in ("Accept", "accept", "ACCEPT"):
+        assert ask(server, "/metrics", **{name: "x"}) == (200, "accepts x\n", "text/plain")
     assert ask(server, "/health")[0] == 404
     server.stop()
 

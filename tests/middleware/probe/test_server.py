@@ -52,6 +52,18 @@ def test_it_says_who_it_is(probe: Probe) -> None:
     assert probe.path.stat().st_mode & 0o777 == 0o600
 
 
+def test_the_socket_is_never_open_to_others(tmp_path: Path) -> None:
+    """It is made 0600: whatever the umask, and no change of its mode comes after."""
+    with recording(tmp_path) as recorder:
+        before = os.umask(0)
+        try:
+            probe = Probe(tmp_path / "1-b.probe", recorder)
+        finally:
+            os.umask(before)
+        assert probe.path.stat().st_mode & 0o777 == 0o600
+        probe.stop()
+
+
 def test_a_path_may_be_long(tmp_path: Path) -> None:
     """A spool whose path is longer than a socket's may be has a probe all the same."""
     folder = tmp_path / ("long" * 50)
