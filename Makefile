@@ -21,7 +21,7 @@ export PIP_NO_INPUT := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-system test-servers check format lock clean
+.PHONY: help demo test test-system test-servers test-pythons check format lock clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -37,6 +37,9 @@ test-system: $(INSTALLED) ## tests with programs that pip does not install (a re
 
 test-servers: $(INSTALLED) ## tests of real model servers, each in an environment of its own; ARGS=NAME for one
 	bash scripts/test-servers $(ARGS)
+
+test-pythons: ## the core suites on Python 3.12 and 3.13, where they are found; ARGS=VERSION for one
+	bash scripts/test-pythons $(ARGS)
 
 check: $(INSTALLED) ## format, lint, types, layers, and the built wheel in an empty environment
 	$(BIN)/python -m ruff format --check .
@@ -54,7 +57,7 @@ lock: ## resolve anew and rewrite constraints.txt
 	bash scripts/lock $(PYTHON)
 
 clean: ## remove the environment and everything built or cached; run folders stay
-	rm -rf $(VENV) .venv-servers build dist src/*.egg-info .coverage* \
+	rm -rf $(VENV) .venv-servers .venv-pythons build dist src/*.egg-info .coverage* \
 		.mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
