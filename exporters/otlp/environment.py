@@ -57,12 +57,12 @@ def named_endpoint(signal: str, environ: Mapping[str, str]) -> str:
 
 
 def protocol(signal: str, environ: Mapping[str, str]) -> str:
-    """Return `grpc` or `http/protobuf`. Raises UsageError for another."""
+    """Return `grpc`, `http/protobuf` or `http/json`. Raises UsageError for another."""
     for variable in (f"OTEL_EXPORTER_OTLP_{signal}_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL"):
         if value := environ.get(variable, "").strip().lower():
-            if value not in ("grpc", "http/protobuf"):
+            if value not in ("grpc", "http/protobuf", "http/json"):
                 raise UsageError(
-                    f"{variable}={value!r} is not supported; give grpc or http/protobuf"
+                    f"{variable}={value!r} is not supported; give grpc, http/protobuf or http/json"
                 )
             return value
     # The specification's default is HTTP; but 4317 is gRPC's own port, and HTTP fails there.

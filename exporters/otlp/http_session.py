@@ -2,13 +2,19 @@
 
 `requests` has a timeout for each read, so an answer of one byte a second would hold it for ever,
 and it reads an answer of any size. OpenTelemetry's exporters take every status below 400 for
-success and look at no answer. All three are put right here, below the exporter.
+success and look at no answer. All three are put right here, below the exporter, and so is
+OTLP/JSON, for which there is no exporter but a beta that pins another SDK.
 """
 
 from __future__ import annotations
 
+import base64
+import gzip
+import json
 import socket
 import threading
+import zlib
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Final, Protocol
 
@@ -38,12 +44,13 @@ class CheckedSession(requests.Session):
     Raises AnswerError where the answer is no success.
     """
 
-    def __init__(self, answer: Message) -> None:
+    def __init__(self, answer: Message, as_json: Message | None = None) -> None:
+        """*as_json* is the class of what is sent, where that is to be sent as JSON."""
         super().__init__()
         self.rejected = 0
         """How many spans or points the newest answer said were not taken."""
         self.is_shut = False
-        self._answer = answer
+        self._answer, self._as_json = answer, as_json
         self._open: list[socket.socket] = []
         self.headers["Accept-Encoding"] = "identity"
         for prefix in ("http://", "https://"):
@@ -55,6 +62,8 @@ class CheckedSession(requests.Session):
         """Send, and read the whole answer, within `timeout` seconds."""
         self.rejected = 0
         kwargs |= {"allow_redirects": False, "stream": True}
+        if self._as_json:
+            self._make_json(kwargs, self._as_json)
         timeout_s = kwargs.get("timeout") or 10.0
         expired = threading.Event()
         timer = threading.Timer(timeout_s, self._expire, (expired,))
@@ -75,6 +84,25 @@ class CheckedSession(requests.Session):
             timer.cancel()
         return response
 
+    def _make_json(self, request: dict[str, Any], message: Message) -> None:
+        """Turn what the exporter sends as protobuf into OTLP/JSON, compressed as it was.
+
+        https://opentelemetry.io/docs/specs/otlp/#json-protobuf-encoding: protobuf's own mapping,
+        but for ids, which are hexadecimal, and enums, which are numbers.
+        """
+        from google.protobuf.json_format import MessageToDict  # type: ignore[import-untyped]
+
+        headers = {name.lower(): value for name, value in (request.get("headers") or {}).items()}
+        unpack, pack = _CODINGS[
+            headers.get("content-encoding") or self.headers.get("Content-Encoding") or ""
+        ]
+        sent = MessageToDict(
+            message.FromString(unpack(request["data"])), use_integers_for_enums=True
+        )
+        _write_ids_in_hex(sent)
+        request["data"] = pack(json.dumps(sent).encode())
+        request["headers"] = headers | {"content-type": "application/json"}
+
     def _check(self, response: requests.Response, body: bytes) -> None:
         if len(body) > MAX_ANSWER_BYTES:
             raise AnswerError(f"its answer is longer than {MAX_ANSWER_BYTES >> 20} MiB")
@@ -82,7 +110,7 @@ class CheckedSession(requests.Session):
             raise AnswerError(f"it answered {response.status_code}, and redirects are not followed")
         try:
             if response.headers.get("Content-Type", "").startswith("application/json"):
-                from google.protobuf.json_format import Parse  # type: ignore[import-untyped]
+                from google.protobuf.json_format import Parse
 
                 answer = Parse(body or b"{}", self._answer.FromString(b""))
             else:
@@ -125,6 +153,27 @@ class CheckedSession(requests.Session):
             return type("KnownPool", (pool,), {"ConnectionCls": connection})
 
         return {"http": known(HTTPConnectionPool), "https": known(HTTPSConnectionPool)}
+
+
+Coding = Callable[[bytes], bytes]
+_CODINGS: Final[dict[str, tuple[Coding, Coding]]] = {
+    "gzip": (gzip.decompress, gzip.compress),
+    "deflate": (zlib.decompress, zlib.compress),
+    "": (bytes, bytes),
+}
+_IDS: Final = ("traceId", "spanId", "parentSpanId")
+
+
+def _write_ids_in_hex(part: Any) -> None:
+    if isinstance(part, list):
+        for each in part:
+            _write_ids_in_hex(each)
+    elif isinstance(part, dict):
+        for name, value in part.items():
+            if name in _IDS:
+                part[name] = base64.b64decode(value).hex()
+            else:
+                _write_ids_in_hex(value)
 
 
 class _KnownConnection:

@@ -76,6 +76,7 @@ class _Names:
     grpc: str
     http: str
     console: str
+    request: str
     answer: str
 
 
@@ -85,12 +86,14 @@ _NAMES: Final = {
         f"{_OTLP}.grpc.trace_exporter:OTLPSpanExporter",
         f"{_OTLP}.http.trace_exporter:OTLPSpanExporter",
         "opentelemetry.sdk.trace.export:ConsoleSpanExporter",
+        "opentelemetry.proto.collector.trace.v1.trace_service_pb2:ExportTraceServiceRequest",
         "opentelemetry.proto.collector.trace.v1.trace_service_pb2:ExportTraceServiceResponse",
     ),
     METRICS: _Names(
         f"{_OTLP}.grpc.metric_exporter:OTLPMetricExporter",
         f"{_OTLP}.http.metric_exporter:OTLPMetricExporter",
         "opentelemetry.sdk.metrics.export:ConsoleMetricExporter",
+        "opentelemetry.proto.collector.metrics.v1.metrics_service_pb2:ExportMetricsServiceRequest",
         "opentelemetry.proto.collector.metrics.v1.metrics_service_pb2:ExportMetricsServiceResponse",
     ),
 }
@@ -120,7 +123,10 @@ def transport_from_environment(
             return Transport(f"{endpoint} (gRPC)", exporter, rejected_answers(exporter))
         from stagescope.exporters.otlp.http_session import CheckedSession
 
-        session = CheckedSession(resolve_name(names.answer))
+        session = CheckedSession(
+            resolve_name(names.answer),
+            resolve_name(names.request) if chosen == "http/json" else None,
+        )
         exporter = resolve_name(names.http)(session=session)
         return Transport(
             f"{endpoint} (HTTP)", exporter, lambda: session.rejected, session.shut

@@ -208,9 +208,12 @@ def received_spans(request: ExportTraceServiceRequest) -> Iterator[ReceivedSpan]
                 yield _received(span, resource, of_scope.scope.name)
 
 
-def request_from_json(text: bytes) -> ExportTraceServiceRequest:
+Request = ExportTraceServiceRequest | ExportMetricsServiceRequest
+
+
+def request_from_json(text: bytes, kind: type[Request]) -> Request:
     """Read OTLP's JSON, in which ids are hex where protobuf's own JSON has base64."""
-    request = ExportTraceServiceRequest()
+    request = kind()
     ParseDict(_with_base64_ids(json.loads(text)), request, ignore_unknown_fields=True)
     return request
 
@@ -334,12 +337,9 @@ class _HttpHandler(BaseHTTPRequestHandler):
         if encoding in ("gzip", "deflate"):
             body = gzip.decompress(body) if encoding == "gzip" else zlib.decompress(body)
         as_json = self.headers.get("content-type", "").startswith("application/json")
-        request: ExportTraceServiceRequest | ExportMetricsServiceRequest
-        if self.path == "/v1/metrics":
-            request = ExportMetricsServiceRequest.FromString(body)
-        else:
-            decode = request_from_json if as_json else ExportTraceServiceRequest.FromString
-            request = decode(body)
+        metrics = self.path == "/v1/metrics"
+        kind = ExportMetricsServiceRequest if metrics else ExportTraceServiceRequest
+        request = request_from_json(body, kind) if as_json else kind.FromString(body)
         headers = {key.lower(): value for key, value in self.headers.items()}
         protocol = "http/json" if as_json else "http/protobuf"
         self.server.receiver.take(request, protocol, encoding, headers)

@@ -22,7 +22,7 @@ from tests.support.evidence import sample
 from tests.support.otlp import Behaviour, OtlpReceiver
 from tests.support.otlp_points import ReceivedPoint
 
-PROTOCOLS = ("grpc", "http/protobuf")
+PROTOCOLS = ("grpc", "http/protobuf", "http/json")
 FAULTS = (Behaviour.REFUSE, Behaviour.THROTTLE, Behaviour.HANG, Behaviour.CLOSE)
 CPU = SampleName("process.cpu.time", "s", AMOUNT, "CPU time.", detail="cpu.mode")
 POWER = SampleName("hw.power", "W", LEVEL, "Power drawn.")

@@ -20,7 +20,7 @@ from stagescope.testing import wait_until
 from stagescope.testing.records import SPAN_ID, TRACE_ID, batch_record, request_record
 from tests.support.otlp import Behaviour, OtlpReceiver
 
-PROTOCOLS = ("grpc", "http/protobuf")
+PROTOCOLS = ("grpc", "http/protobuf", "http/json")
 FAULTS = (Behaviour.REFUSE, Behaviour.THROTTLE, Behaviour.HANG, Behaviour.CLOSE)
 SPANS_EACH = 9
 """Of one `request_record()`: its own and eight stages."""
@@ -269,7 +269,6 @@ def test_nothing_is_sent_unasked(environ: dict[str, str], monkeypatch: pytest.Mo
     ("variable", "value"),
     [
         ("OTEL_TRACES_EXPORTER", "zipkin"),
-        ("OTEL_EXPORTER_OTLP_PROTOCOL", "http/json"),
         ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "udp"),
         ("OTEL_EXPORTER_OTLP_COMPRESSION", "brotli"),
         ("OTEL_EXPORTER_OTLP_TIMEOUT", "soon"),
