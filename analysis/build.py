@@ -49,6 +49,7 @@ from stagescope.analysis.statistics import (
 )
 from stagescope.analysis.waits.build import RunWaits, with_waits
 from stagescope.records import State
+from stagescope.runfolder.run import Run
 from stagescope.stages import SUB_STAGES
 
 
@@ -135,16 +136,23 @@ def _parts(
     found = figures(tables, base, columns, requests)
     parts = tuple(_part(slot, found) for slot in order)
     if not join.joined:
+        parts = tuple(_of_own_client(part, tables.run) for part in parts)
         return _part(Slot("client_latency", "latency_ns"), found), parts, ()
     names = {slot.name for slot in stage_slots(spans)}
     parts = tuple(
         replace(part, recorded=part.name in spans.recorded or part.mean_ms > 0)
         if part.name in names
-        else part
+        else _of_own_client(part, tables.run)
         for part in parts
     )
     stages = tuple(part for part in parts if part.name in names)
     return _part(Slot("client_latency", "latency_ns"), found), parts, stages
+
+
+def _of_own_client(part: Part, run: Run) -> Part:
+    """Mark as unknown what a client of one's own did not tell."""
+    told = not run.client_file or part.name not in ("client_wait", "connect") or part.mean_ms > 0
+    return part if told else replace(part, recorded=False)
 
 
 def _waits(
@@ -225,12 +233,13 @@ def _instrument(tables: RunTables, chosen: ir.Table, spans: Spans, join: Join) -
     base = chosen.filter(in_breakdown(chosen))
     (after,) = rows(base.aggregate(mean=base.after_ns.mean()))
     said = tables.run.instrument
+    dropped = [value for name, value in said.items() if "dropped" in name]
     openings = spans.count / server["n"] if server["n"] else 0.0
     return Instrument(
-        cost_us=said.get("request_us", 0.0) + openings * said.get("stage_us", 0.0),
+        cost_us=said["request_us"] + openings * said["stage_us"] if "stage_us" in said else None,
         stages_per_request=openings,
-        dropped=int(sum(value for name, value in said.items() if "dropped" in name)),
-        overwritten=int(said.get("overwritten", 0)),
+        dropped=int(sum(dropped)) if dropped else None,
+        overwritten=int(said["overwritten"]) if "overwritten" in said else None,
         stages_dropped=int(server["dropped"] or 0),
         server_after_ms=float(after["mean"] or 0.0) / 1e6,
     )

@@ -118,7 +118,8 @@ class Client:
     profiled: int
     """Of those answered: a capture was at work meanwhile. They are in no time and no stage."""
     failed: int
-    asked_rate_per_s: float
+    asked_rate_per_s: float | None
+    """None where a client of one's own sent the requests."""
     achieved_rate_per_s: float
     """Answered requests per second of the measured phase."""
     errors: Mapping[str, int]
@@ -199,11 +200,12 @@ class Batches:
 class Instrument:
     """What measuring cost and lost on the server's side."""
 
-    cost_us: float
-    """Per request: the middleware's base and its mean number of stage openings."""
+    cost_us: float | None
+    """Per request: the middleware's base and its mean number of stage openings; None: unknown."""
     stages_per_request: float
-    dropped: int
-    overwritten: int
+    dropped: int | None
+    overwritten: int | None
+    """These two are None where nobody counted."""
     stages_dropped: int
     server_after_ms: float
     """Mean time that the server went on after the client had the last byte; not in latency."""

@@ -265,5 +265,5 @@ def _unmatched(run: Run, client: Client, unmatched: Unmatched) -> str:
     )
 
 
-def _lost(what: str, count: int) -> str:
+def _lost(what: str, count: int | None) -> str:
     return f"the server side {what} {count:,} records" if count else ""

@@ -57,18 +57,21 @@ def _banner(report: Report) -> list[Text]:
 
 
 def _head(report: Report) -> list[RenderableType]:
-    plan, client = report.run.plan, report.client
+    run, client = report.run, report.client
+    asked = f"{_rate(report, ',.1f')} asked ({run.plan.arrivals}), "
     words = ", ".join(f"{word} {number:,}" for word, number in client.errors.items())
     lines = {
-        "rate": f"{client.asked_rate_per_s:,.1f}/s asked ({plan.arrivals}), "
-        f"{client.achieved_rate_per_s:,.1f}/s answered, over {report.run.measured_s:,.1f} s"
-        + (" (interrupted)" if report.run.interrupted else ""),
+        **({"client": f"requests of {run.client_file}"} if run.client_file else {}),
+        "rate": ("" if run.client_file else asked)
+        + f"{client.achieved_rate_per_s:,.1f}/s answered, over {run.measured_s:,.1f} s"
+        + (" (interrupted)" if run.interrupted else ""),
         "requests": f"{client.count:,} measured, {client.answered:,} answered{_status(client)}",
         "errors": f"{client.failed:,}: {words}" if client.failed else "0",
         **_said_only_where_true(client),
         "server": _source(report.join),
     }
-    return [Text(f"{plan.method} {plan.url}", style="bold", overflow="fold"), _lines(lines)]
+    title = f"{run.plan.method} {run.plan.url}".strip() or f"run {run.run_id}"
+    return [Text(title, style="bold", overflow="fold"), _lines(lines)]
 
 
 def _said_only_where_true(client: Client) -> dict[str, str]:
@@ -272,13 +275,17 @@ def _foot(report: Report) -> list[RenderableType]:
         f"{client.failed:,} failed, {client.answered:,} answered), "
         f"{unmatched.server:,} of the server's{inner}",
         **_died(report.died),
-        "instrument": f"{cost.cost_us:.1f} µs a request "
-        f"({cost.stages_per_request:.1f} stages), {cost.dropped:,} dropped, "
-        f"{cost.overwritten:,} overwritten; the server went on for "
+        "instrument": f"{_or_unknown(cost.cost_us, '.1f')} µs a request "
+        f"({cost.stages_per_request:.1f} stages), {_or_unknown(cost.dropped, ',')} dropped, "
+        f"{_or_unknown(cost.overwritten, ',')} overwritten; the server went on for "
         f"{cost.server_after_ms:.3f} ms after the last byte",
         **resources_lines(report.resources),
     }
     return [_lines(lines)]
+
+
+def _or_unknown(value: float | None, form: str) -> str:
+    return UNRECORDED if value is None else format(value, form)
 
 
 def _died(died: Mapping[str, int]) -> dict[str, str]:
@@ -338,8 +345,9 @@ def what_grew(before: Report, after: Report) -> str:
     )
 
 
-def _rate(report: Report) -> str:
-    return f"{report.run.plan.rate_per_s:,.4g}/s"
+def _rate(report: Report, form: str = ",.4g") -> str:
+    asked = report.run.plan.rate_per_s
+    return report.run.client_file if asked is None else f"{asked:{form}}/s"
 
 
 def _names(reports: Sequence[Report]) -> list[str]:

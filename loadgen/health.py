@@ -50,7 +50,9 @@ def health(log: ClientLog, *, planned: int, cpu_share: float, loop: str) -> Heal
         "cpu_share": cpu_share,
     }
     late_reasons = _late(figures, quantile(taken, 0.99) / 1e6, loop)
-    return Health(figures, (*late_reasons, *_limits(log), *_timeouts(log)))
+    pairs = zip(log.errors, log.integers["intended_ns"], strict=True)
+    measured = [error for error, intended in pairs if intended >= log.measure_from_ns]
+    return Health(figures, (*late_reasons, *_limits(log), *timeouts(measured)))
 
 
 def _since_intended(log: ClientLog, stamp: str) -> list[int]:
@@ -83,18 +85,14 @@ def _limits(log: ClientLog) -> list[str]:
     ]
 
 
-def _timeouts(log: ClientLog) -> list[str]:
-    measured = [
-        error
-        for error, intended in zip(log.errors, log.integers["intended_ns"], strict=True)
-        if intended >= log.measure_from_ns
-    ]
-    count = measured.count(TIMEOUT)
-    if count <= TIMEOUT_SHARE * len(measured):
+def timeouts(errors: Sequence[str]) -> list[str]:
+    """Return the reason against a run with *errors*, one a measured request; none if few waited."""
+    count = errors.count(TIMEOUT)
+    if count <= TIMEOUT_SHARE * len(errors):
         return []
     reason = (
-        f"no answer in time: {count:,} of {len(measured):,} requests ({count / len(measured):.1%}) "
+        f"no answer in time: {count:,} of {len(errors):,} requests ({count / len(errors):.1%}) "
         "reached their timeout, and percentiles of the answered alone hide them: "
-        "lower the rate or raise --timeout"
+        "lower the rate or raise the timeout"
     )
     return [reason]

@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 from stagescope.agent.store.serialize import process_line, record_line
-from stagescope.errors import StagescopeError, UsageError
-from stagescope.identity import RUN_ID
+from stagescope.errors import StagescopeError
+from stagescope.identity import RUN_ID, check_run_id
 from stagescope.recorder.spool import OPEN_RUN_SUFFIX
 from stagescope.records import BatchRecord, Process, Record, RequestRecord, State
 
@@ -285,7 +285,7 @@ class RunStore:
 
         Raises UsageError for a bad id, StagescopeError where the mark cannot be written.
         """
-        _check_id(run_id)
+        check_run_id(run_id)
         with self._lock:
             try:
                 flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -298,7 +298,7 @@ class RunStore:
 
     def close_run(self, run_id: str) -> None:
         """Note that the driver has what it wanted of *run_id*; what is stored stays for now."""
-        _check_id(run_id)
+        check_run_id(run_id)
         with self._lock:
             self._mark(run_id).unlink(missing_ok=True)
             self._opened.discard(run_id)
@@ -373,7 +373,7 @@ class RunStore:
             return run.blocks(block_bytes) if run else None
 
     def _find(self, run_id: str) -> RunFile | None:
-        _check_id(run_id)
+        check_run_id(run_id)
         run = self._runs.get(run_id)
         return run if run and run.size else None
 
@@ -389,11 +389,6 @@ class RunStore:
 
     def close(self, timeout_s: float) -> None:
         """Nothing to do: no file is kept open."""
-
-
-def _check_id(run_id: str) -> None:
-    if not RUN_ID.fullmatch(run_id):
-        raise UsageError(f"{run_id[:60]!r} is no run id: 1 to 40 of letters, digits, '.', '_', '-'")
 
 
 def _on_disk(size: int) -> int:

@@ -13,6 +13,8 @@ from binascii import unhexlify
 from pathlib import Path
 from struct import Struct
 
+from stagescope.errors import UsageError
+
 _GOLDEN = 0x9E3779B97F4A7C15
 """2**64 divided by the golden ratio, odd: multiplying by it maps 64 bits onto 64 bits."""
 
@@ -79,6 +81,12 @@ def parse_run(baggage: bytes) -> bytes:
             run = value.partition(b";")[0].strip()
             return run if RUN_ID.fullmatch(run.decode("latin-1")) else b""
     return b""
+
+
+def check_run_id(run_id: str) -> None:
+    """Raise UsageError where *run_id* cannot name a run."""
+    if not RUN_ID.fullmatch(run_id):
+        raise UsageError(f"{run_id[:60]!r} is no run id: 1 to 40 of letters, digits, '.', '_', '-'")
 
 
 def format_run(run_id: str) -> str:

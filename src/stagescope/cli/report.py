@@ -4,16 +4,19 @@ Reads a run folder that `stagescope load` wrote (`run.json` and its Parquet tabl
 an older version, joins the client's records with the server's, and splits client latency into
 client wait, connect, network, the server's stages, and what nothing explains.
 Of several runs it prints mean and p99 side by side, and which part grew from each to the next.
+With --client-file it makes the run folder first: it joins the requests that a client of your own
+sent, and wrote down as docs/own-client.md says, with what the agent recorded of them.
 With --live it reads no folder: it asks the agent what the last minute of requests looked like.
 
 examples:
   stagescope report runs/20250101-120000
   stagescope report runs/demo/low runs/demo/middle runs/demo/over
+  stagescope report --client-file requests.jsonl --run 20250101-120000-0123456789abcdef
   stagescope report --live
   stagescope report runs/20250101-120000 --format json | jq '.stages[] | {stage, p99_ms}'
 
-exit code: 0; 1 where --live found no request; 2 where a DIR is no readable run folder, or a run is INVALID (its report is printed
-all the same, and says why).
+exit code: 0; 1 where --live found no request; 2 where a DIR is no readable run folder, a client's
+file is not usable, or a run is INVALID (its report is printed all the same, and says why).
 """
 
 from __future__ import annotations
@@ -30,6 +33,7 @@ from stagescope.agent.api.client import AgentClient
 from stagescope.agent.store.live import WINDOW_S, RouteSummary, to_json
 from stagescope.cli.capture_table import aligned
 from stagescope.errors import EXIT_DONE, EXIT_FAILED, EXIT_USAGE, UsageError, needs
+from stagescope.load_run import join_client_file
 from stagescope.recorder.spool import SOCKET_NAME, default_spool
 from stagescope.stages import OTHER, STAGES
 
@@ -46,6 +50,13 @@ def prepare_parser(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--format", choices=FORMATS, default="text", help="text for people, json for machines"
     )
+    own = parser.add_argument_group("requests of a client of your own (docs/own-client.md)")
+    own.add_argument(
+        "--client-file", type=Path, metavar="FILE", help="its requests: .jsonl, .csv or .parquet"
+    )
+    own.add_argument("--run", metavar="ID", dest="run_id", help="the run that it named in baggage")
+    own.add_argument("--url", default="", help="what it loaded: the port tells the server's spool")
+    own.add_argument("--out", type=Path, metavar="DIR", help="run folder (runs/ID)")
     live = parser.add_argument_group("the last minute, without a load run")
     live.add_argument(
         "--live", action="store_true", help="ask the agent of this host, by service and route"
@@ -57,19 +68,45 @@ def prepare_parser(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help=f"of the last N (default, and at most: {WINDOW_S})",
     )
-    live.add_argument("--spool", type=Path, metavar="DIR", help="spool of the agent to ask")
-    live.add_argument("--agent", metavar="URL", help="agent elsewhere: http://HOST:PORT")
-    live.add_argument("--token-file", type=Path, metavar="FILE", help="token for --agent")
+    add_agent_arguments(parser.add_argument_group("which agent to ask, where one is asked"))
+
+
+def add_agent_arguments(group: argparse._ArgumentGroup) -> None:
+    """Add the options that name an agent."""
+    group.add_argument("--spool", type=Path, metavar="DIR", help="spool of this host's agent")
+    group.add_argument("--agent", default="", metavar="URL", help="elsewhere: http://HOST:PORT")
+    group.add_argument("--token-file", type=Path, metavar="FILE", help="token for --agent")
 
 
 def run(args: argparse.Namespace) -> int:
     """Print the report; an INVALID run's exit code is 2, so that a script can't miss it."""
     if args.live:
         return _print_live(args)
-    if not args.dirs:
+    if args.client_file or args.run_id:
+        folders: list[Path] = [_joined(args)]
+    elif not (folders := args.dirs):
         raise UsageError("give a run folder, or --live for the last minute of a running server")
-    reports = print_reports(args.dirs, args.format)
+    reports = print_reports(folders, args.format)
     return EXIT_DONE if all(report.valid for report in reports) else EXIT_USAGE
+
+
+def _joined(args: argparse.Namespace) -> Path:
+    """Join a client's file with the agent's records, and return the run folder."""
+    if args.dirs or not (args.client_file and args.run_id):
+        raise UsageError("give --client-file FILE and --run ID together, and no DIR")
+    folder = join_client_file(
+        args.client_file,
+        args.run_id,
+        url=args.url,
+        out=args.out,
+        spool=args.spool,
+        agent_url=args.agent,
+        token=read_token(args.token_file) if args.token_file else "",
+    )
+    for note in folder.notes:
+        print(f"stagescope report: {note}", file=sys.stderr)
+    print(f"run folder: {folder.path}", file=sys.stderr)
+    return folder.path
 
 
 def _print_live(args: argparse.Namespace) -> int:

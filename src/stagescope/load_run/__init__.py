@@ -18,7 +18,7 @@ from stagescope.load_run.plan import LoadPlan, RunFolder
 if TYPE_CHECKING:
     from stagescope.loadgen.progress import Watch
 
-__all__ = ["LoadPlan", "RunFolder", "load_run", "run_load"]
+__all__ = ["LoadPlan", "RunFolder", "join_client_file", "load_run", "run_load"]
 
 
 def run_load(plan: LoadPlan, url: str, watch: Watch | None = None) -> RunFolder:
@@ -36,6 +36,28 @@ def run_load(plan: LoadPlan, url: str, watch: Watch | None = None) -> RunFolder:
 def load_run(url: str, **options: Any) -> Path:
     """Load *url* and return the path of the run folder; *options* are the fields of `LoadPlan`."""
     return run_load(LoadPlan(**options), url).path
+
+
+def join_client_file(
+    file: Path,
+    run_id: str,
+    *,
+    url: str = "",
+    out: Path | None = None,
+    spool: Path | None = None,
+    agent_url: str = "",
+    token: str = "",
+) -> RunFolder:
+    """Join the requests in *file*, which a client of one's own sent as run *run_id*.
+
+    docs/own-client.md is the file's format. The agent is found as by `LoadPlan`; *url* is what
+    was loaded. Raises UsageError for what is not usable as given.
+    """
+    with needs("load"):
+        from stagescope.load_run.locate import AgentLocation
+        from stagescope.load_run.own_client import join
+
+        return join(file, run_id, AgentLocation(spool, agent_url, token), url=url, out=out)
 
 
 class _Package(ModuleType):

@@ -14,7 +14,6 @@ from stagescope.agent.api.client import AgentClient
 from stagescope.errors import StagescopeError
 from stagescope.load_run.locate import AgentLocation
 from stagescope.load_run.server_timing import server_rows
-from stagescope.loadgen.client_log import ClientLog
 from stagescope.records import BatchRecord, Record, RequestRecord
 from stagescope.runfolder.rows import (
     ServerSide,
@@ -27,7 +26,9 @@ from stagescope.runfolder.rows import (
 from stagescope.runfolder.schema import EVIDENCE
 
 if TYPE_CHECKING:
+    from stagescope.load_run.client_file import ClientFile
     from stagescope.load_run.otlp_receiver import OtlpInbox
+    from stagescope.loadgen.client_log import ClientLog
 
 MARGIN_NS = 2_000_000_000
 """Samples from so long before the first request until so long after the last are the run's too."""
@@ -110,9 +111,9 @@ def losses_so_far(place: AgentLocation) -> Mapping[str, float]:
 def collect_server_side(
     folder: Path,
     run_id: str,
-    log: ClientLog,
+    log: ClientLog | ClientFile,
     place: AgentLocation,
-    before: Mapping[str, float],
+    before: Mapping[str, float] | None,
     inbox: OtlpInbox | None = None,
 ) -> Collected:
     """Write `server.parquet` and `batches.parquet` of *folder*, from the best source there is.
@@ -120,7 +121,8 @@ def collect_server_side(
     Both files are there afterwards, perhaps without rows; where an agent sampled, its samples,
     stacks and kernels are there too. Raises StagescopeError where they
     cannot be written; a source that fails is a sentence in `problems`, and the next is tried.
-    *before* is what `losses_so_far` gave; *inbox* holds the spans that the server sent us.
+    *before* is what `losses_so_far` gave, None where nobody asked before the run: then its losses
+    are not known. *inbox* holds the spans that the server sent us.
     """
     collected = Collected()
     if _write_records(folder, run_id, log, place, before, collected):
@@ -142,9 +144,9 @@ def collect_server_side(
 def _write_records(
     folder: Path,
     run_id: str,
-    log: ClientLog,
+    log: ClientLog | ClientFile,
     place: AgentLocation,
-    before: Mapping[str, float],
+    before: Mapping[str, float] | None,
     collected: Collected,
 ) -> bool:
     """Write what the agent has of the run; False where there is no agent, or it has nothing."""
@@ -185,7 +187,7 @@ def _tell_what_is_left_out(side: ServerSide, collected: Collected) -> None:
         )
 
 
-def _trace_ids(log: ClientLog) -> set[str]:
+def _trace_ids(log: ClientLog | ClientFile) -> set[str]:
     return {trace_id for chunk in log.chunks() for trace_id in chunk["trace_id"]}
 
 
@@ -201,7 +203,9 @@ def _is_ours(record: Record, trace_ids: set[str], collected: Collected) -> bool:
     return ours
 
 
-def _write_spans(folder: Path, log: ClientLog, inbox: OtlpInbox, collected: Collected) -> bool:
+def _write_spans(
+    folder: Path, log: ClientLog | ClientFile, inbox: OtlpInbox, collected: Collected
+) -> bool:
     """Write the rows that the model server's own spans give; False where there are none."""
     from stagescope.load_run.otlp_spans import server_rows as rows_of_spans
     from stagescope.load_run.otlp_spans import spans_of
@@ -256,13 +260,15 @@ def _settled(source: AgentClient, run_id: str, expected: int) -> bool:
 
 
 def _instrument(
-    source: AgentClient, side: ServerSide, before: Mapping[str, float]
+    source: AgentClient, side: ServerSide, before: Mapping[str, float] | None
 ) -> Mapping[str, float]:
     costs = side.costs.values()
-    figures = {
-        name: float(value) - (before.get(name, 0.0) if _is_loss(name) else 0.0)
-        for name, value in source.counters().items()
-    }
+    figures = {name: float(value) for name, value in source.counters().items()}
+    for name in [name for name in figures if _is_loss(name)]:
+        if before is None:
+            del figures[name]
+        else:
+            figures[name] -= before.get(name, 0.0)
     if costs:
         figures["request_us"] = median(cost.base_ns for cost in costs) / 1e3
         figures["stage_us"] = median(cost.stage_ns for cost in costs) / 1e3

@@ -13,7 +13,6 @@ import psutil
 
 from stagescope.agent.api.client import AgentClient
 from stagescope.errors import StagescopeError
-from stagescope.load_run.plan import LoadPlan
 from stagescope.loadgen.target import Target
 from stagescope.recorder.listener import ListenerSpool, spool_of_listener
 from stagescope.recorder.spool import (
@@ -51,16 +50,20 @@ class AgentLocation:
         return AgentClient(str(self.socket)) if self.socket.exists() else None
 
 
-def locate(plan: LoadPlan, aim: Target, *, wait_s: float = 0.0) -> AgentLocation:
-    """Return where the agent of the loaded server is, for a run of *plan* against *aim*.
+def locate(named: AgentLocation, aim: Target | None, *, wait_s: float = 0.0) -> AgentLocation:
+    """Return where the agent of the server is that *aim* loads; *named* is what the user named.
 
     A named agent or spool with an agent is taken as it is. Else the process that listens on the
     target's port says by its open recorder file which spool it is; then a default spool counts.
     Where there is none, the reason says why: it waits *wait_s* for a recorder file first.
     """
-    place = AgentLocation(plan.spool, plan.agent_url, plan.token)
-    if plan.agent_url or (plan.spool and place.socket.exists()):
+    place = named
+    if place.agent_url or (place.spool and place.socket.exists()):
         return place
+    if aim is None:
+        return _in_a_default_spool(place) or replace(
+            place, reason=_no_agent_in(place.spool or default_spool())
+        )
     if not _is_here(aim.host):
         if place.socket.exists():
             return place
@@ -72,10 +75,16 @@ def locate(plan: LoadPlan, aim: Target, *, wait_s: float = 0.0) -> AgentLocation
     if found.spool and not found.deleted:
         place = replace(place, spool=found.spool)
         return place if place.socket.exists() else replace(place, reason=_no_agent(found))
-    for spool in (plan.spool or default_spool(), *default_spools()):
+    return _in_a_default_spool(place) or replace(
+        place, reason=_nothing_recorded(found, aim.port, place.spool or default_spool())
+    )
+
+
+def _in_a_default_spool(place: AgentLocation) -> AgentLocation | None:
+    for spool in (place.spool or default_spool(), *default_spools()):
         if (spool / SOCKET_NAME).exists():
             return replace(place, spool=spool)
-    return replace(place, reason=_nothing_recorded(found, aim.port, plan.spool or default_spool()))
+    return None
 
 
 def _no_agent(found: ListenerSpool) -> str:
@@ -97,6 +106,10 @@ def _nothing_recorded(found: ListenerSpool, port: int, spool: Path) -> str:
             f"the server (pid {pids}, port {port}) records into no spool: wrap its app in "
             "StageMiddleware, or start it by `stagescope run`"
         )
+    return _no_agent_in(spool)
+
+
+def _no_agent_in(spool: Path) -> str:
     return (
         f"no agent is in {spool}: start `stagescope agent` beside the server, as its user, "
         "or name its spool by --spool"

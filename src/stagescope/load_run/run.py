@@ -29,6 +29,7 @@ from stagescope.runfolder.run import Plan, Run, this_host, write_run
 from stagescope.runfolder.schema import CLIENT
 
 if TYPE_CHECKING:
+    from stagescope.load_run.client_file import ClientFile
     from stagescope.load_run.otlp_receiver import OtlpInbox
 
 RUNS = Path("runs")
@@ -53,17 +54,18 @@ def execute(plan: LoadPlan, url: str, watch: Watch | None = None) -> RunFolder:
         )
     inboxes = tuple(endpoint(text) for text in plan.otlp_listen)
     run_id = fresh_run_id()
-    folder = _free_folder(plan.out or RUNS / run_id)
+    folder = free_folder(plan.out or RUNS / run_id)
     driver = Driver(aim, arrivals, run_id, timeout_s=plan.timeout_s)
-    place = locate(plan, aim)
+    named = AgentLocation(plan.spool, plan.agent_url, plan.token)
+    place = locate(named, aim)
     before = losses_so_far(place)
     with _inbox(inboxes) as inbox, opened_run(place, aim, run_id):
         loop = drive(driver, aim, arrivals.end_ns / 1e9, watch)
         run = _run(plan, aim, run_id, driver, loop)
-        _make(folder)
-        _keep(folder, run, driver.log)
+        make_folder(folder)
+        keep_client(folder, run, driver.log)
         if place.reason:  # The server may have opened its recorder file at the first request.
-            place = locate(plan, aim, wait_s=HANDOVER_S)
+            place = locate(named, aim, wait_s=HANDOVER_S)
         collected = _collect(folder, run_id, driver.log, place, before, inbox)
     run = replace(
         run,
@@ -94,21 +96,23 @@ def fresh_run_id() -> str:
     return run_id
 
 
-def _free_folder(folder: Path) -> Path:
+def free_folder(folder: Path) -> Path:
     """Refuse before the run what would fail after it."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UsageError(f"{folder} exists and is not empty: choose another place with --out")
     return folder
 
 
-def _make(folder: Path) -> None:
+def make_folder(folder: Path) -> None:
+    """Make *folder*; raise StagescopeError, which says why not."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as problem:
         raise StagescopeError(f"{folder} cannot be made: {problem.strerror}") from problem
 
 
-def _keep(folder: Path, run: Run, log: ClientLog) -> None:
+def keep_client(folder: Path, run: Run, log: ClientLog | ClientFile) -> None:
+    """Write what the client measured: `client.parquet`, then `run.json`."""
     with TableFile(folder, CLIENT) as file:
         for chunk in log.chunks():
             file.write_columns(chunk)

@@ -21,18 +21,18 @@ RUN_JSON = "run.json"
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What was asked of the load driver."""
+    """What was asked of the load driver; null is what nobody told us of a client of one's own."""
 
     url: str
     method: str
-    rate_per_s: float
-    duration_s: float
-    warmup_s: float
-    arrivals: str
+    rate_per_s: float | None = None
+    duration_s: float | None = None
+    warmup_s: float | None = None
+    arrivals: str = ""
     """`poisson` or `constant`."""
-    seed: int
-    timeout_s: float
-    body_bytes: int
+    seed: int | None = None
+    timeout_s: float | None = None
+    body_bytes: int | None = None
     headers: tuple[str, ...] = ()
     """Names only: values may be secrets."""
     accept_encoding: str = ""
@@ -62,6 +62,8 @@ class Run:
     started_ns: int
     measured_s: float
     """How long the measured phase really lasted (shorter than planned after Ctrl-C)."""
+    client_file: str = ""
+    """Name of the file from which the client's side came; empty: the load driver sent it."""
     server_source: str = "none"
     """`agent`, `remote agent`, `otlp`, `server-timing` or `none`."""
     interrupted: bool = False
