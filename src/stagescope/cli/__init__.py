@@ -10,11 +10,11 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 from stagescope.errors import EXIT_FAILED, StagescopeError
 
-COMMANDS = ("demo", "run", "agent", "load", "report", "capture", "stacks", "doctor")
+COMMANDS = ("demo", "run", "agent", "load", "runs", "report", "capture", "stacks", "doctor")
 
 
 class Command(Protocol):
@@ -34,36 +34,66 @@ class Command(Protocol):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; errors meant for people are printed here, once, as one sentence."""
     _make_output_safe()
-    args = _parser().parse_args(argv)
     try:
-        code = int(args.run(args))
-        sys.stdout.flush()
-        return code
-    except StagescopeError as error:
-        print(f"stagescope {args.command}: {error}", file=sys.stderr)
-        return error.exit_code
-    except BrokenPipeError:
-        # The reader of our output left (`| head`): not our failure, and nothing to say.
-        sys.stderr.close()
-        return EXIT_FAILED
+        try:
+            return _run(argv)
+        finally:
+            sys.stdout.flush()
     except KeyboardInterrupt:
         return 130
     except OSError as problem:
         if problem.errno not in (errno.ENOSPC, errno.EIO, errno.EBADF):
             raise
-        print(f"stagescope {args.command}: output cannot be written: {problem.strerror}",
-              file=sys.stderr)  # fmt: skip
+        print(f"stagescope: output cannot be written: {problem.strerror}", file=sys.stderr)
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is still buffered goes nowhere
         return EXIT_FAILED
 
 
+def _run(argv: Sequence[str] | None) -> int:
+    args = _parser().parse_args(argv)
+    try:
+        return int(args.run(args))
+    except StagescopeError as error:
+        print(f"stagescope {args.command}: {error}", file=sys.stderr)
+        return error.exit_code
+
+
+class _Output(io.FileIO):
+    """Standard output or error; what is written after its reader has left (`| head`) is dropped.
+
+    So a command ends as it would have, with its own exit code, and a load run goes on.
+    """
+
+    def write(self, data: Any, /) -> int:
+        """Write *data*, or drop it."""
+        try:
+            return super().write(data)
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())
+            return len(data)
+
+
 def _make_output_safe() -> None:
-    """Print a character that the terminal lacks as `?`, and nothing where stdout is closed."""
-    if sys.stdout is None:
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for the rest of the process
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")
+    """Print a character that the terminal lacks as `?`, and nothing to a stream that is closed."""
+    # Where one of the three is closed, the next file would be opened in its place.
+    while (opened := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(opened)
+    sys.stdin = sys.stdin or open(0)  # noqa: SIM115 - for the rest of the process
+    for fd, name in ((1, "stdout"), (2, "stderr")):
+        stream = getattr(sys, name)
+        if stream is not None and stream is not getattr(sys, f"__{name}__"):
+            continue  # a caller in this process has put its own there
+        setattr(
+            sys,
+            name,
+            io.TextIOWrapper(
+                io.BufferedWriter(_Output(fd, "wb", closefd=False)),
+                encoding=stream.encoding if stream else "utf-8",
+                errors="replace",
+                line_buffering=stream is None or stream.line_buffering,
+            ),
+        )
 
 
 def _parser() -> argparse.ArgumentParser:
