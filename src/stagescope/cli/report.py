@@ -68,11 +68,12 @@ def prepare_parser(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help=f"of the last N (default, and at most: {WINDOW_S})",
     )
-    add_agent_arguments(parser.add_argument_group("which agent to ask, where one is asked"))
+    add_agent_arguments(parser)
 
 
-def add_agent_arguments(group: argparse._ArgumentGroup) -> None:
+def add_agent_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options that name an agent."""
+    group = parser.add_argument_group("which agent to ask, where one is asked")
     group.add_argument("--spool", type=Path, metavar="DIR", help="spool of this host's agent")
     group.add_argument("--agent", default="", metavar="URL", help="elsewhere: http://HOST:PORT")
     group.add_argument("--token-file", type=Path, metavar="FILE", help="token for --agent")

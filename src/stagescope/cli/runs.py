@@ -28,9 +28,8 @@ def prepare_parser(parser: argparse.ArgumentParser) -> None:
     """Add what to do, and where the agent is."""
     parser.add_argument("action", choices=("open", "close"), metavar="open|close")
     parser.add_argument("run_id", metavar="ID", nargs="?", help="of `open`: a name of your own")
-    group = parser.add_argument_group("which agent to ask")
-    group.add_argument("--url", default="", help="what is loaded: its port tells the spool")
-    add_agent_arguments(group)
+    parser.add_argument("--url", default="", help="what is loaded: its port tells the spool")
+    add_agent_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:

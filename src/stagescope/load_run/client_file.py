@@ -228,7 +228,7 @@ def _iso_ns(name: str, value: Any) -> int:
 def _whole(name: str, value: Any) -> int:
     try:
         number = int(value)
-        usable = not isinstance(value, float) or number == value
+        usable = not isinstance(value, float) or value.is_integer()
     except (TypeError, ValueError, OverflowError):
         number, usable = 0, False
     limit = 2**63 if name.endswith(("_ns", "_bytes")) else 2**31
