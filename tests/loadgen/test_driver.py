@@ -124,24 +124,22 @@ def test_two_runs_of_one_seed_share_arrivals_but_no_trace() -> None:
 
 def test_a_stall_is_met_by_the_requests_that_the_plan_held() -> None:
     """No coordinated omission: what was due during a stall was sent then and waited its rest."""
-    began: list[float] = []
+    over = asyncio.Event()
 
     async def stall(exchange: Exchange) -> None:
-        now = asyncio.get_running_loop().time()
-        if exchange.number == 10:
-            began.append(now)
-        if began and now < began[0] + 0.5:
-            await asyncio.sleep(began[0] + 0.5 - now)
+        if exchange.number == 50:
+            over.set()
+        if exchange.number >= 10:
+            await over.wait()
         await exchange.reply(OK)
 
     with ScriptedServer(stall) as server:
         found = rows(load(target(server.url), schedule("constant", 100, 1, 0, 0)))
-    begin_ns = found[10]["intended_ns"]
-    for row in found[11:40]:
-        stall_left_ns = 500_000_000 - (row["intended_ns"] - begin_ns)
-        assert row["last_byte_ns"] - row["intended_ns"] >= stall_left_ns - 1_000_000
-    in_stall = found[11:50]
-    assert all(row["sent_ns"] < found[10]["last_byte_ns"] for row in in_stall)
+    # A driver that waits for answers never sends the fiftieth. A few may arrive out of turn.
+    over_ns = sorted(row["sent_ns"] for row in found)[50]
+    held = [row for row in found if row["sent_ns"] <= over_ns <= row["last_byte_ns"]]
+    assert len(held) >= 35
+    assert all(row["intended_ns"] <= row["sent_ns"] for row in held)
 
 
 def test_first_byte_is_the_heads_and_last_byte_the_bodys() -> None:

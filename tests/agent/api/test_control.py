@@ -101,6 +101,7 @@ def test_a_long_run_is_streamed(spool: Path, client: AgentClient) -> None:
     with RingWriter(spool / "a.ring", ring_slots=2000) as writer:
         for _ in range(1500):
             writer.request("run")
+        wait_until(lambda: client.run_counts("run").requests == 1500, timeout_s=20)
         assert [record.seq for record in client.run_records("run")] == list(range(1500))
 
 
