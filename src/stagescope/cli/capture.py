@@ -22,7 +22,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import pwd
 import signal
 import sys
 import time
@@ -297,67 +296,43 @@ def _of_pid(spool: Path, alive: list[Target], pid: int) -> Target:
 
 def _pid_inside(pid: int) -> int:
     """Return the pid that a process has in its own namespace: what its recorder file says."""
-    numbers = _status(pid, "NSpid").split()
+    from stagescope.agent.host.proc import status
+
+    numbers = (status("/proc", pid, "NSpid") or "").split()
     return int(numbers[-1]) if numbers else pid
 
 
 def _why_not(spool: Path, pid: int, inside: int) -> str:
-    folder = Path(f"/proc/{pid}")
-    if pid <= 0 or not folder.exists():
+    import psutil
+
+    try:
+        process = psutil.Process(pid)
+        user, owner, name = process.username(), process.uids().effective, process.name()
+    except (psutil.Error, ValueError):
         return f"there is no process {pid} here: it has ended, or has another pid in this container"
-    owner = folder.stat().st_uid
     if owner != os.getuid() and os.getuid() != 0:
         return (
-            f"process {pid} belongs to {_user(owner)}, not to you: run this as that user, "
+            f"process {pid} belongs to {user}, not to you: run this as that user, "
             f"or name its spool with --spool if you may read it"
         )
-    if not _runs_python(folder):
-        return f"process {pid} ({_command(folder)}) is no Python process"
+    if not _runs_python(pid):
+        return f"process {pid} ({name}) is no Python process"
     if inside != pid:
         return (
             f"process {pid} runs in another pid namespace (it is {inside} there) and records "
             f"nothing in {spool}: name its spool, as it is seen from here, with --spool"
         )
-    if (own := _variable(folder, SPOOL_VARIABLE)) and Path(own) != spool:
-        return f"process {pid} records in {own}, not in {spool}: name that with --spool"
+    with suppress(psutil.Error):
+        if (own := process.environ().get(SPOOL_VARIABLE)) and Path(own) != spool:
+            return f"process {pid} records in {own}, not in {spool}: name that with --spool"
     return (
         f"process {pid} records nothing in {spool}: its app is not wrapped in StageMiddleware, "
         "or no worker of it is up yet; the workers of a server have pids of their own (--service)"
     )
 
 
-def _status(pid: int, name: str) -> str:
-    with suppress(OSError):
-        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-            if line.startswith(f"{name}:"):
-                return line.partition(":")[2].strip()
-    return ""
-
-
-def _user(uid: int) -> str:
+def _runs_python(pid: int) -> bool:
     try:
-        return pwd.getpwuid(uid).pw_name
-    except KeyError:
-        return f"uid {uid}"
-
-
-def _runs_python(folder: Path) -> bool:
-    try:
-        return "python" in (folder / "maps").read_text("utf-8", "replace")
+        return "python" in Path(f"/proc/{pid}/maps").read_text("utf-8", "replace")
     except OSError:
         return True  # it cannot be told; then it is not what is wrong
-
-
-def _command(folder: Path) -> str:
-    with suppress(OSError):
-        return (folder / "comm").read_text().strip()
-    return "unknown"
-
-
-def _variable(folder: Path, name: str) -> str:
-    with suppress(OSError):
-        for entry in (folder / "environ").read_bytes().split(b"\0"):
-            key, _, value = entry.partition(b"=")
-            if key == name.encode():
-                return value.decode(errors="replace")
-    return ""
