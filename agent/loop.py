@@ -297,7 +297,7 @@ class Agent:
         return self._drain.in_flight()
 
     def waits(self) -> dict[str, dict[str, int]]:
-        """Return what the processes of each service waited for (`recorder_format.WAITS`)."""
+        """Return what the processes of each service waited for (`stagescope.recorder.format.WAITS`)."""
         return self._drain.waits()
 
     def _deliver(self, records: Sequence[Record]) -> None:

@@ -256,7 +256,7 @@ def _ibis_schema(table: Table) -> ibis.Schema:
 
 
 def _ibis_type(kind: str) -> str:
-    """Turn a type of `stagescope.tables` into Ibis's words."""
+    """Turn a type of `stagescope.runfolder.schema` into Ibis's words."""
     words = kind.replace("bool", "boolean")
     if words.startswith("list<") and ": " in words:
         return f"array<struct<{words[5:-1]}>>"

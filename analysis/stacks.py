@@ -160,7 +160,7 @@ class _Opening(NamedTuple):
 def _swept(
     spans: Sequence[StackSpan], openings: Sequence[_Opening]
 ) -> Iterator[tuple[StackSpan, set[int]]]:
-    """Go through both in the order of time, with those openings at hand that are near."""
+    """Go through both in the order of time, and keep the openings that are near."""
     near: list[tuple[int, _Opening]] = []
     following = 0
     for span in sorted(spans, key=lambda span: span.seen_ns):

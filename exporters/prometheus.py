@@ -126,7 +126,7 @@ class StageMetrics:
                 self._in_flight[service] = requests
 
     def set_waits(self, service: str, waits: Mapping[str, int]) -> None:
-        """Say what the processes of *service* waited for (`recorder_format.WAITS`)."""
+        """Say what the processes of *service* waited for (`stagescope.recorder.format.WAITS`)."""
         with self._lock:
             if service in self._waits or len(self._waits) < MAX_SERVICES:
                 self._waits[service] = dict(waits)

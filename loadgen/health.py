@@ -19,7 +19,7 @@ LATE_SHARE = 0.1
 CPU_LIMIT = 0.95
 """Of one core, over the time of sending; the driver is one thread."""
 TIMEOUT_SHARE = 0.01
-"""Beyond it the 99th percentile lies among requests whose latency nobody knows."""
+"""Beyond it the 99th percentile lies among requests whose latency is unknown."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""One run from its first connection to its last response, with signals and somebody watching."""
+"""One run from its first connection to its last response, with signals and a progress callback."""
 
 from __future__ import annotations
 

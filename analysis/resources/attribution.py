@@ -1,9 +1,9 @@
 """How high a resource stood while a stage ran: readings weighted by the requests in the stage.
 
-A reading tells of a stretch of time, and what was in a stage in that stretch is known exactly
-from the requests' records: its weight is the integral of the number of requests in the stage.
+A reading covers a stretch of time, and how many requests were in a stage during it is known
+exactly from their records: its weight is the integral of the number of requests in the stage.
 A reading of one moment stands for the time halfway to its neighbours.
-A reading is never told of one request: the driver's windows last longer than most stages do.
+A reading is never attributed to one request: the driver's windows last longer than most stages.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from stagescope.analysis.sources import RunTables, row_batches, rows
 
 # When exactly each stage was charged: a request's timeline as segments, many requests at once.
 #
-# The rule of `stagescope.stages.opened_last`, in NumPy; `stages.partition` gives sums, this stretches.
+# The rule of `stagescope.stages.opened_last`, in NumPy: `stages.partition` returns sums, this stretches.
 
 
 Ints = npt.NDArray[np.int64]
@@ -147,7 +147,7 @@ GPU_BUSY = "hw.gpu.utilization"
 GPU_MEMORY = "hw.gpu.memory.usage"
 RSS = "process.memory.usage"
 COARSE = 0.5
-"""A stage that fills less of the windows that it is in cannot be told from what is beside it."""
+"""A stage that fills a smaller share of its windows cannot be separated from what runs beside it."""
 
 _LONE_NS = 500_000_000
 """How far to each side a reading of one moment reaches that has no neighbour."""
@@ -307,7 +307,7 @@ class StageWeightedMeans:
         return weight
 
     def median_window_s(self, name: str) -> float | None:
-        """Return the median stretch that one reading called *name* tells of."""
+        """Return the median length of time that one reading called *name* covers."""
         lengths = [each.end_ns - each.begin_ns for each in self._readings if each.name == name]
         return float(np.median(np.concatenate(lengths))) / 1e9 if lengths else None
 

@@ -163,7 +163,7 @@ class Resources:
     cpu: CpuTotal | None
     device: DeviceTotal | None
     gpu_window_s: float | None
-    """Median stretch that one reading of the GPU's business tells of."""
+    """Median length of time that one reading of GPU utilization covers."""
     memory: Memory | None
     streams: Streams | None
     collectors: tuple[Collector, ...]

@@ -1,1 +1,1 @@
-"""Waits told apart from work: what a stage waited for, and who held it."""
+"""Waits separated from work: what a stage waited for, and who held it."""

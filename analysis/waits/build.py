@@ -1,4 +1,4 @@
-"""The waits of a run: read from its folder, told apart, and put beside the parts of the table."""
+"""The waits of a run: read from its folder, separated by cause, and put beside the table's parts."""
 
 from __future__ import annotations
 

@@ -143,11 +143,11 @@ class Recorder:
         self._words[fmt.ANCHOR_COUNT_WORD] = done + 1
 
     def count(self, counter: str) -> None:
-        """Add one to a counter of the file's header (see recorder_format.COUNTERS)."""
+        """Add one to a counter of the file's header (see COUNTERS in recorder/format.py)."""
         self._words[fmt.COUNTER_WORDS + fmt.COUNTERS.index(counter)] += 1
 
     def add_wait(self, name: str, value: int) -> None:
-        """Add to one of the process's waits (see recorder_format.WAITS)."""
+        """Add to one of the process's waits (see WAITS in recorder/format.py)."""
         self._words[_WAIT_WORD[name]] += value
 
     def raise_wait(self, name: str, value: int) -> None:

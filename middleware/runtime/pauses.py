@@ -1,6 +1,6 @@
 """Waits that belong to a process and not to one request: a late event loop, a full thread pool, GC.
 
-They are figures in the recorder file's header (`WAITS` of recorder_format), read by the agent.
+They are figures in the recorder file's header (`WAITS` of recorder/format.py), read by the agent.
 Each event loop has one timer, ten times a second; its own cost is a figure too.
 """
 

@@ -282,7 +282,7 @@ os.register_at_fork(after_in_child=_forget_all)
 
 @contextlib.contextmanager
 def output_that_never_blocks() -> Generator[int]:
-    """Drop what is printed, and pass on what goes to standard error as long as somebody reads it.
+    """Drop what is printed, and pass standard error on as long as it is read.
 
     Nobody reads a helper's standard output after its first line, and perhaps nobody its server's
     standard error. Yields a descriptor of the standard output as it was.

@@ -10,7 +10,7 @@ from stagescope.middleware.types import ASGIApp
 
 
 class StageMiddleware(asgi.StageMiddleware):
-    """Record where each request's time goes, and see to it that somebody reads the records.
+    """Record where each request's time goes, and start an agent that reads the records where none runs.
 
     One line is enough: `app = StageMiddleware(app)` or `app.add_middleware(StageMiddleware)`.
     The records are read by `stagescope agent` where one runs for this spool, else by the same

@@ -1,4 +1,4 @@
-"""Writing a small file so that whoever reads it sees the old one or the new one, never a part."""
+"""Writing a small file so that a reader sees the old one or the new one, never a part."""
 
 from __future__ import annotations
 

@@ -226,7 +226,7 @@ WAIT_SECONDS: Final = {
     "gc_pause_max_seconds": "gc_pause_max_ns",
     "gil_wait_max_seconds": "gil_wait_max_ns",
 }
-"""Metric name to the figure of the recorder file (`recorder_format.WAITS`) that it is made of."""
+"""Metric name to the figure of the recorder file (`stagescope.recorder.format.WAITS`) that it is made of."""
 
 PROCESS_WAITS: Final = (
     ("loop_ticks", "counter", "", "Readings of the event loops' timers."),
@@ -328,7 +328,7 @@ COLLECTOR_METRICS: Final = (
         "Series of samples that are not shown, because there are too many.",
     ),
 )  # fmt: skip
-"""What the agent tells of its own sampling; the collectors' CPU time is a sample."""
+"""What the agent reports about its own sampling; the collectors' CPU time is a sample."""
 
 _PROMETHEUS_UNITS: Final = {
     "1": "ratio", "%": "percent", "A": "amperes", "By": "bytes", "Cel": "celsius",

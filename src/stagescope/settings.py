@@ -118,7 +118,7 @@ def _names(text: str) -> tuple[str, ...]:
 
 
 def _positive(value: str) -> float:
-    """Return the number, infinite for `off`; 0 where it is none above 0."""
+    """Return the number, infinite for `off`; 0 where it is not a number above 0."""
     try:
         number = float("inf") if value == "off" else float(value)
     except ValueError:

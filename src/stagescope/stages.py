@@ -144,7 +144,7 @@ class StageStall(NamedTuple):
 
 
 class WaitFact(NamedTuple):
-    """One fact from which waits are told apart from work, see docs/waits.md."""
+    """One fact from which waits are separated from work, see docs/waits.md."""
 
     kind: str
     """`ran` on an event loop; `ready` to go on, or its timer `due`, until the loop resumed it;

@@ -95,7 +95,7 @@ class RingWriter:
         self._word(fmt.COUNTER_WORDS + fmt.COUNTERS.index(name), value)
 
     def set_wait(self, name: str, value: int) -> None:
-        """Write one of the process's waits (see recorder_format.WAITS)."""
+        """Write one of the process's waits (see WAITS in recorder/format.py)."""
         self._word(fmt.WAIT_WORDS + fmt.WAITS.index(name), value)
 
     def request(

@@ -65,7 +65,7 @@ LOOK_S = 0.05
 
 
 def reap(kept: Collection[int]) -> None:
-    """Take note of ended orphans that came to us; those in *kept* are somebody else's to poll."""
+    """Reap orphans that this process adopted and that have ended; those in *kept* are polled elsewhere."""
     while True:
         try:
             ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
@@ -133,7 +133,7 @@ def _wait_gone(kept: Collection[int], timeout_s: float) -> bool:
 
 
 def wait_for(done: Callable[[], bool], timeout_s: float) -> bool:
-    """Wait until *done*; False after *timeout_s*, or when somebody at the terminal won't wait.
+    """Wait until *done*; False after *timeout_s*, or at Ctrl-C from the terminal.
 
     Other signals change nothing: who ends a whole group signals us a moment after the server.
     """

@@ -77,7 +77,7 @@ def _missing(folder: Path) -> str:
 SETTLED_S = 3.0
 """An agent drains several times a second: three seconds without news is the end of them."""
 LONGEST_S = 60.0
-"""Not for ever, where somebody else's requests keep the run's records growing."""
+"""A limit, for where another client's requests keep the run's records growing."""
 _POLL_S = 0.1
 SPANS_SETTLED_S = 7.0
 """Model servers send spans in batches; OpenTelemetry's default is one each five seconds."""

@@ -80,7 +80,7 @@ class OtlpInbox:
         self.refused = 0
         """Exports that found no room, or were none."""
         self.urls: list[str] = []
-        """Where it listens: what the model server is to be told."""
+        """Where it listens: the endpoint to set in the model server."""
         self._lock = threading.Lock()
         with ExitStack() as opened:
             for each in endpoints:
@@ -95,7 +95,7 @@ class OtlpInbox:
             return list(self._exports)
 
     def take(self, body: bytes, *, as_json: bool) -> bool:
-        """Keep one export; False where it found no room or is none."""
+        """Keep one export; False where there is no room for it, or it is not an export."""
         try:
             export = json.loads(body) if as_json else ExportTraceServiceRequest.FromString(body)
         except Exception:  # noqa: BLE001 - protobuf's DecodeError has no public base

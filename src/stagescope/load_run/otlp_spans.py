@@ -104,7 +104,7 @@ def _attributes(pairs: Iterable[Any]) -> Attributes:
 
 
 def _value(value: Any) -> str | int | float | bool | None:
-    """Return a plain value; None for lists and maps, which nobody here asks for."""
+    """Return a plain value; None for lists and maps, which are not used here."""
     if not isinstance(value, Mapping):
         kind = value.WhichOneof("value")
         return getattr(value, kind) if kind and kind.removesuffix("_value") in _PLAIN else None
@@ -142,7 +142,7 @@ _E2E = _LATENCY + "e2e"
 
 
 def server_rows(spans: Iterable[OtlpSpan]) -> Iterator[dict[str, Any]]:
-    """Yield a row of the `server` table for each request that *spans* tell of.
+    """Yield a row of the `server` table for each request in *spans*.
 
     Spans of other kinds are passed over. A request of Triton's needs its three spans together.
     Rows have wall times only: `start_ns` is 0 and `boot_id` empty, so clocks count as different.

@@ -1,6 +1,6 @@
 """The recorder file's format, version 1: offsets, sizes and codes; docs/recorder-format.md tells it.
 
-Writer (`stagescope.middleware`) and reader (`stagescope.recorder_reader`) share this and nothing
+Writer (`stagescope.middleware`) and reader (`stagescope.recorder.reader`) share this and nothing
 else. Little-endian throughout. A file is: header, table of stage names, in-flight slots, ring.
 """
 

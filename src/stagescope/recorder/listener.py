@@ -1,4 +1,4 @@
-"""The spool of whoever listens on a port of this host, found by its open recorder file in /proc."""
+"""The spool of the process that listens on a port of this host, by its open recorder file in /proc."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ def default_spool() -> Path:
 
 
 def default_spools() -> tuple[Path, ...]:
-    """Return where a spool of this user may be when nobody names one, the first choice first.
+    """Return where a spool of this user may be when none is named, the first choice first.
 
     Memory comes first, because a recorder file is written at every request and a disk would see
     it; and the place that does not depend on the environment, so that a service, a login shell

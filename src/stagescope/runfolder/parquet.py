@@ -1,4 +1,4 @@
-"""Parquet files from the tables of `stagescope.tables`, in bounded memory, whole or not at all.
+"""Parquet files from the tables of `stagescope.runfolder.schema`, in bounded memory, whole or not at all.
 
 Each row group is written as it fills; the file is `NAME.parquet.part` until its footer is on
 disk, so a reader never meets half of one. Format: https://parquet.apache.org/docs/file-format/.
@@ -66,7 +66,7 @@ class TableFile:
         self.file = folder / table.file_name
         self.rows = 0
         self.damaged = 0
-        """Rows left out since a value does not fit its column: somebody damaged the record."""
+        """Rows left out since a value does not fit its column: the record was damaged."""
         self._part = folder / f"{table.file_name}.part"
         self._schema = arrow_schema(table)
         self._rows_a_group = rows_a_group
@@ -139,7 +139,7 @@ class TableFile:
         problem: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Return the file its name, or remove what there is of it."""
+        """Give the file its name, or remove what there is of it."""
         try:
             if kind is None:
                 self._finish()

@@ -143,7 +143,7 @@ _EMPTY = {"string": "", "int64": 0, "int32": 0, "bool": None}
 def row_without_record(
     spent: Mapping[str, int], duration_ns: int, **known: object
 ) -> dict[str, Any]:
-    """Return a row of the `server` table of a finished request that was told of in another way.
+    """Return a row of the `server` table of a finished request of which there is no record.
 
     *spent* is by stage, *known* by column; other columns are empty, or null for not known.
     """
@@ -221,5 +221,5 @@ def _shown(frame: Frame) -> str:
 
 
 def _utf8(text: str) -> str:
-    """Make text of a file's name that is none: Python holds its odd bytes as lone surrogates."""
+    """Return *text* as valid Unicode: Python keeps undecodable bytes of file names as lone surrogates."""
     return text.encode("utf-8", "replace").decode("utf-8")
