@@ -186,7 +186,7 @@ class Governor:
         self._judge(now_ns)
 
     def _keep(self, name: str, grown: Cost, now_ns: int) -> None:
-        amounts = {"late_time": grown.late_s, "stall_time": grown.stall_s}  # CPU: own_cost.py
+        amounts = {"late_time": grown.late_s, "stall_time": grown.stall_s}  # CPU: OwnCost
         self._samples.add(
             [
                 Sample(f"stagescope.collector.{what}", self._read_ns, now_ns, amount, detail=name)

@@ -11,7 +11,7 @@ The policy, in this order (docs/exporters.md):
 
 A caller that sent the sampled flag as 0 takes its request out of 6, and, unless the sampler that
 was asked for ignores callers, out of 5.
-A batch is kept where one of its members is, or where it failed itself (held_batches.py).
+A batch is kept where one of its members is, or where it failed itself (otlp/queue.py).
 """
 
 from __future__ import annotations

@@ -122,7 +122,7 @@ def begin(recorder: Recorder, scope: Scope) -> Timeline:
     """Start the timeline of a request from its scope.
 
     It starts now, or when a proxy in front of us says that the request reached it; the time
-    between is `queue.ingress` (see ingress.py).
+    between is `queue.ingress` (see request_start.py).
     """
     clock = recorder.clock
     now_ns = start_ns = clock()

@@ -83,7 +83,7 @@ class ColdStarts:
             self.accepted += len(records)
 
     def read(self) -> Iterator[bytes]:
-        """Return what is kept, oldest first, as lines of wire.py."""
+        """Return what is kept, oldest first, as lines of serialize.py."""
         with self._lock:
             kept = list(self._newest)
         return (line.encode("ascii") for line in lines(kept))

@@ -1,6 +1,6 @@
 """The run store: what the spool's processes recorded for load runs, kept for the load driver.
 
-One file a run, `<spool>/runs/<run id>.ndjson`, in the lines of wire.py: giving a run's records
+One file a run, `<spool>/runs/<run id>.ndjson`, in the lines of serialize.py: giving a run's records
 away is sending its file. A line is whole when its newline is there; a tail without one was cut
 off with the agent that wrote it, and is dropped and read again from the recorder file.
 """

@@ -1,8 +1,8 @@
 """Ray Serve: what is wrapped where. One process a replica; user code runs on a loop of its own there.
 
 The request's record belongs to the ingress replica, from the moment that the proxy took the
-request (ray_http.py); calls to other deployments are written into it, or leave a record of their
-own (ray_calls.py); members of `@serve.batch` keep their own timelines (ray_batches.py).
+request; calls to other deployments are written into it, or leave a record of their own (http.py);
+members of `@serve.batch` keep their own timelines.
 """
 
 from __future__ import annotations
