@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,7 +27,10 @@ class _Read:
 
 
 class Checkpoint:
-    """Remembers the places that were read to, in order, until the sinks have settled them."""
+    """Remembers the places that were read to, in order, until the sinks have settled them.
+
+    The agent's thread notes and advances; `save_settled` may be called from any thread.
+    """
 
     def __init__(
         self, spool: Path, sinks: Sinks, saved: Cursors, *, holds: Callable[[], bool] = lambda: True
@@ -38,8 +42,12 @@ class Checkpoint:
         self._holds = holds
         self._spool = spool
         self._sinks = sinks
+        self._lock = threading.Lock()
         self._waiting: deque[_Read] = deque()
         self._ends: set[Path] = set()
+        """Files that are read to their end, until they are deleted."""
+        self._ended: set[Path] = set()
+        """Of these the ones that are settled."""
         self._settled = dict(saved)
         self._saved: Cursors = {}
         self.failures = 0
@@ -48,40 +56,57 @@ class Checkpoint:
     def note(self, ring_id: str, place: Cursor) -> None:
         """Note that a file was read to *place*, and every sink given what was before it."""
         now = mark(self._sinks)
-        if self._waiting and self._waiting[-1].ring == ring_id and self._waiting[-1].mark == now:
-            self._waiting.pop()
-        self._waiting.append(_Read(ring_id, place, now))
+        with self._lock:
+            last = self._waiting[-1] if self._waiting else None
+            if last and last.ring == ring_id and last.mark == now:
+                self._waiting.pop()
+            self._waiting.append(_Read(ring_id, place, now))
+
+    def save_settled(self) -> None:
+        """Save what is settled by now.
+
+        A sink's thread calls this before it sends more, so that a kill repeats one sending at most.
+        """
+        with self._lock:
+            self._settle()
+            self._save()
 
     def advance(self, drain: Drain) -> None:
         """Save what is settled by now, and delete the files that are settled to their end."""
-        for path in drain.ended():
-            if path not in self._ends:
-                self._ends.add(path)
-                self._waiting.append(_Read(path, None, mark(self._sinks)))
+        ended = drain.ended()
+        with self._lock:
+            for path in ended:
+                if path not in self._ends:
+                    self._ends.add(path)
+                    self._waiting.append(_Read(path, None, mark(self._sinks)))
+            self._settle()
+            drain.bury([path for path in ended if path in self._ended])
+            self._ends -= self._ended
+            self._ended.clear()
+            open_rings = drain.places()
+            self._settled = {
+                ring: place for ring, place in self._settled.items() if ring in open_rings
+            }
+            self._save()
+
+    def _settle(self) -> None:
         settled = {name: sink.settled for name, sink in self._sinks.items()}
-        ended: list[Path] = []
         while self._waiting:
             first = self._waiting[0]
             if any(settled[name] < accepted for name, accepted in first.mark.items()):
                 break
             self._waiting.popleft()
             if isinstance(first.ring, Path):
-                ended.append(first.ring)
+                self._ended.add(first.ring)
             elif first.place:
                 self._settled[first.ring] = first.place
-        drain.bury([path for path in drain.ended() if path in ended])
-        self._ends.difference_update(ended)
-        self._settled = {
-            ring: self._settled[ring] for ring in drain.places() if ring in self._settled
-        }
-        self._save(self._settled)
 
-    def _save(self, places: Cursors) -> None:
-        if places == self._saved or not self._holds():
+    def _save(self) -> None:
+        if self._settled == self._saved or not self._holds():
             return
         try:
-            save_cursors(self._spool, places)
-            self._saved = dict(places)
+            save_cursors(self._spool, self._settled)
+            self._saved = dict(self._settled)
         except (OSError, StagescopeError) as problem:
             self.failures += 1
             if self.failures == 1:

@@ -7,7 +7,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 
 from stagescope.agent.probe import probe_of
@@ -26,10 +26,12 @@ _log = logging.getLogger("stagescope")
 
 @dataclass(frozen=True, slots=True)
 class Cursor:
-    """A place in one recorder file: see RecorderReader's `next_seq` and `chains_from`."""
+    """A place in one recorder file, and what was lost before it: see RecorderReader."""
 
     next_seq: int
     chains_from: int
+    overwritten: int = 0
+    lost: int = 0
 
 
 Cursors = dict[str, Cursor]
@@ -45,7 +47,7 @@ def load_cursors(spool: Path) -> Cursors:
     try:
         with opened_spool(spool) as folder, open(open_to_read(folder, FILE_NAME), "rb") as file:
             saved = json.loads(file.read())
-        return {ring: Cursor(int(place[0]), int(place[1])) for ring, place in saved.items()}
+        return {ring: Cursor(*map(int, place)) for ring, place in saved.items()}
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, TypeError, IndexError, KeyError, AttributeError) as problem:
@@ -60,7 +62,7 @@ def load_cursors(spool: Path) -> Cursors:
 
 def save_cursors(spool: Path, cursors: Cursors) -> None:
     """Replace the file at once, so that a reader sees the old or the new; raises OSError."""
-    text = json.dumps({ring: [at.next_seq, at.chains_from] for ring, at in cursors.items()})
+    text = json.dumps({ring: astuple(at) for ring, at in cursors.items()})
     with opened_spool(spool) as folder:
         replace_file(Path(FILE_NAME), text, folder=folder)
 
@@ -93,7 +95,8 @@ class Ring:
     @property
     def place(self) -> Cursor:
         """How far it is read."""
-        return Cursor(self.reader.next_seq, self.reader.chains_from)
+        reader = self.reader
+        return Cursor(reader.next_seq, reader.chains_from, reader.overwritten, reader.lost)
 
 
 class Drain:
@@ -167,6 +170,7 @@ class Drain:
                     chains_from=cursor.chains_from,
                     clock=self._clock,
                 )
+                reader.overwritten, reader.lost = cursor.overwritten, cursor.lost
         except FileNotFoundError:
             return
         except (RecorderFileError, OSError) as problem:

@@ -123,13 +123,12 @@ class Agent:
         self._samplers = [Metered(one, clock) for one in (*made, self.governor)]
         self.governor.watch(self._samplers)
         save = partial(self._checkpoint.advance, self._drain)
-        self._saving = Metered(PeriodicTask("checkpoint", CHECKPOINT_S, save), clock)
         self._collectors = [
             Metered(PeriodicTask("lock", DISCOVER_S, self._check_spool), clock),
             self._discover,
             *self._samplers,
             Metered(PeriodicTask("tidy", TIDY_S, self.runs.forget_old), clock),
-            self._saving,
+            Metered(PeriodicTask("checkpoint", CHECKPOINT_S, save), clock),
             Metered(OwnCost(self.evidence.samples, self._own_cpu_s, clock), clock),
         ]
         self._stopping = False
@@ -141,7 +140,7 @@ class Agent:
         self._cpu = 0.0
         self._logged = LogOnce()
         for sink in self._queued:
-            sink.call_when_settled(self._save_soon)
+            sink.call_when_settled(self._checkpoint.save_settled)
 
     def run(self) -> None:
         """Work until `stop` is called; then read what is there. `close` is still to be called."""
@@ -307,11 +306,6 @@ class Agent:
     def _recall(self, records: Sequence[Record]) -> None:
         for sink in self._queued:
             self._guarded("recalling batches", partial(sink.recall, records))
-
-    def _save_soon(self) -> None:
-        """Save how far is settled at once: what is sent and not saved is sent again after a kill."""
-        self._saving.due_ns = 0
-        self._wake.set()
 
     def _sleep(self, pause_s: float) -> None:
         if not pause_s:

@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from stagescope.agent.drain import load_cursors
 from stagescope.agent.loop import Agent
 from stagescope.agent.pipeline import sinks_from_environment
 from stagescope.testing import wait_until
 from stagescope.testing.spool import short_spool
+from tests.support.agent_kills import kill_agents
 from tests.support.otlp import Behaviour, OtlpReceiver
 from tests.support.rings import write_ring
 
@@ -96,9 +98,7 @@ def test_what_was_sent_is_saved_without_delay(spool: Path, receiver: OtlpReceive
     with write_ring(spool / "a.ring", 20, run_id="run") as writer:
         agent = make_agent(spool)
         agent.step()
-        wait_until(lambda: agent.counters()["otlp_sent_spans"])
-        wait_until(lambda: agent._saving.due_ns == 0)
-        agent.step()
+        wait_until(lambda: load_cursors(spool))
         kill(agent)
         writer.request("run")
         after = make_agent(spool)
@@ -106,6 +106,40 @@ def test_what_was_sent_is_saved_without_delay(spool: Path, receiver: OtlpReceive
         after.close(20)
 
     assert servers_spans(receiver).total() == len(servers_spans(receiver)) == 21
+
+
+def test_what_was_overwritten_is_counted_by_every_later_agent(spool: Path) -> None:
+    """Records that came while no agent ran, and found no room: a kill does not forget them."""
+    with write_ring(spool / "a.ring", 100, ring_slots=64) as writer:
+        first = make_agent(spool)
+        first.step()
+        first.hurry()
+        first.step()
+        kill(first)
+        for _ in range(100):
+            writer.request()
+        second = make_agent(spool)
+        second.step()
+        second.close(20)
+        counted = [agent.counters()["overwritten"] for agent in (first, second)]
+
+    assert counted == [36, 72]
+
+
+def test_an_agent_killed_at_each_delivery_loses_nothing(
+    spool: Path, receiver: OtlpReceiver
+) -> None:
+    """SIGKILL when the back end has just taken spans: all arrive, and one delivery at most twice."""
+
+    def one_more_delivery() -> None:
+        before = len(receiver.deliveries)
+        wait_until(lambda: len(receiver.deliveries) > before, 60)
+
+    found = kill_agents(spool, receiver, 60, [one_more_delivery] * 4)
+
+    assert len(found.missing) <= found.counted_as_lost == 0
+    assert found.doubled <= found.under_way
+    assert len(found.finished) > 60
 
 
 def test_what_waits_at_the_end_is_sent_by_the_next_agent(
