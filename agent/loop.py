@@ -80,6 +80,7 @@ class Agent:
         """
         self.spool = spool
         self.lost_spool = False
+        self._left_to_others = 0
         self._holds = holds
         self.actions = Actions()
         self.shared = shared
@@ -112,7 +113,7 @@ class Agent:
         self._clock = clock
         self._cpu_s = cpu_s
         self._cpu_before_s = cpu_s()
-        self._discover = Metered(PeriodicTask("discover", DISCOVER_S, self._drain.discover), clock)
+        self._discover = Metered(PeriodicTask("discover", DISCOVER_S, self._look_around), clock)
         self.governor = Governor(
             self.evidence.samples,
             budget=budget(),
@@ -124,7 +125,6 @@ class Agent:
         self.governor.watch(self._samplers)
         save = partial(self._checkpoint.advance, self._drain)
         self._collectors = [
-            Metered(PeriodicTask("lock", DISCOVER_S, self._check_spool), clock),
             self._discover,
             *self._samplers,
             Metered(PeriodicTask("tidy", TIDY_S, self.runs.forget_old), clock),
@@ -157,19 +157,19 @@ class Agent:
             if self._drain.held:
                 time.sleep(SHORTEST_PAUSE_S / 5)
 
-    def _check_spool(self) -> None:
-        self._check_lock()
-        if not self.lost_spool:
-            publish_export(self.spool, self.sinks)
-
-    def _check_lock(self) -> None:
+    def _look_around(self) -> None:
+        """Find new files, as long as the spool is ours: else they are another agent's."""
         if not self.lost_spool and not self._holds():
             self.lost_spool = True
+            self._left_to_others = self._drain.leave_existing()
             _log.warning(
                 "spool %s, or the lock in it, was deleted while it was read: what was in it and "
                 "not read is lost", self.spool,
             )  # fmt: skip
             self.stop_soon()
+        if not self.lost_spool:
+            publish_export(self.spool, self.sinks)
+            self._drain.discover()
 
     def stop(self) -> None:
         """Make `run` come to its end now; from any thread, but not from a signal's handler."""
@@ -186,7 +186,11 @@ class Agent:
             collector.due_ns = 0
 
     def close(self, timeout_s: float = 5.0) -> None:
-        """Flush every sink, save how far the spool is read, close the files."""
+        """Flush every sink, save how far the spool is read, close the files.
+
+        Where another agent reads the same files from where we saved, what waits is left to it.
+        """
+        timeout_s = 0.1 if self._left_to_others else timeout_s
         deadline = self._clock() + int(timeout_s * 1e9)
         if not self.lost_spool:
             withdraw_export(self.spool)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,11 +10,14 @@ from pathlib import Path
 import pytest
 
 from stagescope.agent.drain import load_cursors
+from stagescope.agent.lock import AGENT, SpoolLock, try_hold
 from stagescope.agent.loop import Agent
 from stagescope.agent.pipeline import sinks_from_environment
+from stagescope.recorder.spool import LOCK_NAME
 from stagescope.testing import wait_until
 from stagescope.testing.spool import short_spool
 from tests.support.agent_kills import kill_agents
+from tests.support.agents import AgentProcesses
 from tests.support.otlp import Behaviour, OtlpReceiver
 from tests.support.rings import write_ring
 
@@ -180,3 +184,85 @@ def test_a_batch_outlives_the_agent_that_read_it(
     (member,) = [span for span in receiver.spans if span.links and span.kind == "server"]
     assert [span_id for _, span_id in member.links] == [batch_id]
     assert batch_id in {span.span_id for span in receiver.spans}
+
+
+def held_agent(spool: Path) -> tuple[Agent, SpoolLock]:
+    """Make an agent that exports spans and holds the spool's lock."""
+    hold = try_hold(spool, AGENT)
+    assert hold
+    return Agent(spool, sinks_from_environment().sinks, holds=hold.valid), hold
+
+
+def look_twice(agent: Agent) -> None:
+    """Have *agent* notice what has become of its spool, and work on once, as its end does."""
+    for _ in range(2):
+        agent.hurry()
+        agent.step()
+
+
+def test_an_agent_whose_spool_was_deleted_leaves_the_new_one_alone(
+    spool: Path, receiver: OtlpReceiver
+) -> None:
+    """What it had read is sent, what came into the new spool is the second agent's: nothing twice."""
+    with write_ring(spool / "a.ring", 20, run_id="run"):
+        first, _ = held_agent(spool)
+        first.step()
+        shutil.rmtree(spool)
+        spool.mkdir(mode=0o700)
+        with write_ring(spool / "b.ring", 30, run_id="run"):
+            second, hold = held_agent(spool)
+            look_twice(first)
+            second.step()
+            first.close(20)
+            second.close(20)
+            hold.release()
+
+    assert first.lost_spool
+    assert servers_spans(receiver).total() == len(servers_spans(receiver)) == 50
+
+
+def test_an_agent_whose_lock_was_deleted_leaves_what_waits_to_the_next(
+    spool: Path, receiver: OtlpReceiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The files are there, and the second agent reads them again: the first sends nothing more."""
+    monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "60000")
+    with write_ring(spool / "a.ring", 20, run_id="run") as writer:
+        first, _ = held_agent(spool)
+        first.step()
+        (spool / LOCK_NAME).unlink()
+        second, hold = held_agent(spool)
+        writer.request("run")
+        look_twice(first)
+        second.step()
+        first.close(20)
+        second.close(20)
+        hold.release()
+
+    assert first.counters()["otlp_sent_spans"] == 0
+    assert servers_spans(receiver).total() == len(servers_spans(receiver)) == 21
+
+
+def test_a_pause_of_the_agent_loses_nothing(
+    spool: Path, receiver: OtlpReceiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SIGTERM, then far more requests than the queue holds, then the next agent process."""
+    monkeypatch.setenv("OTEL_BSP_MAX_QUEUE_SIZE", "2048")
+    monkeypatch.setenv("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "512")
+    monkeypatch.setenv("OTEL_TRACES_SAMPLER", "always_on")
+    with (
+        write_ring(spool / "a.ring", 0, ring_slots=32_768) as writer,
+        AgentProcesses() as start,
+    ):
+        for _ in range(200):
+            writer.request(stages=())
+        first = start(spool)
+        first.terminate()
+        assert first.wait(60) == 0
+        for _ in range(18_000):
+            writer.request(stages=())
+        second = start(spool)
+        wait_until(lambda: len(receiver.spans) >= 18_200, 120)
+        second.terminate()
+        assert second.wait(60) == 0
+
+    assert servers_spans(receiver).total() == len(servers_spans(receiver)) == 18_200

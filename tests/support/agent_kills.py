@@ -158,9 +158,11 @@ def kill_agents(
         try:
             for live in lives:
                 agent = start_exporting_agent(spool, receiver)
-                live()
-                agent.kill()
-                agent.wait()
+                try:
+                    live()
+                finally:
+                    agent.kill()
+                    agent.wait()
                 before_kill.append(len(receiver.deliveries))
         finally:
             load.stop()

@@ -7,6 +7,7 @@ import gzip
 import json
 import sys
 import threading
+import time
 import zlib
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -90,20 +91,23 @@ class Delivery:
     headers: Mapping[str, str]
     spans: int
     points: int = 0
+    at_s: float = 0.0
+    """When it came, on the monotonic clock."""
 
 
 class OtlpReceiver:
     """Listens on two free loopback ports, one for OTLP/HTTP and one for OTLP/gRPC.
 
     Takes traces as protobuf or JSON and metrics as protobuf, plain, gzip or deflate, and keeps
-    what it took in memory. It does no TLS, no authentication, no logs, never answers a partial
-    success, keeps no tracestate, event contents or dropped counts, and bounds nothing.
+    what it took in memory. It does no TLS, no authentication, no logs, keeps no tracestate, event contents or dropped counts, and bounds nothing.
     """
 
     def __init__(self, *, retry_after_s: int = 60) -> None:
         self.retry_after_s = retry_after_s
         self.attempts = 0
         """Requests that came in, taken or not."""
+        self.rejected_spans = 0
+        """How many spans of each request it says it rejects, and keeps nevertheless."""
         self._behaviour = Behaviour.OK
         self._spans: list[ReceivedSpan] = []
         self._points: list[ReceivedPoint] = []
@@ -178,6 +182,12 @@ class OtlpReceiver:
             self._changed.wait_for(lambda: self._closed or self._behaviour is not Behaviour.HANG)
             return Behaviour.CLOSE if self._closed else self._behaviour
 
+    def answer(self) -> ExportTraceServiceResponse:
+        """Return what is answered to spans. Called by the servers."""
+        answer = ExportTraceServiceResponse()
+        answer.partial_success.rejected_spans = self.rejected_spans
+        return answer
+
     def take(
         self,
         request: ExportTraceServiceRequest | ExportMetricsServiceRequest,
@@ -195,7 +205,9 @@ class OtlpReceiver:
         with self._changed:
             self._spans += spans
             self._points += points
-            self._deliveries.append(Delivery(protocol, encoding, headers, len(spans), len(points)))
+            self._deliveries.append(
+                Delivery(protocol, encoding, headers, len(spans), len(points), time.monotonic())
+            )
             self._changed.notify_all()
 
 
@@ -258,7 +270,7 @@ class _Service(TraceServiceServicer):
         self, request: ExportTraceServiceRequest, context: Any
     ) -> ExportTraceServiceResponse:
         _meet_call(self._receiver, request, context)
-        return ExportTraceServiceResponse()
+        return self._receiver.answer()
 
 
 class _MetricsService(MetricsServiceServicer):
@@ -343,7 +355,8 @@ class _HttpHandler(BaseHTTPRequestHandler):
         headers = {key.lower(): value for key, value in self.headers.items()}
         protocol = "http/json" if as_json else "http/protobuf"
         self.server.receiver.take(request, protocol, encoding, headers)
-        self._answer(200, ("Content-Type", headers["content-type"]), b"{}" if as_json else b"")
+        answer = b"{}" if as_json else self.server.receiver.answer().SerializeToString()
+        self._answer(200, ("Content-Type", headers["content-type"]), answer)
 
     def _answer(
         self, status: int, header: tuple[str, str] | None = None, body: bytes = b""

@@ -22,7 +22,7 @@ from stagescope.errors import RecorderFileError
 from stagescope.recorder import format as fmt
 from stagescope.recorder.decoder import Chains, SlotDecoder
 from stagescope.recorder.header import bad_file, check_header, padded_text
-from stagescope.recorder.spool import try_lock
+from stagescope.recorder.spool import still_named, try_lock
 from stagescope.records import Anchor, InstrumentCost, Process, Record, RequestRecord
 from stagescope.stages import Stall, WaitFact, overlap
 
@@ -217,6 +217,10 @@ class RecorderReader:
             return True
         fcntl.flock(self._fd, fcntl.LOCK_UN)
         return False
+
+    def still_there(self) -> bool:
+        """Return whether the file still has its name: nobody deleted or replaced it."""
+        return still_named(self._fd, self.path)
 
     def poll(self, limit: int = 4096) -> list[Record]:
         """Read up to *limit* records that were committed since the last call, in order.

@@ -6,16 +6,17 @@ import logging
 import resource
 import socketserver
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 import pytest
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
 
 from stagescope.exporters.otlp.sender import OtlpSpans, otlp_from_environment
 from stagescope.exporters.tail_sampling import Share, TailSampler
 from stagescope.testing import wait_until
 from stagescope.testing.records import request_record
+from tests.support.otlp import Behaviour, OtlpReceiver
 
 SPANS_EACH = 9
 """Of one `request_record()`."""
@@ -89,14 +90,6 @@ def garbage(write: Write, over: threading.Event) -> None:
     write(b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Length: 13\r\n\r\n<html></html>")
 
 
-def partial(write: Write, over: threading.Event) -> None:
-    """Answer that four spans are not taken."""
-    answer = ExportTraceServiceResponse()
-    answer.partial_success.rejected_spans = 4
-    body = answer.SerializeToString()
-    write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body))
-
-
 def sink_at(endpoint: str, monkeypatch: pytest.MonkeyPatch, **more: str) -> OtlpSpans:
     """Make a sink that sends to *endpoint* soon."""
     for name, value in {"ENDPOINT": endpoint, "TIMEOUT": "1", **more}.items():
@@ -128,20 +121,71 @@ def test_an_answer_that_is_no_success_is_a_failure(
     assert "spans cannot be sent to http://127.0.0.1" in said.getMessage()
 
 
+@pytest.mark.parametrize("protocol", ["grpc", "http/protobuf"])
 def test_what_is_rejected_is_counted_and_said_once(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    protocol: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A partial success: the rest is sent, what is rejected is neither sent nor forgotten."""
-    with back_end(partial) as endpoint:
-        sink = sink_at(endpoint, monkeypatch)
+    with OtlpReceiver() as receiver:
+        receiver.rejected_spans = 4
+        endpoint = receiver.grpc_endpoint if protocol == "grpc" else receiver.http_endpoint
+        sink = sink_at(endpoint, monkeypatch, PROTOCOL=protocol, TIMEOUT="10")
         for number in (1, 2):
             sink.accept([request_record(run_id="r1")])
-            wait_until(lambda number=number: sink.settled == number)  # type: ignore[misc]
+            wait_until(lambda number=number: sink.settled == number, 30)  # type: ignore[misc]
         sink.close(1)
 
     counts = sink.counters()
     assert (counts["sent_spans"], counts["rejected_spans"]) == (2 * (SPANS_EACH - 4), 2 * 4)
     assert caplog.text.count("rejects 4 of the spans") == 1
+
+
+def test_what_an_outage_left_is_sent_at_a_bounded_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A back end that is back gets at most three times as many spans a second as come steadily."""
+    monkeypatch.setenv("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "100")
+    monkeypatch.setenv("OTEL_BSP_MAX_QUEUE_SIZE", "4000")
+    with OtlpReceiver() as receiver:
+        sink = sink_at(receiver.http_endpoint, monkeypatch, TIMEOUT="10")
+        steady = SteadyRecords(sink)
+        try:
+            wait_until(lambda: len(receiver.spans) > 500, 60)
+            receiver.behave(Behaviour.REFUSE)
+            wait_until(lambda: sink.queued_spans > 3_000, 60)
+            before = len(receiver.deliveries)
+            receiver.behave(Behaviour.OK)
+            wait_until(lambda: sink.queued_spans < 200, 60)
+        finally:
+            rate = steady.stop()
+            sink.close(5)
+        caught_up = receiver.deliveries[before:]
+
+    spans = sum(delivery.spans for delivery in caught_up[1:])
+    took_s = caught_up[-1].at_s - caught_up[0].at_s
+    assert spans > 1_000
+    assert spans / took_s < 3.3 * rate
+
+
+class SteadyRecords:
+    """Gives a sink one record after the other, at a steady rate, on a thread."""
+
+    def __init__(self, sink: OtlpSpans) -> None:
+        self._sink = sink
+        self._over = threading.Event()
+        self._begun_s = time.monotonic()
+        self._thread = threading.Thread(target=self._give)
+        self._thread.start()
+
+    def _give(self) -> None:
+        due_s = self._begun_s
+        while not self._over.wait(max(0.0, due_s - time.monotonic())):
+            due_s += 0.02
+            self._sink.accept([request_record(run_id="r1")])
+
+    def stop(self) -> float:
+        """End it; returns how many spans a second it gave."""
+        self._over.set()
+        self._thread.join()
+        return self._sink.accepted * SPANS_EACH / (time.monotonic() - self._begun_s)
 
 
 def test_a_password_in_the_endpoint_is_not_logged(
