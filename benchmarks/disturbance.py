@@ -1,10 +1,12 @@
 """What an agent does to the served app's latency: p50, p99 and maximum, paired with a bare server.
 
-  python benchmarks/disturbance.py --seconds 20 --rate 300
+  python benchmarks/disturbance.py --seconds 20 --rate 200
   python benchmarks/disturbance.py --outage 600      the same after a back end's outage
+  python benchmarks/disturbance.py --case beside     one case alone
 
-Cases: agent off, embedded, embedded with OTLP in a load run. Bare and instrumented server run at
-once and are asked in turn, so that what the machine does meanwhile meets both.
+Bare and instrumented server run at once and are asked in turn, half a period apart, so that
+what the machine does meanwhile meets both. Every request is of a load run, so every span is
+kept; the back end is a process that reads what it is sent and looks at nothing.
 """
 
 from __future__ import annotations
@@ -18,13 +20,10 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import aiohttp
-
-sys.path.insert(0, str(Path(__file__).parents[1]))  # the stand-in of a back end is the tests'
-
-from tests.support.otlp import Behaviour, OtlpReceiver
 
 APP = """
 from fastapi import FastAPI
@@ -33,6 +32,43 @@ app = FastAPI()
 def answer(): return 1
 """
 WITH_STAGES = APP + "from stagescope import StageMiddleware\napp.add_middleware(StageMiddleware)\n"
+BACK_END = """
+import sys
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    def do_POST(self):
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.send_response(503 if Path(sys.argv[2]).exists() else 200)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+    def log_message(self, *args):
+        pass
+
+ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One way to run an agent."""
+
+    name: str
+    agent: str
+    """For `STAGESCOPE_AGENT`."""
+    exports: bool = False
+    beside: bool = False
+    """The agent is a process of its own, started by hand."""
+
+
+CASES = (
+    Case("agent off", "off"),
+    Case("embedded", ""),
+    Case("embedded, OTLP", "", exports=True),
+    Case("beside, OTLP", "off", exports=True, beside=True),
+)
 
 
 def free_port() -> int:
@@ -41,15 +77,47 @@ def free_port() -> int:
         return int(found.getsockname()[1])
 
 
-def start(folder: Path, source: str, port: int, environ: dict[str, str]) -> subprocess.Popen[bytes]:
-    """Start uvicorn with an app of that source."""
-    name = f"app{port}"
-    (folder / f"{name}.py").write_text(source)
-    return subprocess.Popen(
-        [sys.executable, "-m", "uvicorn", f"{name}:app", "--port", str(port), "--no-access-log",
-         "--log-level", "warning"],
-        cwd=folder, env=os.environ | environ,
-    )  # fmt: skip
+class Processes:
+    """What one case runs, all of it ended by `close`."""
+
+    def __init__(self, case: Case, folder: Path) -> None:
+        self.outage = folder / "outage"
+        """The back end refuses while this file is there."""
+        back_end, *self.ports = (free_port() for _ in range(3))
+        endpoint = {"OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{back_end}"}
+        environ = {
+            "STAGESCOPE_SPOOL": str(folder / "spool"),
+            "STAGESCOPE_AGENT": case.agent,
+            **(endpoint if case.exports else {}),
+        }
+        self._folder = folder
+        self._started = [
+            self._start({}, "-c", BACK_END, str(back_end), str(self.outage)),
+            self._serve(APP, self.ports[0], {}),
+            self._serve(WITH_STAGES, self.ports[1], environ),
+        ]
+        if case.beside:
+            self._started.append(
+                self._start(environ, "-m", "stagescope", "agent", "--quiet", "--metrics-port", "0")
+            )
+
+    def _serve(self, source: str, port: int, environ: dict[str, str]) -> subprocess.Popen[bytes]:
+        (self._folder / f"app{port}.py").write_text(source)
+        return self._start(
+            environ, "-m", "uvicorn", f"app{port}:app", "--port", str(port), "--no-access-log",
+            "--log-level", "warning",
+        )  # fmt: skip
+
+    def _start(self, environ: dict[str, str], *words: str) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            [sys.executable, *words], cwd=self._folder, env=os.environ | environ
+        )
+
+    def close(self) -> None:
+        """End them, what was started last first."""
+        for process in reversed(self._started):
+            process.terminate()
+            process.wait()
 
 
 async def measure(ports: list[int], seconds: float, rate: float) -> list[list[float]]:
@@ -65,10 +133,10 @@ async def measure(ports: list[int], seconds: float, rate: float) -> list[list[fl
 
     async with aiohttp.ClientSession() as session, asyncio.TaskGroup() as tasks:
         first = time.perf_counter()
-        for number in range(int(seconds * rate)):
-            await asyncio.sleep(max(0.0, first + number / rate - time.perf_counter()))
-            for which in range(len(ports)):
-                tasks.create_task(ask(session, which))
+        for number in range(int(seconds * rate) * len(ports)):
+            # Half a period apart, so that neither waits for the other.
+            await asyncio.sleep(max(0.0, first + number / rate / len(ports) - time.perf_counter()))
+            tasks.create_task(ask(session, number % len(ports)))
     return taken
 
 
@@ -85,36 +153,28 @@ async def wait_served(port: int) -> None:
     raise TimeoutError(f"nobody listens on {port}")
 
 
-async def run_case(name: str, environ: dict[str, str], args: argparse.Namespace) -> None:
+async def run_case(case: Case, args: argparse.Namespace) -> None:
     """Measure one case and print its rows."""
-    with tempfile.TemporaryDirectory(prefix="disturbance-") as text, OtlpReceiver() as receiver:
-        folder = Path(text)
-        environ = environ | {"STAGESCOPE_SPOOL": str(folder / "spool")}
-        if environ.pop("otlp", ""):
-            environ["OTEL_EXPORTER_OTLP_ENDPOINT"] = receiver.http_endpoint
-        ports = [free_port(), free_port()]
-        servers = [
-            start(folder, APP, ports[0], {}),
-            start(folder, WITH_STAGES, ports[1], environ),
-        ]
+    with tempfile.TemporaryDirectory(prefix="disturbance-") as folder:
+        processes = Processes(case, Path(folder))
         try:
-            for port in ports:
+            for port in processes.ports:
                 await wait_served(port)
-            await measure(ports, 2.0, args.rate)
+            await measure(processes.ports, 3.0, args.rate)
             if args.outage:
-                receiver.behave(Behaviour.REFUSE)
-                await measure(ports, args.outage, args.rate)
-                receiver.behave(Behaviour.OK)
+                processes.outage.touch()
+                await measure(processes.ports, args.outage, args.rate)
+                processes.outage.unlink()
             for which, latencies in zip(
-                ("bare", name), await measure(ports, args.seconds, args.rate), strict=True
+                ("bare", case.name),
+                await measure(processes.ports, args.seconds, args.rate),
+                strict=True,
             ):
                 p99 = statistics.quantiles(latencies, n=100)[98]
                 print(f"{which:<24}{statistics.median(latencies):8.2f}{p99:8.2f}"
                       f"{max(latencies):8.2f}   n={len(latencies)}", flush=True)  # fmt: skip
         finally:
-            for server in servers:
-                server.terminate()
-                server.wait()
+            processes.close()
 
 
 def main() -> None:
@@ -125,14 +185,12 @@ def main() -> None:
         "--rate", type=float, default=200.0, help="requests a second to each server"
     )
     parser.add_argument("--outage", type=float, default=0.0, help="seconds of outage before it")
+    parser.add_argument("--case", default="", help="only cases whose name begins so")
     args = parser.parse_args()
     print(f"{'ms':<24}{'p50':>8}{'p99':>8}{'max':>8}")
-    for name, environ in (
-        ("agent off", {"STAGESCOPE_AGENT": "off"}),
-        ("embedded", {}),
-        ("embedded, OTLP, load run", {"otlp": "1"}),
-    ):
-        asyncio.run(run_case(name, environ, args))
+    for case in CASES:
+        if case.name.startswith(args.case):
+            asyncio.run(run_case(case, args))
 
 
 if __name__ == "__main__":

@@ -37,7 +37,13 @@ def foreign_modules(statement: str) -> list[str]:
 FACE = "from stagescope import StageMiddleware, batch, carry, stage"
 
 
-@pytest.mark.parametrize("statement", ["import stagescope", "import stagescope.middleware", FACE])
+EMBEDDED = "from stagescope.embedded import start_embedded_agent"
+"""Run on the served app's thread; the agent is imported on its own."""
+
+
+@pytest.mark.parametrize(
+    "statement", ["import stagescope", "import stagescope.middleware", FACE, EMBEDDED]
+)
 def test_import_loads_the_standard_library_alone(statement: str) -> None:
     """Importing what a server needs loads no package from outside the standard library."""
     assert foreign_modules(statement) == []

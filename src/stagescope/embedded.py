@@ -2,6 +2,9 @@
 
 Of several workers on one spool exactly one drains; the others stand by and take over when it
 ends. To an agent process the one that drains yields.
+
+The agent's own modules are imported on that thread: on the served app's they would hold its event
+loop for a fifth of a second.
 """
 
 from __future__ import annotations
@@ -18,17 +21,16 @@ import threading
 import time
 from collections.abc import Callable, Generator
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from stagescope import settings
-from stagescope.agent.api.control import Control, serve_socket
-from stagescope.agent.api.http_server import HttpServer
-from stagescope.agent.lock import EMBEDDED, SpoolLock, try_hold
-from stagescope.agent.loop import Agent
-from stagescope.agent.pipeline import sends_by_otlp_alone, sinks_from_environment
-from stagescope.agent.samplers import chosen
 from stagescope.errors import StagescopeError
 from stagescope.recorder.spool import ensure_spool
+
+if TYPE_CHECKING:
+    from stagescope.agent.api.http_server import HttpServer
+    from stagescope.agent.lock import SpoolLock
+    from stagescope.agent.loop import Agent
 
 STANDBY_S = 2.0
 """How often one that stands by tries for the spool."""
@@ -169,6 +171,9 @@ class EmbeddedAgent:
 
     def _live(self) -> None:
         try:
+            from stagescope.agent.lock import EMBEDDED, try_hold
+            from stagescope.agent.pipeline import sends_by_otlp_alone
+
             while not self._stopped.is_set():
                 ensure_spool(self._spool)
                 hold = try_hold(self._spool, EMBEDDED)
@@ -211,6 +216,12 @@ class EmbeddedAgent:
 
     def drain(self, hold: SpoolLock, on_ready: Callable[[], object] = lambda: None) -> None:
         """Drain until `stop`, or until the spool is wanted by an agent process."""
+        from stagescope.agent.api.control import Control, serve_socket
+        from stagescope.agent.lock import EMBEDDED
+        from stagescope.agent.loop import Agent
+        from stagescope.agent.pipeline import sinks_from_environment
+        from stagescope.agent.samplers import chosen
+
         self._hold = hold
         try:
             composed = sinks_from_environment()
@@ -323,6 +334,8 @@ def main() -> int:
 
 
 def _help(spool: Path, output: int) -> None:
+    from stagescope.agent.lock import EMBEDDED, try_hold
+
     agent = EmbeddedAgent(spool, in_helper=True)
 
     def stop_with_server() -> None:
