@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import aiohttp
+import psutil
 
 APP = """
 from fastapi import FastAPI
@@ -116,8 +117,10 @@ class Processes:
     def close(self) -> None:
         """End them, what was started last first."""
         for process in reversed(self._started):
+            helpers = psutil.Process(process.pid).children()
             process.terminate()
             process.wait()
+            psutil.wait_procs(helpers, timeout=10)  # which send what is left
 
 
 async def measure(ports: list[int], seconds: float, rate: float) -> list[list[float]]:
