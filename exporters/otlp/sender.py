@@ -18,7 +18,7 @@ from stagescope.exporters.otlp.queue import (
     keeps_batch,
     limits_from_environment,
 )
-from stagescope.exporters.otlp.sending import Sender
+from stagescope.exporters.otlp.sending import STUCK_S, Sender
 from stagescope.exporters.otlp.spans import BatchLink, SpanBuilder
 from stagescope.exporters.otlp.transport import Spans, Transport, transport_from_environment
 from stagescope.exporters.tail_sampling import TailSampler
@@ -43,26 +43,33 @@ class SpanSender(Sender[Spans]):
         self._queue = queue
         self._builder = SpanBuilder()
         self._rejects = False
-        self._outage_since_s = 0.0
+        self._calm_until_s = 0.0
         self._offered_before = 0
-        """Spans offered until the outage began."""
+        """Spans offered until then."""
         self._pace = 0.0
-        """Spans a second while what an outage left is sent; else 0."""
-        self._sent_last = 0
+        """Spans a second while what an outage, or a call that hung, left is sent; else 0."""
+        self._after_failure = False
+        """The pace is for the sake of an outage."""
+        self._sent_last, self._call_s = 0, 0.0
         self.on_settled: Callable[[], None] = lambda: None
 
     @property
     def keeps_up(self) -> bool:
         """False in an outage, in a call that hangs, and until an outage is caught up with."""
-        return not (self.failures or self._pace or self.stuck)
+        return not (self.failures or self._after_failure or self.stuck)
 
     def work(self) -> None:
         """Send until the end; a failure while closing is the end too."""
         while taken := self._queue.take(self._pause_s()):
-            in_outage = bool(self.failures)
+            began_s = time.monotonic()
+            failed_before = bool(self.failures)
+            if not failed_before:
+                self._calm_until_s, self._offered_before = began_s, self._queue.offered
             sent = self.send(partial(self._spans, taken), partial(self._settle, taken))
-            self._set_pace(taken, sent=sent, in_outage=in_outage)
-            if not sent and self.closing.is_set():
+            self._call_s = time.monotonic() - began_s
+            if sent:
+                self._set_pace(taken, failed_before=failed_before)
+            elif self.closing.is_set():
                 return
 
     def _settle(self, taken: list[Waiting], sent: bool) -> None:
@@ -78,22 +85,21 @@ class SpanSender(Sender[Spans]):
 
     def _pause_s(self) -> float:
         if not self.failures:
-            return self._sent_last / self._pace if self._pace else 0.0
+            return max(0.0, self._sent_last / self._pace - self._call_s) if self._pace else 0.0
         return float(min(self._queue.limits.delay_s * 2 ** min(self.failures, 16), MAX_PAUSE_S))
 
-    def _set_pace(self, taken: list[Waiting], *, sent: bool, in_outage: bool) -> None:
-        """Note when an outage begins; after it, send what waited no faster than is polite."""
-        now_s = time.monotonic()
-        if not sent:
-            if not in_outage and not self._pace:
-                self._outage_since_s, self._offered_before = now_s, self._queue.offered
-            return
-        if in_outage:
+    def _set_pace(self, taken: list[Waiting], *, failed_before: bool) -> None:
+        """After an outage, or a call that hung, send what waited no faster than is polite.
+
+        An outage of a few seconds is one such call: the exporter tries again within it.
+        """
+        took_s = time.monotonic() - self._calm_until_s
+        if failed_before or took_s > STUCK_S:
             came = self._queue.offered - self._offered_before
-            rate = came / max(1.0, now_s - self._outage_since_s)
-            self._pace = max(LEAST_PACE, CATCH_UP * rate)
+            self._pace = max(LEAST_PACE, CATCH_UP * came / max(1.0, took_s))
+            self._after_failure = self._after_failure or failed_before
         if self._pace and self._queue.queued_spans < self._queue.limits.batch_spans:
-            self._pace = 0.0
+            self._pace, self._after_failure = 0.0, False
         self._sent_last = sum([waiting.spans for waiting in taken])
 
     def _spans(self, taken: list[Waiting]) -> Spans:
