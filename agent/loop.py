@@ -190,14 +190,13 @@ class Agent:
 
         Where another agent reads the same files from where we saved, what waits is left to it.
         """
-        timeout_s = 0.1 if self._left_to_others else timeout_s
         deadline = self._clock() + int(timeout_s * 1e9)
         if not self.lost_spool:
             withdraw_export(self.spool)
         for collector in self._collectors:
             self._guarded(f"ending {collector.name}", collector.close)
         for name, sink in self.sinks.items():
-            left_s = max(0.1, (deadline - self._clock()) / 1e9)
+            left_s = 0.0 if self._left_to_others else max(0.1, (deadline - self._clock()) / 1e9)
             self._guarded(f"closing {name}", partial(sink.close, left_s))
         self._checkpoint.advance(self._drain)
         self._drain.close()

@@ -106,7 +106,7 @@ class SpanQueue:
             while not self._changed.wait_for(self._is_due, self.limits.delay_s):
                 if self._waiting:
                     break
-            if self._closing and time.monotonic() > self._flush_until:
+            if self._closing and time.monotonic() >= self._flush_until:
                 return []
             return self._take_batch()
 
