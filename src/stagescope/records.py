@@ -6,7 +6,8 @@ Ids are lower-case hex, as in W3C Trace Context: 32 digits a trace, 16 a span.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from enum import Enum
 
 from stagescope.columns import RUN_CLOCKS, column
@@ -17,8 +18,10 @@ from stagescope.stages import (
     OTHER,
     StageSpan,
     StageStall,
+    Stall,
     WaitFact,
     opened_last,
+    overlap,
     stage_of,
 )
 
@@ -254,3 +257,24 @@ def last_stage(record: Record) -> str:
     """
     last = opened_last([span for span in record.stages if span.open])
     return last.stage if last else OTHER
+
+
+def with_stalls(record: RequestRecord, stalls: Sequence[Stall]) -> RequestRecord:
+    """Return *record* with what its stages were charged during *stalls* of its process."""
+    first_ns, last_ns = record.start_ns, record.start_ns + record.duration_ns
+    met = [stall for stall in stalls if stall.end_ns > first_ns and stall.start_ns < last_ns]
+    if not met:
+        return record
+    # A request of a load run keeps the times themselves: they tell its waits apart.
+    collections = tuple(
+        [
+            WaitFact(stall.cause, -1, stall.start_ns - first_ns, stall.end_ns - first_ns)
+            for stall in met
+            if record.run_id and stall.cause == "gc"
+        ]
+    )
+    return replace(
+        record,
+        stalls=overlap(met, first_ns, record.duration_ns, record.stages),
+        wait_facts=record.wait_facts + collections,
+    )

@@ -14,7 +14,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -23,8 +22,14 @@ from stagescope.recorder import format as fmt
 from stagescope.recorder.decoder import Chains, SlotDecoder
 from stagescope.recorder.header import bad_file, check_header, padded_text
 from stagescope.recorder.spool import still_named, try_lock
-from stagescope.records import Anchor, InstrumentCost, Process, Record, RequestRecord
-from stagescope.stages import Stall, WaitFact, overlap
+from stagescope.records import (
+    Anchor,
+    InstrumentCost,
+    Process,
+    Record,
+    RequestRecord,
+    with_stalls,
+)
 
 HOLE_PATIENCE_NS = 1_000_000_000
 """How long a slot may stay reserved and unwritten, with later ones written, before it is skipped.
@@ -253,7 +258,7 @@ class RecorderReader:
         stalls = [stall for stall in known if stall.end_ns > first_ns and stall.start_ns < last_ns]
         if not stalls:
             return records
-        return [_with_stalls(r, stalls) if isinstance(r, RequestRecord) else r for r in records]
+        return [with_stalls(r, stalls) if isinstance(r, RequestRecord) else r for r in records]
 
     def _next_slot(self) -> bytes | None:
         """Copy the slot of `next_seq`; None where it is not written yet."""
@@ -382,23 +387,3 @@ class RecorderReader:
         word = fmt.COMMIT_WORD * 8
         commit = int.from_bytes(slot[word : word + 8], "little")
         return bool(commit) and self._read_word(self._place(commit - 1)) >= commit
-
-
-def _with_stalls(record: RequestRecord, stalls: list[Stall]) -> RequestRecord:
-    first_ns, last_ns = record.start_ns, record.start_ns + record.duration_ns
-    met = [stall for stall in stalls if stall.end_ns > first_ns and stall.start_ns < last_ns]
-    if not met:
-        return record
-    # A request of a load run keeps the times themselves: they tell its waits apart.
-    collections = tuple(
-        [
-            WaitFact(stall.cause, -1, stall.start_ns - first_ns, stall.end_ns - first_ns)
-            for stall in met
-            if record.run_id and stall.cause == "gc"
-        ]
-    )
-    return replace(
-        record,
-        stalls=overlap(met, first_ns, record.duration_ns, record.stages),
-        wait_facts=record.wait_facts + collections,
-    )
