@@ -37,7 +37,7 @@ class Checkpoint:
     ) -> None:
         """*saved*: what the last agent saved.
 
-        *holds* tells whether the spool is still ours: else its files are another agent's.
+        *holds* returns whether the spool is still ours: else its files are another agent's.
         """
         self._holds = holds
         self._spool = spool
@@ -80,7 +80,7 @@ class Checkpoint:
                     self._ends.add(path)
                     self._waiting.append(_Read(path, None, mark(self._sinks)))
             self._settle()
-            drain.bury([path for path in ended if path in self._ended])
+            drain.remove([path for path in ended if path in self._ended])
             self._ends -= self._ended
             self._ended.clear()
             open_rings = drain.places()

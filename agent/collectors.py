@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from dataclasses import asdict, dataclass
+from typing import Final, Protocol, runtime_checkable
+
+COUNTERS_OF: Final = "collector_"
+"""What the names of a collector's counters begin with."""
 
 
 class Collector(Protocol):
@@ -42,7 +45,7 @@ class Cost:
     """What a collector has cost so far."""
 
     cpu_s: float = 0.0
-    """Its children's included (`Employer`)."""
+    """Its children's included (`HasChildCpu`)."""
     late_s: float = 0.0
     stall_s: float = 0.0
     """For how long it held up the loop."""
@@ -106,16 +109,17 @@ class Metered:
         cpu_s = self._cpu_ns / 1e9 + self._children_cpu_s()
         return Cost(cpu_s, self._late_ns / 1e9, self._stall_ns / 1e9)
 
-    def counters(self) -> dict[str, float]:
+    def figures(self) -> dict[str, float]:
         """Return calls; seconds of CPU, late, and held up in all; the longest that one call took."""
-        cost = self.cost()
         return {
-            f"collector_{self.name}_calls": self._calls,
-            f"collector_{self.name}_cpu_s": cost.cpu_s,
-            f"collector_{self.name}_late_s": cost.late_s,
-            f"collector_{self.name}_stall_s": cost.stall_s,
-            f"collector_{self.name}_longest_s": self._longest_ns / 1e9,
+            "calls": self._calls,
+            **asdict(self.cost()),
+            "longest_s": self._longest_ns / 1e9,
         }
+
+    def counters(self) -> dict[str, float]:
+        """Return the same by names that say whose they are."""
+        return {f"{COUNTERS_OF}{self.name}_{key}": n for key, n in self.figures().items()}
 
     @property
     def thread_cpu_s(self) -> float:

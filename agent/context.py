@@ -7,26 +7,15 @@ from pathlib import Path
 from typing import Protocol
 
 from stagescope.agent.events import Actions, EventQueue
+from stagescope.agent.overhead import Governor
 from stagescope.agent.sinks import Sink
 from stagescope.agent.store.recent import RecentRequests
 from stagescope.agent.store.telemetry import TelemetryBuffer
 from stagescope.records import Process
 
 
-class Limits(Protocol):
-    """What may be done now, so that the agent keeps to its share of the host (`overhead.Governor`)."""
-
-    def allowed(self, what: str) -> bool:
-        """Return whether *what* may be begun now."""
-        ...
-
-    def stack_rate_factor(self) -> float:
-        """Return by how much the rate of stack samples is to be lowered; 0: no samples."""
-        ...
-
-
 class AgentContext(Protocol):
-    """What samplers, triggers and captures get: who is alive, where telemetry goes, events, limits."""
+    """What samplers, triggers, captures and metrics get of an agent."""
 
     @property
     def spool(self) -> Path:
@@ -59,7 +48,7 @@ class AgentContext(Protocol):
         ...
 
     @property
-    def governor(self) -> Limits:
+    def governor(self) -> Governor:
         """What may be done now."""
         ...
 
@@ -76,25 +65,12 @@ class AgentContext(Protocol):
         """Return of each live process how often its event loops' timers ran, and how late (ns)."""
         ...
 
-    def serving_since(self, ring: Path) -> Sequence[int]:
-        """Return the starts (monotonic ns) of the requests that the writer of *ring* serves now."""
+    def serving_since(self, path: Path) -> Sequence[int]:
+        """Return the starts (monotonic ns) of the requests that the writer of *path* serves now."""
         ...
 
     def run_under_way(self) -> bool:
         """Return whether records of a load run came in the last few seconds."""
-        ...
-
-
-class AgentFigures(Protocol):
-    """What is shown of an agent as metrics."""
-
-    @property
-    def evidence(self) -> TelemetryBuffer:
-        """Its samples."""
-        ...
-
-    def alive(self) -> Sequence[tuple[Path, Process]]:
-        """Return the recorder files whose processes live, and these processes."""
         ...
 
     def counters(self) -> Mapping[str, float]:

@@ -6,12 +6,12 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import astuple, dataclass
 from pathlib import Path
+from typing import Final
 
 from stagescope.agent.probe import probe_of
-from stagescope.agent.process_metrics import GROWING, summed
 from stagescope.errors import RecorderFileError
 from stagescope.files import replace_file
 from stagescope.recorder import format as fmt
@@ -21,7 +21,23 @@ from stagescope.records import InstrumentCost, Process, Record
 
 FILE_NAME = "agent.cursors"
 
+LONGEST: Final = tuple(name for name in fmt.WAITS if name.endswith("_max") or "_max_" in name)
+"""Of several processes the largest counts."""
+PASSING: Final = ("pool_threads", "pool_busy", "pool_waiting", *LONGEST)
+"""Dropped when a process exits."""
+GROWING: Final = tuple(name for name in fmt.WAITS if name not in PASSING)
+
 _log = logging.getLogger("stagescope")
+
+
+def summed(waits: Iterable[Mapping[str, int]], names: Iterable[str]) -> dict[str, int]:
+    """Add up *waits* of several processes, by each of *names*."""
+    every = list(waits)
+    sums: dict[str, int] = {}
+    for name in names:
+        figures = [figures.get(name, 0) for figures in every]
+        sums[name] = max(figures, default=0) if name in LONGEST else sum(figures)
+    return sums
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +57,7 @@ Cursors = dict[str, Cursor]
 def load_cursors(spool: Path) -> Cursors:
     """Read what the last agent saved; empty where there was none.
 
-    A file that cannot be understood is put aside and said: rather records twice than none.
+    A file that cannot be read is set aside and logged: better records twice than none.
     """
     path = spool / FILE_NAME
     try:
@@ -88,7 +104,7 @@ class Ring:
     reader: RecorderReader
     process: Process
     dead: bool = False
-    """Its process is gone."""
+    """Its process has exited."""
     ended: bool = False
     """Dead, and read to its end; the file goes when all sinks have settled."""
 
@@ -103,7 +119,7 @@ class Drain:
     """Reads whatever the spool's processes write; one thread calls, any thread asks for counters.
 
     *give_way* is called between two batches: an embedded agent lets the server run there. No batch
-    is read where *has_room* says no. *note* hears how far a file is read, after its records were
+    is read where *has_room* says no. *note* is called with how far a file is read, after its records were
     delivered; *recall* has again what was read shortly before the place of a cursor.
     """
 
@@ -112,7 +128,7 @@ class Drain:
         spool: Path,
         cursors: Cursors,
         *,
-        bite: int = FULL_BATCH,
+        batch: int = FULL_BATCH,
         give_way: Callable[[], None] = lambda: None,
         has_room: Callable[[], bool] = lambda: True,
         note: Note = lambda ring_id, place: None,
@@ -121,7 +137,7 @@ class Drain:
     ) -> None:
         self._spool = spool
         self._cursors = cursors
-        self._bite = bite
+        self._batch = batch
         self._give_way = give_way
         self._has_room = has_room
         self._note = note
@@ -137,17 +153,17 @@ class Drain:
         of_writers = (*fmt.COUNTERS, "overwritten", "lost", "damaged")
         self._gone: dict[str, int] = dict.fromkeys(of_writers, 0)
         self._waited: dict[str, dict[str, int]] = {}
-        """By service: what its processes that are gone had waited for."""
+        """By service: what its processes that have exited had waited for."""
         own = ("records", "died", "rings_ended", "rings_broken")
         self._counts: dict[str, int] = dict.fromkeys(own, 0)
 
     @property
     def records(self) -> int:
-        """Records handed over so far."""
+        """Records delivered so far."""
         return self._counts["records"]
 
     def discover(self) -> None:
-        """Open the files that are new, and find out whose process is gone."""
+        """Open new files, and find out whose process has exited."""
         paths = ring_files(self._spool)
         for path in paths:
             if path not in self._rings:
@@ -180,14 +196,14 @@ class Drain:
         ring = Ring(path, reader, reader.process)
         with self._lock:
             self._rings[path] = ring
-        _log.info("worker %d of %s came", ring.process.pid, ring.process.service)
+        _log.info("worker %d of %s found", ring.process.pid, ring.process.service)
 
     def _recall_before(self, path: Path, cursor: Cursor) -> None:
         """Read again what an earlier agent read last: a batch comes before its members."""
         first = max(0, cursor.next_seq - RECALLED_SLOTS)
         with RecorderReader(path, next_seq=first, clock=self._clock) as reader:
             while left := cursor.next_seq - reader.next_seq:
-                if left < 0 or not (records := reader.poll(min(left, self._bite))):
+                if left < 0 or not (records := reader.poll(min(left, self._batch))):
                     break
                 self._recall(records)
 
@@ -200,7 +216,7 @@ class Drain:
         _log.warning("%s; it is left as it is, all others are read", problem)
 
     def poll(self, deliver: Deliver) -> bool:
-        """Hand over what is new in every file; True where one had more than its turn."""
+        """Deliver what is new in every file; True where one had more than its turn."""
         more = self.held = False
         for ring in [ring for ring in self._rings.values() if not ring.ended]:
             try:
@@ -211,18 +227,18 @@ class Drain:
         return more
 
     def _poll_ring(self, ring: Ring, deliver: Deliver) -> bool:
-        for _ in range(0, TURN, self._bite):
+        for _ in range(0, TURN, self._batch):
             if not self._has_room():
                 self.held = True
                 return True
             before = ring.reader.next_seq
-            records = ring.reader.poll(self._bite)
+            records = ring.reader.poll(self._batch)
             if records:
                 deliver(records)
                 self._counts["records"] += len(records)
             if ring.reader.next_seq != before:
                 self._note(ring.process.ring_id, ring.place)
-            if len(records) < self._bite:
+            if len(records) < self._batch:
                 if ring.dead:
                     self._end(ring, deliver)
                 return False
@@ -230,7 +246,7 @@ class Drain:
         return True
 
     def _end(self, ring: Ring, deliver: Deliver) -> None:
-        """Report what was in flight in a process that is gone, now that all else is read."""
+        """Deliver what was in flight in a process that has exited, now that all else is read."""
         in_flight = ring.reader.in_flight(self._clock())
         if in_flight:
             deliver(in_flight)
@@ -238,7 +254,7 @@ class Drain:
         self._counts["died"] += len(in_flight)
         self._counts["rings_ended"] += 1
         ring.ended = True
-        _log.info("worker %d of %s went, %d in flight",
+        _log.info("worker %d of %s has exited, %d requests in flight",
                   ring.process.pid, ring.process.service, len(in_flight))  # fmt: skip
 
     def places(self) -> Cursors:
@@ -246,10 +262,10 @@ class Drain:
         return {ring.process.ring_id: ring.place for ring in self._rings.values()}
 
     def ended(self) -> list[Path]:
-        """Name the files that are read to their end for good."""
+        """Return the files that are read to their end."""
         return [ring.path for ring in self._rings.values() if ring.ended]
 
-    def bury(self, paths: Sequence[Path]) -> None:
+    def remove(self, paths: Sequence[Path]) -> None:
         """Delete files that are read to their end; the caller knows that all is settled."""
         for path in paths:
             self._close(self._rings[path])
@@ -274,12 +290,12 @@ class Drain:
         return len(existing)
 
     def close(self) -> None:
-        """Let go of all files; nothing is deleted."""
+        """Close all files; nothing is deleted."""
         for ring in list(self._rings.values()):
             self._close(ring)
 
     def counters(self) -> dict[str, int]:
-        """Return what was read, and the sum of the writers' own counters, those gone included."""
+        """Return what was read, and the sum of the writers' own counters, exited ones included."""
         with self._lock:
             sums = dict(self._gone)
             for ring in self._rings.values():

@@ -1,10 +1,9 @@
-"""Notices: what samplers tell triggers. A bounded queue into which any thread may put."""
+"""Notices from samplers to triggers: a bounded queue into which any thread may put."""
 
 from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
@@ -49,18 +48,13 @@ class EventQueue:
         self._lock = threading.Lock()
 
     def put(self, notice: Notice) -> None:
-        """Tell of it; never blocks. Where there is no room it is dropped, and counted."""
+        """Add it; never blocks. Where there is no room it is dropped, and counted."""
         with self._lock:
             if len(self._waiting) >= self._most:
                 self._dropped += 1
                 return
             self._put += 1
             self._waiting.append(notice)
-
-    def put_all(self, notices: Iterable[Notice]) -> None:
-        """Tell of several."""
-        for notice in notices:
-            self.put(notice)
 
     def take(self) -> list[Notice]:
         """Return what waits, oldest first, and forget it."""

@@ -35,7 +35,7 @@ class SpoolLock:
         return self._fd >= 0 and still_named(self._fd, self._path)
 
     def release(self) -> None:
-        """Let the next one have it."""
+        """Release the spool for the next agent."""
         if self._fd >= 0:
             os.ftruncate(self._fd, 0)
         self.close_inherited()
@@ -56,7 +56,7 @@ def try_hold(spool: Path, kind: str) -> SpoolLock | None:
     except OSError as problem:
         raise StagescopeError(f"lock file {path} cannot be opened: {problem.strerror}") from None
     try:
-        # Whoever deleted the file meanwhile may have let another one have its successor.
+        # If somebody deleted the file meanwhile, another agent may hold the new one.
         if try_lock(fd) and still_named(fd, path):
             text = json.dumps({"pid": os.getpid(), "kind": kind, "since_s": time.time()})
             os.ftruncate(fd, 0)
@@ -70,7 +70,7 @@ def try_hold(spool: Path, kind: str) -> SpoolLock | None:
 
 
 def holder(spool: Path) -> dict[str, Any]:
-    """Read who holds the spool: `pid`, `kind`, `since_s`; empty where that cannot be told."""
+    """Read who holds the spool: `pid`, `kind`, `since_s`; empty where that is unknown."""
     try:
         with opened_spool(spool) as folder, open(open_to_read(folder, LOCK_NAME), "rb") as file:
             found = json.loads(file.read(4096))
@@ -89,7 +89,7 @@ def held(spool: Path) -> bool:
 
 
 def held_error(spool: Path) -> HeldError:
-    """Say who holds the spool."""
+    """Return an error that says who holds the spool."""
     found = holder(spool)
     if "pid" not in found:
         return HeldError(f"spool {spool} is held by another agent")

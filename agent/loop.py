@@ -14,18 +14,17 @@ from stagescope import settings
 from stagescope.agent.checkpoint import Checkpoint
 from stagescope.agent.collectors import Collector, Metered, PeriodicTask
 from stagescope.agent.context import AgentContext
-from stagescope.agent.drain import FULL_BATCH, Drain, load_cursors
+from stagescope.agent.drain import FULL_BATCH, GROWING, PASSING, Drain, load_cursors, summed
 from stagescope.agent.events import Actions, EventQueue
 from stagescope.agent.log_once import LogOnce
-from stagescope.agent.overhead import OTHER, Governor, OwnCost, budget, costs_of
-from stagescope.agent.process_metrics import GROWING, PASSING, summed
+from stagescope.agent.overhead import OTHER, Governor, OwnCost, budget
 from stagescope.agent.sinks import QueuedSink, Sink, publish_export, withdraw_export
 from stagescope.agent.store.live import LiveWindow
 from stagescope.agent.store.recent import ColdStarts, RecentRequests
 from stagescope.agent.store.runs import RunStore
 from stagescope.agent.store.telemetry import TelemetryBuffer
 from stagescope.recorder.spool import RUNS_FOLDER
-from stagescope.records import Process, Record
+from stagescope.records import Record
 
 SHORTEST_PAUSE_S = 0.05
 LONGEST_PAUSE_S = 0.25
@@ -75,7 +74,7 @@ class Agent:
     ) -> None:
         """*shared*: the process is a server's, so every batch ends with giving way to it.
 
-        *samplers* makes what samples, once the agent knows whom. Where *holds* tells that the
+        *samplers* makes the samplers, once the agent can be asked. Where *holds* says that the
         spool is no longer ours, since somebody deleted it, `run` ends and `lost_spool` is True.
         """
         self.spool = spool
@@ -90,30 +89,34 @@ class Agent:
         self.cold_starts = ColdStarts()
         self.recent = RecentRequests()
         self.live = LiveWindow(clock)
-        own: dict[str, Sink] = {
+        self.sinks: dict[str, Sink] = {
             "runs": self.runs,
             "cold_starts": self.cold_starts,
             "recent": self.recent,
             "live": self.live,
+            **sinks,
         }
-        self.sinks = own | sinks
         self._queued = [sink for sink in self.sinks.values() if isinstance(sink, QueuedSink)]
         cursors = load_cursors(spool)
         self._checkpoint = Checkpoint(spool, self.sinks, cursors, holds=holds)
         self._drain = Drain(
             spool,
             cursors,
-            bite=SHARED_BATCH if shared else FULL_BATCH,
+            batch=SHARED_BATCH if shared else FULL_BATCH,
             give_way=_release_the_interpreter if shared else _go_on,
             has_room=lambda: all(sink.has_room for sink in self._queued),
             note=self._checkpoint.note,
             recall=self._recall,
             clock=clock,
         )
+        self.alive = self._drain.alive
+        self.loop_ticks = self._drain.loop_ticks
+        self.serving_since = self._drain.serving_since
+        self.in_flight = self._drain.in_flight
+        self.waits = self._drain.waits
         self._clock = clock
         self._cpu_s = cpu_s
         self._cpu_before_s = cpu_s()
-        self._discover = Metered(PeriodicTask("discover", DISCOVER_S, self._look_around), clock)
         self.governor = Governor(
             self.evidence.samples,
             budget=budget(),
@@ -123,12 +126,13 @@ class Agent:
         made = samplers(self) if samplers else ()
         self._samplers = [Metered(one, clock) for one in (*made, self.governor)]
         self.governor.watch(self._samplers)
+        self._discover = self._task("discover", DISCOVER_S, self._look_around)
         save = partial(self._checkpoint.advance, self._drain)
         self._collectors = [
             self._discover,
             *self._samplers,
-            Metered(PeriodicTask("tidy", TIDY_S, self.runs.forget_old), clock),
-            Metered(PeriodicTask("checkpoint", CHECKPOINT_S, save), clock),
+            self._task("tidy", TIDY_S, self.runs.forget_old),
+            self._task("checkpoint", CHECKPOINT_S, save),
             Metered(OwnCost(self.evidence.samples, self._own_cpu_s, clock), clock),
         ]
         self._stopping = False
@@ -141,6 +145,9 @@ class Agent:
         self._logged = LogOnce()
         for sink in self._queued:
             sink.call_when_settled(self._checkpoint.save_settled)
+
+    def _task(self, name: str, period_s: float, do: Callable[[], None]) -> Metered:
+        return Metered(PeriodicTask(name, period_s, do), self._clock)
 
     def run(self) -> None:
         """Work until `stop` is called; then read what is there. `close` is still to be called."""
@@ -172,12 +179,12 @@ class Agent:
             self._drain.discover()
 
     def stop(self) -> None:
-        """Make `run` come to its end now; from any thread, but not from a signal's handler."""
+        """Make `run` return now; from any thread, but not from a signal's handler."""
         self._stopping = True
         self._wake.set()
 
     def stop_soon(self) -> None:
-        """Make `run` come to its end after its pause; takes no lock, so signals may call it."""
+        """Make `run` return after its pause; takes no lock, so signals may call it."""
         self._stopping = True
 
     def hurry(self) -> None:
@@ -271,36 +278,16 @@ class Agent:
 
     def costs(self) -> dict[str, dict[str, float]]:
         """Return what each collector has cost so far, by its name; from any thread."""
-        return costs_of(self._collectors)
+        return {one.name: one.figures() for one in self._collectors}
 
     def _own_cpu_s(self) -> dict[str, float]:
         used_s = {name: cost["cpu_s"] for name, cost in self.costs().items()}
         in_collectors_s = sum(one.thread_cpu_s for one in self._collectors)
         return used_s | {OTHER: self._cpu_s() - self._cpu_before_s - in_collectors_s}
 
-    def alive(self) -> list[tuple[Path, Process]]:
-        """Return the recorder files whose processes live, and these processes; from any thread."""
-        return self._drain.alive()
-
-    def loop_ticks(self) -> list[tuple[Path, Process, int, int]]:
-        """Return of each live process how often its event loops' timers ran, and how late (ns)."""
-        return self._drain.loop_ticks()
-
-    def serving_since(self, ring: Path) -> list[int]:
-        """Return the starts (monotonic ns) of the requests that the writer of *ring* serves now."""
-        return self._drain.serving_since(ring)
-
     def run_under_way(self) -> bool:
         """Return whether records of a load run came in the last few seconds."""
         return self.runs.under_way(RUN_QUIET_S)
-
-    def in_flight(self) -> dict[str, int]:
-        """Return the requests that each service is serving now."""
-        return self._drain.in_flight()
-
-    def waits(self) -> dict[str, dict[str, int]]:
-        """Return what the processes of each service waited for (`stagescope.recorder.format.WAITS`)."""
-        return self._drain.waits()
 
     def _deliver(self, records: Sequence[Record]) -> None:
         for name, sink in self.sinks.items():
@@ -338,7 +325,7 @@ class Agent:
 
 
 def _release_the_interpreter() -> None:
-    """Let a thread that waits for the interpreter's lock have it now."""
+    """Yield the interpreter's lock to a thread that waits for it."""
     time.sleep(0)
 
 

@@ -6,7 +6,7 @@ import logging
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -32,7 +32,7 @@ CALM: Final = 0.7
 
 @dataclass(frozen=True, slots=True)
 class LimiterState:
-    """Where the governor stands."""
+    """The governor's state."""
 
     level: int = 0
     """How many of `SHEDS` are shed."""
@@ -44,37 +44,37 @@ class LimiterState:
     """True where the last step took one back."""
 
 
-def judge(standing: LimiterState, share: float | None, now_ns: int, budget: float) -> LimiterState:
-    """Give the next standing: the same, or one step further or back.
+def judge(state: LimiterState, share: float | None, now_ns: int, budget: float) -> LimiterState:
+    """Return the next state: the same, or one step further or back.
 
     *share* is the CPU used, as a share of one core; None where too little is known yet.
     """
     if share is None:
-        return standing
+        return state
     if share > budget:
-        return _further(standing, now_ns)
+        return _further(state, now_ns)
     if share > CALM * budget:
-        return replace(standing, calm_since_ns=None)
-    if standing.calm_since_ns is None:
-        return replace(standing, calm_since_ns=now_ns)
-    if standing.level and now_ns - standing.calm_since_ns >= standing.patience_s * 1e9:
-        return _back(standing, now_ns)
-    return standing
+        return replace(state, calm_since_ns=None)
+    if state.calm_since_ns is None:
+        return replace(state, calm_since_ns=now_ns)
+    if state.level and now_ns - state.calm_since_ns >= state.patience_s * 1e9:
+        return _back(state, now_ns)
+    return state
 
 
-def _further(standing: LimiterState, now_ns: int) -> LimiterState:
-    if standing.level == len(SHEDS):
-        return replace(standing, calm_since_ns=None)
-    patience_s = standing.patience_s
-    if standing.tried:  # what was taken back was needed after all
+def _further(state: LimiterState, now_ns: int) -> LimiterState:
+    if state.level == len(SHEDS):
+        return replace(state, calm_since_ns=None)
+    patience_s = state.patience_s
+    if state.tried:  # what was taken back was needed after all
         patience_s = min(2 * patience_s, MOST_PATIENCE_S)
-    return LimiterState(standing.level + 1, now_ns, None, patience_s)
+    return LimiterState(state.level + 1, now_ns, None, patience_s)
 
 
-def _back(standing: LimiterState, now_ns: int) -> LimiterState:
+def _back(state: LimiterState, now_ns: int) -> LimiterState:
     # Where the last one held as well, there is no more reason for patience.
-    patience_s = RECOVER_S if standing.tried else standing.patience_s
-    return LimiterState(standing.level - 1, now_ns, None, patience_s, tried=True)
+    patience_s = RECOVER_S if state.tried else state.patience_s
+    return LimiterState(state.level - 1, now_ns, None, patience_s, tried=True)
 
 
 class Usage:
@@ -107,7 +107,7 @@ STACKS: Final = "stacks"
 """The collector whose cost is reported but not judged while a load run is under way: who started
 the run asked for its stacks."""
 SPARED_AFTER_S: Final = 15.0
-"""For so long after a run too: its last window of stacks ends, and tells its CPU, after it."""
+"""For so long after a run too: its last window of stacks ends, and its CPU time is known, after it."""
 OF_STACKS: Final = ("stack-rate", STACKS)
 """Of `SHEDS` those that a load run is spared."""
 
@@ -143,7 +143,7 @@ class Governor:
         self._watched: list[Metered] = []
         self._last: dict[str, Cost] = {}
         self._read_ns = clock()
-        self._standing = LimiterState(since_ns=self._read_ns)
+        self._state = LimiterState(since_ns=self._read_ns)
         self._usage = Usage()
         self._judged_s = self._exempt_s = 0.0
         self._spared_until_ns = -1
@@ -159,7 +159,7 @@ class Governor:
 
         Raises ValueError for what is not in `SHEDS`: a mistake of ours, not of the user's.
         """
-        within = self._standing.level <= SHEDS.index(what)
+        within = self._state.level <= SHEDS.index(what)
         return within or (what in OF_STACKS and self._run_under_way())
 
     def stack_rate_factor(self) -> float:
@@ -195,21 +195,21 @@ class Governor:
         )
 
     def _judge(self, now_ns: int) -> None:
-        before = self._standing
+        before = self._state
         share = self._usage.share(before.since_ns)
         if share is not None:
             self._share = share
-        self._standing = judge(before, share, now_ns, self._budget)
-        if self._standing.level > before.level:
+        self._state = judge(before, share, now_ns, self._budget)
+        if self._state.level > before.level:
             self._counts["governor_sheds"] += 1
             _log.warning(
                 "samplers used %.2f %% of one core over %d s, their budget is %.2f %%: %s",
                 100 * self._share, WINDOW_S, 100 * self._budget, _SHED[before.level],
             )  # fmt: skip
-        elif self._standing.level < before.level:
+        elif self._state.level < before.level:
             self._counts["governor_recoveries"] += 1
             _log.info("samplers are within their budget again: no longer %s",
-                      _SHED[self._standing.level])  # fmt: skip
+                      _SHED[self._state.level])  # fmt: skip
 
     def close(self) -> None:
         """Nothing was begun."""
@@ -224,7 +224,7 @@ class Governor:
 
     def gauges(self) -> dict[str, float]:
         """Return the level (0: nothing is shed), the share of one core used, and the budget."""
-        known = {"governor_level": self._standing.level, "governor_share": self._share}
+        known = {"governor_level": self._state.level, "governor_share": self._share}
         if self._budget < float("inf"):
             known["governor_budget"] = self._budget
         return known
@@ -244,19 +244,6 @@ COLLECTOR_CPU_TIME = "stagescope.collector.cpu_time"
 OTHER = "other"
 """The agent's CPU time that no collector used: reading records, exporting, answering."""
 COST_PERIOD_S = 1.0
-COUNTERS_OF = "collector_"
-"""What the names of a collector's counters begin with."""
-
-
-def costs_of(collectors: Iterable[Metered]) -> dict[str, dict[str, float]]:
-    """Return the counters of each by its name: `calls`, `cpu_s`, `late_s`, `longest_s`."""
-    return {
-        one.name: {
-            counter.removeprefix(f"{COUNTERS_OF}{one.name}_"): value
-            for counter, value in one.counters().items()
-        }
-        for one in collectors
-    }
 
 
 class OwnCost:

@@ -9,10 +9,11 @@ import logging
 import os
 import time
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, TypeVar
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from stagescope.agent.context import AgentFigures
-from stagescope.agent.overhead import COUNTERS_OF
+from stagescope.agent.collectors import COUNTERS_OF
+from stagescope.agent.context import AgentContext
 from stagescope.agent.sinks import Sink
 from stagescope.errors import UsageError
 from stagescope.exporters.otlp.environment import (
@@ -36,31 +37,30 @@ _log = logging.getLogger("stagescope")
 T = TypeVar("T")
 
 Render = Callable[[str], tuple[bytes, str]]
-"""Takes an `Accept` header, gives metrics as text and its content type."""
+"""Takes an `Accept` header, returns metrics as text and its content type."""
 
 
 class Pipeline:
-    """The sinks of an agent, by name, and its metrics as text."""
+    """The sinks of an agent, by name, and its metrics as text (`render`)."""
 
-    def __init__(self, metrics: StageMetrics, sinks: dict[str, Sink]) -> None:
-        self.sinks = sinks
-        self._metrics = metrics
-        self._agent: AgentFigures | None = None
+    render: Render
 
-    def watch(self, agent: AgentFigures) -> None:
+    def __init__(self) -> None:
+        self.sinks: dict[str, Sink] = {}
+        self._agent: AgentContext | None = None
+
+    def watch(self, agent: AgentContext) -> None:
         """Show *agent*'s own numbers in the metrics too."""
         self._agent = agent
 
+    def asked(self, what: str) -> Mapping[str, Any]:
+        """Return what the agent's method *what* gives; nothing while there is no agent."""
+        return getattr(self._agent, what)() if self._agent else {}
+
     def counters(self) -> Mapping[str, float]:
         """Return the agent's numbers that only grow; those of collectors are in `costs`."""
-        if not self._agent:
-            return {}
-        counters = self._agent.counters().items()
+        counters = self.asked("counters").items()
         return {name: n for name, n in counters if not name.startswith(COUNTERS_OF)}
-
-    def costs(self) -> Mapping[str, Mapping[str, float]]:
-        """Return what each of the agent's collectors has cost."""
-        return self._agent.costs() if self._agent else {}
 
     def shown(self) -> Shown:
         """Return the series of samples that are metrics now."""
@@ -71,19 +71,6 @@ class Pipeline:
         services = {process.pid: process.service for _, process in self._agent.alive()}
         return shown(self._agent.evidence.samples.latest(0), services, time.monotonic_ns())
 
-    def gauges(self) -> Mapping[str, float]:
-        """Return the agent's numbers that come and go."""
-        return self._agent.gauges() if self._agent else {}
-
-    def render(self, accept: str) -> tuple[bytes, str]:
-        """Return all metrics in the format that an `Accept` header asks for."""
-        if self._agent:
-            for service, requests in self._agent.in_flight().items():
-                self._metrics.set_in_flight(service, requests)
-            for service, waits in self._agent.waits().items():
-                self._metrics.set_waits(service, waits)
-        return self._metrics.render(accept)
-
 
 def sinks_from_environment(environment: Mapping[str, str] = os.environ) -> Pipeline:
     """Make the sinks; what a sink needs is imported only where the sink is wanted.
@@ -91,23 +78,26 @@ def sinks_from_environment(environment: Mapping[str, str] = os.environ) -> Pipel
     The `OTEL_*` variables are the app's too, and may have values that are right for it and not
     supported here: that turns off the one sink that reads them, with a line in the log.
     """
-    from stagescope.exporters.prometheus import CostCollector, SampleCollector, StageMetrics
+    from stagescope.exporters import prometheus
 
     spans = _or_off("spans", lambda: _spans(environment))
-    metrics = StageMetrics(
-        has_trace=spans.certain if spans else None,
-        counters=lambda: composed.counters(),
-        gauges=lambda: composed.gauges(),
+    pipeline = Pipeline()
+    gauges, in_flight, waits, costs = (
+        partial(pipeline.asked, what) for what in ("gauges", "in_flight", "waits", "costs")
     )
-    composed = Pipeline(metrics, {"metrics": metrics})
-    metrics.registry.register(SampleCollector(composed.shown))
-    metrics.registry.register(CostCollector(composed.costs))
+    metrics = prometheus.StageMetrics(
+        has_trace=spans.certain if spans else None,
+        figures=prometheus.AgentFigures(pipeline.counters, gauges, in_flight, waits),
+    )
+    pipeline.sinks["metrics"], pipeline.render = metrics, metrics.render
+    metrics.registry.register(prometheus.SampleCollector(pipeline.shown))
+    metrics.registry.register(prometheus.CostCollector(costs))
     if spans:
-        composed.sinks["otlp"] = spans
-    sent = _or_off("metrics", lambda: _sent_metrics(metrics, composed.shown, environment))
+        pipeline.sinks["otlp"] = spans
+    sent = _or_off("metrics", lambda: _sent_metrics(metrics, pipeline.shown, environment))
     if sent:
-        composed.sinks["otlp_metrics"] = sent
-    return composed
+        pipeline.sinks["otlp_metrics"] = sent
+    return pipeline
 
 
 def sends_by_otlp_alone(environment: Mapping[str, str] = os.environ) -> bool:

@@ -1,4 +1,4 @@
-"""Asks the probe of a served process; docs/agent.md tells what a probe is."""
+"""Asks the probe of a served process; docs/agent.md describes probes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def probe_of(ring: Path) -> Path:
 
 
 def ask(probe: Path, op: str, *, timeout_s: float = 5.0, **question: Any) -> Mapping[str, Any]:
-    """Ask *op* and give the last answer. Raises StagescopeError, one sentence, where it fails."""
+    """Ask *op* and return the last answer. Raises StagescopeError, one sentence, where it fails."""
     *_, last = converse(probe, op, timeout_s=timeout_s, **question)
     return last
 
@@ -31,7 +31,7 @@ def ask(probe: Path, op: str, *, timeout_s: float = 5.0, **question: Any) -> Map
 def converse(
     probe: Path, op: str, *, timeout_s: float = 5.0, **question: Any
 ) -> Generator[Mapping[str, Any], None, None]:
-    """Ask *op* and give each answer as it comes; leaving the iteration ends what was asked for.
+    """Ask *op* and yield each answer as it comes; leaving the iteration ends what was asked for.
 
     *timeout_s* is for each line. Raises StagescopeError where nobody answers, the process ends,
     or it refuses.
@@ -41,7 +41,7 @@ def converse(
 
 
 class Conversation:
-    """One question, its answers, and what is said meanwhile."""
+    """One question, its answers, and what is sent meanwhile."""
 
     def __init__(self, probe: Path, op: str, *, timeout_s: float = 5.0, **question: Any) -> None:
         self._probe = probe
@@ -70,7 +70,7 @@ class Conversation:
             raise StagescopeError(f"{probe.name} broke off: {problem.strerror}") from problem
 
     def nudge(self) -> None:
-        """Say something in between; to a capture it means: enough. Nothing where nobody listens."""
+        """Send a line in between, which ends a capture early. Nothing where nobody listens."""
         with suppress(OSError):
             self._connection.send(b"{}\n")
 
@@ -111,7 +111,7 @@ MOST_BYTES = 1 << 16
 
 
 class Question:
-    """Asks *op* of the process behind *probe*; whoever does not answer is passed over."""
+    """Asks *op* of the process behind *probe*; a process that does not answer is skipped."""
 
     def __init__(self, probe: Path, op: str) -> None:
         self._connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -125,7 +125,7 @@ class Question:
         try:
             _connect(self._connection, probe)
             self._connection.sendall(json.dumps({"op": op}).encode() + b"\n")
-        except OSError:  # Gone, off, or busy beyond its backlog.
+        except OSError:  # It has exited, has no probe, or its backlog is full.
             return False
         return True
 
@@ -144,7 +144,7 @@ class Question:
         return _told(line)
 
     def close(self) -> None:
-        """Ask no more; what the answer was does not matter."""
+        """Close it, whether it was answered or not."""
         self._connection.close()
 
 

@@ -1,4 +1,4 @@
-"""The agent as a process of its own: takes the spool, serves, works until it is told to stop."""
+"""The agent as a process of its own: takes the spool, serves, works until it is stopped."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def run_agent(settings: Settings) -> int:
     spool = settings.spool or default_spool()
     with _printed_log(quiet=settings.quiet):
         while _drained_until_lost(settings, ensure_spool(spool), samplers):
-            _log.warning("begins anew in spool %s", spool)
+            _log.warning("starts again in spool %s", spool)
     return EXIT_DONE
 
 
@@ -74,16 +74,16 @@ def _drained_until_lost(settings: Settings, spool: Path, samplers: Samplers | No
     with ExitStack() as cleanup:
         hold = take_spool(spool)
         cleanup.callback(hold.release)
-        composed = sinks_from_environment()
-        agent = Agent(spool, composed.sinks, samplers=samplers, holds=hold.valid)
-        composed.watch(agent)
+        pipeline = sinks_from_environment()
+        agent = Agent(spool, pipeline.sinks, samplers=samplers, holds=hold.valid)
+        pipeline.watch(agent)
         cleanup.callback(agent.close, FLUSH_S)
-        _serve(settings, Control(agent, AGENT, spool, composed.render), composed, cleanup)
+        _serve(settings, Control(agent, AGENT, spool, pipeline.render), pipeline, cleanup)
         with _stopped_by_signals(agent) as signals:
             if settings.once:
                 agent.stop()
             agent.run()
-        _log.info("ends: %d records read", agent.counters()["records"])
+        _log.info("stopped: %d records read", agent.counters()["records"])
         return agent.lost_spool and not signals
 
 
@@ -110,21 +110,21 @@ def take_spool(spool: Path, timeout_s: float = YIELD_S) -> SpoolLock:
             raise held_error(spool)
         if found.get("kind") == EMBEDDED and now - asked_s > 1.0:
             asked_s = now
-            with contextlib.suppress(StagescopeError):  # it may be gone, or just be coming up
+            with contextlib.suppress(StagescopeError):  # it may have ended, or be starting
                 AgentClient(spool / SOCKET_NAME).ask_to_yield()
         time.sleep(0.02)
     return hold
 
 
-def _serve(settings: Settings, control: Control, composed: Pipeline, cleanup: ExitStack) -> None:
+def _serve(settings: Settings, control: Control, pipeline: Pipeline, cleanup: ExitStack) -> None:
     server = serve_socket(control)
     cleanup.callback(server.stop)
     _log.info("reading spool %s, control socket %s, feeding %s",
-              control.spool, control.spool / SOCKET_NAME, ", ".join(composed.sinks))  # fmt: skip
+              control.spool, control.spool / SOCKET_NAME, ", ".join(pipeline.sinks))  # fmt: skip
     if settings.listen:
         _serve_tcp(settings, control, cleanup)
     if settings.metrics != "off":
-        _serve_metrics(settings, composed, cleanup)
+        _serve_metrics(settings, pipeline, cleanup)
 
 
 def _serve_tcp(settings: Settings, control: Control, cleanup: ExitStack) -> None:
@@ -139,14 +139,14 @@ def _serve_tcp(settings: Settings, control: Control, cleanup: ExitStack) -> None
     _log.info("control API at %s, token %s", url(host, server.port), said)
 
 
-def _serve_metrics(settings: Settings, composed: Pipeline, cleanup: ExitStack) -> None:
-    """Serve /metrics; that the default port is taken is said, and is no reason to fail."""
+def _serve_metrics(settings: Settings, pipeline: Pipeline, cleanup: ExitStack) -> None:
+    """Serve /metrics; where the default port is taken, log it and go on."""
     if settings.metrics is None:
         address = default_metrics_address(os.environ)
     else:
         address = parse_address(settings.metrics, option="--metrics-port", default_host="127.0.0.1")
     try:
-        server = listen(address, metrics_only(composed.render))
+        server = listen(address, metrics_only(pipeline.render))
     except StagescopeError as taken:
         if settings.metrics is not None:
             raise
@@ -158,7 +158,7 @@ def _serve_metrics(settings: Settings, composed: Pipeline, cleanup: ExitStack) -
 
 @contextmanager
 def _stopped_by_signals(agent: Agent) -> Generator[list[int]]:
-    """Let signals end *agent*; those that came are in the list."""
+    """Stop *agent* at a signal; yields the list of signals received."""
     numbers = (signal.SIGTERM, signal.SIGINT)
 
     came: list[int] = []

@@ -13,9 +13,6 @@ from stagescope.agent.collectors import Collector
 from stagescope.agent.context import AgentContext
 from stagescope.errors import UsageError
 
-SAMPLERS_VARIABLE = settings.SAMPLERS.name
-"""Names with commas between, or `off`; unset: all that fit."""
-
 _log = logging.getLogger("stagescope")
 
 

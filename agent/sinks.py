@@ -1,4 +1,4 @@
-"""The seam between the agent and whoever takes its records: exporters, the run store."""
+"""The interface between the agent and what takes its records: exporters, the run store."""
 
 from __future__ import annotations
 
@@ -37,6 +37,24 @@ class Sink(Protocol):
 
     def close(self, timeout_s: float) -> None:
         """Flush within the time and release everything."""
+
+
+class PromptSink:
+    """Of a sink without a queue: what it accepted is settled, and nothing is dropped."""
+
+    accepted = 0
+
+    @property
+    def settled(self) -> int:
+        """All that was accepted: nothing waits here."""
+        return self.accepted
+
+    def counters(self) -> dict[str, int]:
+        """Return nothing."""
+        return {}
+
+    def close(self, timeout_s: float) -> None:
+        """Do nothing."""
 
 
 @runtime_checkable

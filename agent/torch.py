@@ -43,7 +43,7 @@ def samples_between(
         Sample(*key[:1], since_ns, at_ns, value - counted.get(key, 0.0), pid, *key[1:])
         for key, value in counts(now).items()
     ]
-    # A count that went back began anew: a process that stopped and began to take device times.
+    # A count that fell was reset: the process stopped and restarted taking device times.
     return levels + [sample for sample in grown if sample.value > 0]
 
 
@@ -117,7 +117,7 @@ def make(agent: AgentContext) -> Sequence[Collector]:
 
 @dataclass(slots=True)
 class _Asked:
-    """A process, and what it said last."""
+    """A process, and its newest answer."""
 
     pid: int
     question: Question | None = None
@@ -135,7 +135,7 @@ class _Asked:
 
 
 class TorchSampler:
-    """Asks every living process of the agent's spool."""
+    """Asks every live process of the agent's spool."""
 
     name = "torch"
 
@@ -160,7 +160,7 @@ class TorchSampler:
         self._waiting = not self._waiting
 
     def _ask_all(self) -> None:
-        # One recorder file of each process: each would tell the same.
+        # One recorder file of each process: all would give the same answer.
         alive = {(process.host, process.pid): ring for ring, process in self._agent.alive()}
         for gone in self._asked.keys() - alive.keys():
             self._asked.pop(gone).drop()
@@ -186,7 +186,7 @@ class TorchSampler:
             asked.last = answer
 
     def close(self) -> None:
-        """Let go of the questions that are not answered."""
+        """Close the questions that are not answered."""
         for asked in self._asked.values():
             asked.drop()
         self._asked.clear()

@@ -38,14 +38,14 @@ class Row:
     us_per_record: float
 
 
-def drain(spool: Path, sinks: Sequence[Sink], bite: int) -> tuple[int, float]:
+def drain(spool: Path, sinks: Sequence[Sink], batch: int) -> tuple[int, float]:
     """Read all files of *spool* into *sinks*; returns records and CPU seconds."""
 
     def deliver(records: Sequence[Record]) -> None:
         for sink in sinks:
             sink.accept(records)
 
-    reader = Drain(spool, {}, bite=bite)
+    reader = Drain(spool, {}, batch=batch)
     reader.discover()
     began = time.process_time()
     while reader.poll(deliver):
@@ -59,7 +59,7 @@ def measure(spool: Path, rounds: int) -> list[Row]:
     """Measure every way of draining."""
     best: dict[str, tuple[float, int]] = {}
     for _ in range(rounds):
-        for what, steps, bite in (
+        for what, steps, batch in (
             ("decode", (), FULL_BATCH),
             ("decode, in an embedded agent's batches", (), SHARED_BATCH),
             ("decode + metrics", ("metrics",), FULL_BATCH),
@@ -70,7 +70,7 @@ def measure(spool: Path, rounds: int) -> list[Row]:
                     "metrics": sinks_from_environment({}).sinks["metrics"],
                     "runs": RunStore(Path(folder) / "runs"),
                 }
-                records, spent = drain(spool, [made[step] for step in steps], bite)
+                records, spent = drain(spool, [made[step] for step in steps], batch)
             best[what] = min(best.get(what, (spent, records)), (spent, records))
     return [
         Row(what, round(records / spent), round(spent / records * 1e6, 2))

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from statistics import median
 from typing import Final, NamedTuple
 
@@ -88,8 +90,8 @@ class RouteStats:
     __slots__ = ("stages", "sub_stages")
 
     def __init__(self) -> None:
-        self.stages: dict[str, Histogram] = {OTHER: Histogram()}
-        self.sub_stages: dict[str, Histogram] = {}
+        self.stages: dict[str, Histogram] = defaultdict(Histogram, {OTHER: Histogram()})
+        self.sub_stages: dict[str, Histogram] = defaultdict(Histogram)
 
 
 class ServiceStats:
@@ -107,14 +109,13 @@ class ServiceStats:
         self._routes = {""}
         self._requests: dict[tuple[str, str, int], Histogram] = {}
         self._models: set[str] = set()
-        self._batch_sizes: dict[str, Histogram] = {}
-        self._batch_seconds: dict[str, Histogram] = {}
-
-        self._stalls: dict[tuple[str, str], int] = {}
+        self._batch_sizes: dict[str, Histogram] = defaultdict(partial(Histogram, SIZE_BOUNDS))
+        self._batch_seconds: dict[str, Histogram] = defaultdict(Histogram)
+        self._stalls: Counter[tuple[str, str]] = Counter()
         self.profiled = 0
         """Requests that overlap a capture; they are in no histogram."""
-        self._cold_starts: dict[str, Histogram] = {}
-        self._cold_stages: dict[str, Histogram] = {}
+        self._cold_starts: dict[str, Histogram] = defaultdict(Histogram)
+        self._cold_stages: dict[str, Histogram] = defaultdict(Histogram)
 
     def add_request(self, record: RequestRecord, *, has_trace: bool) -> None:
         """Count a request; *has_trace* where an exemplar may point at it."""
@@ -136,25 +137,20 @@ class ServiceStats:
         worker = self._workers.get(pid) or self._new_worker(pid)
         worker.add(record.duration_ns)
         for name, charged_ns in within.items():
-            (route.sub_stages.get(name) or route.sub_stages.setdefault(name, Histogram())).add(
-                charged_ns
-            )
+            route.sub_stages[name].add(charged_ns)
         for stall in record.stalls:
             key = counted_as.get(stall.stage) or self._new_stage(stall.stage), stall.cause
-            self._stalls[key] = self._stalls.get(key, 0) + stall.stall_ns
+            self._stalls[key] += stall.stall_ns
         if has_trace:
             self._add_with_exemplars(record, route, spent)
             return
         self._request_histogram(record).add(record.duration_ns)
         for stage, charged_ns in spent.items():
-            (route.stages.get(stage) or route.stages.setdefault(stage, Histogram())).add(charged_ns)
+            route.stages[stage].add(charged_ns)
 
     def add_batch(self, record: BatchRecord) -> None:
         """Count a batch."""
         model = _bounded(self._models, record.model, MAX_MODELS)
-        if model not in self._batch_sizes:
-            self._batch_sizes[model] = Histogram(SIZE_BOUNDS)
-            self._batch_seconds[model] = Histogram()
         self._batch_sizes[model].add(record.size)
         self._batch_seconds[model].add(record.duration_ns)
 
@@ -170,11 +166,11 @@ class ServiceStats:
         for stage, charged_ns in spent.items():
             if stage not in self._cold_stages and len(self._cold_stages) >= MAX_STAGES:
                 stage = OTHER
-            self._cold_stages.setdefault(stage, Histogram()).add(charged_ns)
+            self._cold_stages[stage].add(charged_ns)
 
     def add_until(self, until: str, duration_ns: int) -> None:
         """Count what a cold start took until a point of it."""
-        self._cold_starts.setdefault(until, Histogram()).add(duration_ns)
+        self._cold_starts[until].add(duration_ns)
 
     def stalls(self) -> dict[tuple[str, str], int]:
         """Return nanoseconds by stage and cause."""
@@ -210,7 +206,7 @@ class ServiceStats:
         request = self._request_histogram(record)
         request.exemplars[request.add(duration)] = Seen(trace, span, duration, wall)
         for stage, charged_ns in spent.items():
-            histogram = route.stages.get(stage) or route.stages.setdefault(stage, Histogram())
+            histogram = route.stages[stage]
             seen = Seen(trace, span, charged_ns, wall)
             histogram.exemplars[histogram.add(charged_ns)] = seen
 
@@ -241,7 +237,9 @@ class ServiceStats:
             self._stage_names.add(stage)
         if stage != name and len(self._sub_stage_names) < MAX_SUB_STAGES:
             self._sub_stage_names.add(name)
-        if len(self._counted_as) < 4 * MAX_STAGES:  # beyond that each is split at its dot anew
+        if (
+            len(self._counted_as) < 4 * MAX_STAGES
+        ):  # beyond that each is split at its dot every time
             self._counted_as[name] = stage
         return stage
 

@@ -34,12 +34,12 @@ class Node:
 
 
 def stage_of(span: StackSpan) -> str:
-    """Name the first level of *span*."""
+    """Return the name of the first level of *span*."""
     return span.stage or NO_STAGE
 
 
 def place(frame: Frame) -> str:
-    """Name a frame for merging: its function and file, whatever the line."""
+    """Return a frame's name for merging: its function and file, whatever the line."""
     return f"{frame.function} ({short_file(frame.file)})" if frame.file else frame.function
 
 
@@ -57,10 +57,7 @@ def tree(weighed: Sequence[Weighed]) -> Node:
     """Merge stacks."""
     root = Node("all")
     for span, weight in weighed:
-        node = root
-        node.weight += weight
-        for name in path_of(span):
-            node = node.child(name)
+        for node in _along(root, path_of(span)):
             node.weight += weight
     return root
 

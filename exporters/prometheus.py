@@ -9,7 +9,9 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Final
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, Final, TypeVar
 
 from prometheus_client.core import (
     CounterMetricFamily,
@@ -49,28 +51,38 @@ _DURATION_EDGES: Final = (*map(repr, DURATION_BOUNDS_S), "+Inf")
 _SIZE_EDGES: Final = (*(f"{bound}.0" for bound in SIZE_BOUNDS), "+Inf")
 
 
+@dataclass(frozen=True, slots=True)
+class AgentFigures:
+    """What is asked of the agent at each rendering; a figure that is missing is not shown."""
+
+    counters: Callable[[], Mapping[str, float]] = dict
+    """Shown as `stagescope_NAME_total`."""
+    gauges: Callable[[], Mapping[str, float]] = dict
+    """Shown as `stagescope_NAME`."""
+    in_flight: Callable[[], Mapping[str, int]] = dict
+    """Requests that each service is serving now."""
+    waits: Callable[[], Mapping[str, Mapping[str, int]]] = dict
+    """What the processes of each service waited for (`recorder_format.WAITS`)."""
+
+
 class StageMetrics:
     """A sink that counts; gives its text by `render`.
 
-    *has_trace* tells whether a request's spans are kept, so that an exemplar leads somewhere;
-    None points exemplars at every request. *counters* and *gauges* are asked at each rendering
-    and appear as `stagescope_NAME_total` and `stagescope_NAME`.
+    *has_trace* says whether a request's spans are kept, so that an exemplar leads somewhere;
+    None points exemplars at every request.
     """
 
     def __init__(
         self,
         *,
         has_trace: Callable[[RequestRecord], bool] | None = None,
-        counters: Callable[[], Mapping[str, float]] = dict,
-        gauges: Callable[[], Mapping[str, float]] = dict,
+        figures: AgentFigures | None = None,
     ) -> None:
         self.accepted = 0
         self.registry = CollectorRegistry(auto_describe=False)
-        self.registry.register(StageCollector(self, counters, gauges))
+        self.registry.register(StageCollector(self, figures or AgentFigures()))
         self._has_trace = has_trace
         self._services: dict[str, ServiceStats] = {}
-        self._in_flight: dict[str, int] = {}
-        self._waits: dict[str, Mapping[str, int]] = {}
         self._starting: dict[str, Steady] = {}
         """Processes that are not steady yet, by ring id."""
         self._lock = threading.Lock()
@@ -119,23 +131,6 @@ class StageMetrics:
     def close(self, timeout_s: float) -> None:
         """Nothing waits here."""
 
-    def set_in_flight(self, service: str, requests: int) -> None:
-        """Say how many *requests* of *service* are in flight now."""
-        with self._lock:
-            if service in self._in_flight or len(self._in_flight) < MAX_SERVICES:
-                self._in_flight[service] = requests
-
-    def set_waits(self, service: str, waits: Mapping[str, int]) -> None:
-        """Say what the processes of *service* waited for (`stagescope.recorder.format.WAITS`)."""
-        with self._lock:
-            if service in self._waits or len(self._waits) < MAX_SERVICES:
-                self._waits[service] = dict(waits)
-
-    def waits(self) -> dict[str, Mapping[str, int]]:
-        """Return what `set_waits` was told last, by service."""
-        with self._lock:
-            return dict(self._waits)
-
     def stalls(self) -> dict[tuple[str, str, str], int]:
         """Return nanoseconds by service, stage and cause."""
         with self._lock:
@@ -155,11 +150,6 @@ class StageMetrics:
         encode, content_type = choose_encoder(accept)
         return encode(self.registry), content_type
 
-    def in_flight(self) -> dict[str, int]:
-        """Return the requests in flight by service."""
-        with self._lock:
-            return dict(self._in_flight)
-
     def snapshot(self, metric: str) -> dict[Labels, Snapshot]:
         """Copy the histograms of *metric* (a name of attributes.METRICS) by their labels."""
         with self._lock:
@@ -177,15 +167,9 @@ class StageMetrics:
 class StageCollector(Collector):
     """What prometheus_client asks for the metrics of a `StageMetrics`."""
 
-    def __init__(
-        self,
-        metrics: StageMetrics,
-        counters: Callable[[], Mapping[str, float]],
-        gauges: Callable[[], Mapping[str, float]],
-    ) -> None:
+    def __init__(self, metrics: StageMetrics, figures: AgentFigures) -> None:
         self._metrics = metrics
-        self._counters = counters
-        self._gauges = gauges
+        self._figures = figures
 
     def collect(self) -> Iterator[Metric]:
         """Yield every family, histograms first."""
@@ -205,59 +189,57 @@ class StageCollector(Collector):
         yield self._profiled_requests()
         yield from self._process_waits()
         for make, figures in (
-            (CounterMetricFamily, self._counters()),
-            (GaugeMetricFamily, self._gauges()),
+            (CounterMetricFamily, self._figures.counters()),
+            (GaugeMetricFamily, self._figures.gauges()),
         ):
             for name, value in sorted(figures.items()):
                 if name not in fmt.WAITS:  # Those are `model_server_process_*`.
                     yield _own_family(make, name, value)
 
     def _active_requests(self) -> Metric:
-        named = _METRIC[names.METRIC_ACTIVE_REQUESTS]
-        family = GaugeMetricFamily(named.prometheus, named.doc, labels=named.labels)
-        for service, requests in self._metrics.in_flight().items():
+        family = _empty(GaugeMetricFamily, _METRIC[names.METRIC_ACTIVE_REQUESTS])
+        for service, requests in islice(self._figures.in_flight().items(), MAX_SERVICES):
             family.add_metric((service,), requests)
         return family
 
     def _stage_stalls(self) -> Metric:
-        named = _METRIC[names.METRIC_STAGE_STALL]
-        family = CounterMetricFamily(
-            named.prometheus, named.doc, labels=named.labels, unit="seconds"
-        )
+        family = _empty(CounterMetricFamily, _METRIC[names.METRIC_STAGE_STALL])
         for labels, spent_ns in self._metrics.stalls().items():
             family.add_metric(labels, spent_ns / 1e9)
         return family
 
     def _profiled_requests(self) -> Metric:
-        named = _METRIC[names.METRIC_PROFILED]
-        family = CounterMetricFamily(named.prometheus, named.doc, labels=named.labels)
+        family = _empty(CounterMetricFamily, _METRIC[names.METRIC_PROFILED])
         for service, requests in self._metrics.profiled().items():
             family.add_metric((service,), requests)
         return family
 
     def _process_waits(self) -> Iterator[Metric]:
-        waits = self._metrics.waits()
+        waits = list(islice(self._figures.waits().items(), MAX_SERVICES))
         for name, kind, unit, _ in names.PROCESS_WAITS:
-            named = _METRIC[f"model_server.process.{name}"]
-            make = CounterMetricFamily if kind == "counter" else GaugeMetricFamily
-            seconds = unit == "s"
-            family = make(
-                named.prometheus, named.doc, labels=named.labels, unit="seconds" if seconds else ""
+            make: Callable[..., CounterMetricFamily | GaugeMetricFamily] = (
+                CounterMetricFamily if kind == "counter" else GaugeMetricFamily
             )
-            for service, figures in waits.items():
+            family = _empty(make, _METRIC[f"model_server.process.{name}"])
+            for service, figures in waits:
                 value = figures.get(names.WAIT_SECONDS.get(name, name), 0)
-                family.add_metric((service,), value / 1e9 if seconds else value)
+                family.add_metric((service,), value / 1e9 if unit == "s" else value)
             yield family
+
+
+F = TypeVar("F")
+
+
+def _empty(kind: Callable[..., F], named: names.MetricName) -> F:
+    unit = "seconds" if named.unit == "s" else ""
+    return kind(named.prometheus, named.doc, labels=named.labels, unit=unit)
 
 
 def _histogram_family(
     named: names.MetricName, series: Mapping[Labels, Snapshot]
 ) -> HistogramMetricFamily:
-    seconds = named.unit == "s"
-    scale, bounds = (1e9, _DURATION_EDGES) if seconds else (1.0, _SIZE_EDGES)
-    family = HistogramMetricFamily(
-        named.prometheus, named.doc, labels=named.labels, unit="seconds" if seconds else ""
-    )
+    scale, bounds = (1e9, _DURATION_EDGES) if named.unit == "s" else (1.0, _SIZE_EDGES)
+    family = _empty(HistogramMetricFamily, named)
     for labels, snapshot in series.items():
         if any(snapshot.counts):
             family.add_metric(
@@ -344,14 +326,9 @@ class CostCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """Yield calls, lateness and the longest call, by collector; CPU time is a sample."""
-        named = _COLLECTOR_METRIC[names.METRIC_COLLECTOR_CALLS]
-        calls = CounterMetricFamily(named.prometheus, named.doc, labels=named.labels)
-        named = _COLLECTOR_METRIC[names.METRIC_COLLECTOR_LATE]
-        late = CounterMetricFamily(named.prometheus, named.doc, labels=named.labels, unit="seconds")
-        named = _COLLECTOR_METRIC[names.METRIC_COLLECTOR_LONGEST]
-        longest = GaugeMetricFamily(
-            named.prometheus, named.doc, labels=named.labels, unit="seconds"
-        )
+        calls = _empty(CounterMetricFamily, _COLLECTOR_METRIC[names.METRIC_COLLECTOR_CALLS])
+        late = _empty(CounterMetricFamily, _COLLECTOR_METRIC[names.METRIC_COLLECTOR_LATE])
+        longest = _empty(GaugeMetricFamily, _COLLECTOR_METRIC[names.METRIC_COLLECTOR_LONGEST])
         for name, cost in self._costs().items():
             calls.add_metric((name,), cost["calls"])
             late.add_metric((name,), cost["late_s"])

@@ -1,4 +1,4 @@
-"""Which series of samples are shown as metrics now, and what tells them apart."""
+"""Which series of samples are shown as metrics now, and which attributes they have."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _NAMED: Final = {named.name: named for named in SAMPLE_NAMES}
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """One series as it stands now."""
+    """One series as it is now."""
 
     named: SampleName
     newest: Sample
@@ -36,7 +36,7 @@ class Series:
         return self.newest.value if self.named.kind == LEVEL else self.total
 
     def attributes(self) -> dict[str, str | int]:
-        """Return what tells it apart from the others of its name, by OpenTelemetry's names."""
+        """Return its attributes among the series of its name, by OpenTelemetry's names."""
         of: dict[str, str | int] = {}
         if self.newest.pid:
             of[PROCESS_PID] = self.newest.pid

@@ -174,14 +174,14 @@ class TailSampler:
         self._overflow = RouteMemory()
 
     def reason(self, record: RequestRecord) -> Reason | None:
-        """Say why *record* keeps its spans; None where it does not. Counts it, so ask once."""
+        """Return why *record* keeps its spans; None where it does not. Counts it, so ask once."""
         route = self._route(record)
         # A profiled one is slow for the capture's sake: it neither is of the tail nor moves it.
         slow = not record.profiled and route.tail.add(record.duration_ns)
         return self._standing(record, slow) or self._floor(record, route)
 
     def certain(self, record: RequestRecord) -> bool:
-        """Tell, without counting it, whether *record* is kept for more than the floor's sake.
+        """Return, without counting it, whether *record* is kept for more than the floor.
 
         Metrics ask this before they point an exemplar at a trace.
         """

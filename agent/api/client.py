@@ -75,7 +75,7 @@ class AgentClient:
             yield from parse_lines(_lines(response))
 
     def samples(self, since_ns: int = 0, until_ns: int | None = None) -> Iterator[Sample]:
-        """Return the samples that tell of any moment between, on the clock of the agent's host."""
+        """Return the samples of any moment between, on the clock of the agent's host."""
         return SAMPLES.parse(self._evidence("samples", since_ns, until_ns))
 
     def stacks(self, since_ns: int = 0, until_ns: int | None = None) -> Iterator[StackSpan]:

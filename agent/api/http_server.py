@@ -22,7 +22,7 @@ from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from socketserver import TCPServer, ThreadingMixIn
 from typing import Any, cast
-from urllib.parse import parse_qsl
+from urllib.parse import parse_qsl, urlsplit
 
 from stagescope.errors import StagescopeError
 
@@ -261,16 +261,15 @@ class _Exchange(BaseHTTPRequestHandler):
         self.wfile.write(b"0\r\n\r\n")
 
     def log_message(self, format: str, *args: object) -> None:
-        """Say nothing: a server's own log is not ours to write in."""
+        """Log nothing: standard error is the server's."""
 
 
 def _host_of(header: str) -> str:
     """Return the host of a `Host` header without its port; loopback where none was sent."""
-    if not header:
-        return "localhost"
-    if header.startswith("["):
-        return header[1:].partition("]")[0]
-    return header.rpartition(":")[0] or header if header.count(":") == 1 else header
+    try:
+        return (urlsplit(f"//{header}").hostname or "") if header else "localhost"
+    except ValueError:  # brackets that do not close
+        return ""
 
 
 def _is_loopback(host: str) -> bool:

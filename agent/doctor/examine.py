@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from stagescope.agent.doctor import gpu, host, outlets, serving
+from stagescope.agent.doctor.environment import Environment
 from stagescope.agent.doctor.finding import MEASURABLE, NO, WARN, Finding
 from stagescope.agent.doctor.ptrace import ptrace
 from stagescope.agent.doctor.py_spy import py_spy
-from stagescope.agent.doctor.surroundings import Environment
 
 DEADLINE_S: Final = 2.8
 SCHEMA: Final = 1
@@ -77,7 +77,7 @@ class Examination:
         return given and not any(what in line.finding.forbids for line in self.lines)
 
     def because(self, what: str) -> list[str]:
-        """Name the checks by which *what* is not possible, or only in part."""
+        """Return the names of the checks by which *what* is not possible, or only in part."""
         return [
             line.name for line in self.lines if what in (*line.finding.lacks, *line.finding.forbids)
         ]
@@ -115,7 +115,7 @@ def _line_json(line: Line) -> dict[str, Any]:
 def examine(
     around: Environment, checks: Sequence[Check] = CHECKS, deadline_s: float = DEADLINE_S
 ) -> Examination:
-    """Look at everything, each check on a thread: one that hangs is said to, and left behind."""
+    """Look at everything, each check on a thread: one that hangs is reported and abandoned."""
     found: queue.SimpleQueue[tuple[Check, Finding | None, float]] = queue.SimpleQueue()
     begun_s = time.monotonic()
     for check in checks:
@@ -154,4 +154,4 @@ def _look(
 
 
 def _hangs(deadline_s: float) -> Finding:
-    return Finding(WARN, f"did not come to an end within {deadline_s:g} s", ("run it again",))
+    return Finding(WARN, f"did not finish within {deadline_s:g} s", ("run it again",))

@@ -7,9 +7,10 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Final
 
+from stagescope.agent.doctor.environment import Environment
 from stagescope.agent.doctor.finding import GPU, KERNELS, NO, OK, WARN, Finding, plural
 from stagescope.agent.doctor.serving import hello
-from stagescope.agent.doctor.surroundings import Environment
+from stagescope.agent.host.proc import named
 from stagescope.errors import StagescopeError
 from stagescope.recorder.reader import RecorderReader
 from stagescope.records import BatchRecord, RequestRecord
@@ -122,12 +123,10 @@ def _injected(around: Environment, pid: int) -> dict[str, str]:
 
 
 def _profilers(around: Environment) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = []
-    for folder in around.proc.glob("[0-9]*"):
-        name = around.read(folder / "comm")
-        if name in PROFILERS:
-            found.append({"pid": int(folder.name), "name": name, "holds": PROFILERS[name]})
-    return found
+    return [
+        {"pid": pid, "name": name, "holds": PROFILERS[name]}
+        for pid, name in named(around.proc, PROFILERS)
+    ]
 
 
 def counters(around: Environment) -> Finding | None:
@@ -176,7 +175,7 @@ def torch(around: Environment) -> Finding:
 
 
 def _without_inference(around: Environment, pids: list[int]) -> tuple[str, tuple[str, ...]] | None:
-    """Say why a capture in *pids* would see no call of a model, and what mends it; None: it would.
+    """Return why a capture in *pids* would see no call of a model, and the remedy; None: it would.
 
     A capture records from one call to the next, and knows a call by its stage `inference`.
     """

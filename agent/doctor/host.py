@@ -1,4 +1,4 @@
-"""What host and processes tell of themselves: psutil, /proc, control groups, pressure, clock."""
+"""Which figures of host and processes can be read: psutil, /proc, control groups, pressure, clock."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import time
 from pathlib import Path
 from typing import Any, Final
 
+from stagescope.agent.doctor.environment import Environment
 from stagescope.agent.doctor.finding import HOST, NO, OK, WARN, Finding
-from stagescope.agent.doctor.surroundings import Environment
 from stagescope.agent.host.cgroups import Mount, cgroup_of, cores, find_mount
 from stagescope.agent.host.proc import count, read
 
@@ -85,7 +85,7 @@ def cgroup(around: Environment) -> Finding:
 
 
 def pressure(around: Environment) -> Finding:
-    """Does the kernel tell for how long work waited for CPU, memory and disk (PSI)?"""
+    """Does the kernel report for how long work waited for CPU, memory and disk (PSI)?"""
     # With psi=0 the files are there, and reading them fails.
     names = [
         name for name in ("cpu", "memory", "io") if around.read(around.proc / "pressure" / name)
@@ -93,7 +93,9 @@ def pressure(around: Environment) -> Finding:
     facts = {"resources": names}
     if len(names) == 3:
         return Finding(OK, "PSI: how long work waited for CPU, memory and disk", facts=facts)
-    text = f"PSI tells {', '.join(names) or 'nothing'}: the kernel has it off, or is before 4.20"
+    text = (
+        f"PSI covers {', '.join(names) or 'nothing'}: it is off in this kernel, or older than 4.20"
+    )
     return Finding(WARN, text, ("boot with psi=1",), facts=facts)
 
 

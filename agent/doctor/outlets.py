@@ -11,8 +11,8 @@ from urllib.parse import urlsplit
 from stagescope import settings
 from stagescope.agent.api.address import default_metrics_address
 from stagescope.agent.api.client import AgentClient
+from stagescope.agent.doctor.environment import Environment
 from stagescope.agent.doctor.finding import NO, OK, WARN, Finding
-from stagescope.agent.doctor.surroundings import Environment
 from stagescope.agent.overhead import BUDGET_VARIABLE, SHEDS, budget
 from stagescope.errors import StagescopeError, UsageError
 from stagescope.recorder.spool import SOCKET_NAME

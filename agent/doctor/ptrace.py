@@ -8,8 +8,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Final
 
+from stagescope.agent.doctor.environment import Environment
 from stagescope.agent.doctor.finding import OK, STACKS, WARN, Finding
-from stagescope.agent.doctor.surroundings import Environment
 from stagescope.agent.stacks.permissions import Rights, read_rights
 
 CONTAINER_FILES: Final = {".dockerenv": "docker", "run/.containerenv": "podman"}

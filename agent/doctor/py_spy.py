@@ -10,11 +10,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
+from stagescope.agent.doctor.environment import Environment, Served
 from stagescope.agent.doctor.finding import NO, OK, STACKS, WARN, Finding
 from stagescope.agent.doctor.ptrace import rights
-from stagescope.agent.doctor.surroundings import Environment, Served
 from stagescope.agent.probe import ask
-from stagescope.agent.stacks.py_spy import find_py_spy
+from stagescope.agent.stacks.py_spy import dump, find_py_spy, run_once
 from stagescope.errors import StagescopeError
 
 DUMP_S: Final = 1.0
@@ -31,9 +31,10 @@ def py_spy(around: Environment) -> Finding:
         return Finding(WARN, text, do, lacks=(STACKS,), facts={"path": None})
     facts: dict[str, Any] = {"path": str(program), "version": None, "dumped": []}
     try:
-        facts["version"] = _run(program, "--version").removeprefix("py-spy").strip()
+        said = run_once([str(program), "--version"], DUMP_S).stdout.decode("utf-8", "replace")
+        facts["version"] = said.removeprefix("py-spy").strip()
         with _child() as pid:
-            _dump(program, pid)
+            dump(program, pid, DUMP_S)
     except StagescopeError as problem:
         do = (f"{sys.executable} -m pip install --force-reinstall py-spy",)
         denied = tuple(rights(around).grants())
@@ -49,7 +50,7 @@ def _of_targets(around: Environment, program: Path, facts: dict[str, Any]) -> Fi
             if one.process.pid == pid:
                 _ask_leave(around, one)
         try:
-            _dump(program, pid)
+            dump(program, pid, DUMP_S)
         except StagescopeError as problem:
             told = f"{said} works, but not on pid {pid}: {problem}"
             return Finding(NO, told, tuple(rights(around, pid).grants()),
@@ -88,34 +89,3 @@ def _child() -> Generator[int]:
             yield child.pid
         finally:
             child.kill()
-
-
-def _dump(program: Path, pid: int) -> None:
-    if '"frames"' not in _run(program, "dump", "--nonblocking", "--json", "--pid", str(pid)):
-        raise StagescopeError("it gave no stacks")
-
-
-def _run(program: Path, *words: str) -> str:
-    """Run it and return what it prints; raises StagescopeError with its own first line."""
-    try:
-        done = subprocess.run(
-            [str(program), *words], capture_output=True, text=True, timeout=DUMP_S,
-            stdin=subprocess.DEVNULL, env=os.environ | {"RUST_BACKTRACE": "0"}, check=False,
-        )  # fmt: skip
-    except subprocess.TimeoutExpired:
-        raise StagescopeError(f"nothing came within {DUMP_S:g} s") from None
-    except OSError as problem:
-        raise StagescopeError(f"it cannot be started: {problem.strerror}") from None
-    if done.returncode:
-        raise StagescopeError(_reason(done.stderr))
-    return done.stdout
-
-
-def _reason(stderr: str) -> str:
-    lines = [line.strip() for line in stderr.splitlines() if line.strip()]
-    first = (lines or ["it failed without a word"])[0].removeprefix("Error: ")
-    if "permission denied" in first.lower():
-        return "permission denied"
-    if "python version" in first.lower():
-        return "it runs no Python"
-    return first[:120]

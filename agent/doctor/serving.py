@@ -12,8 +12,8 @@ from typing import Any, Final
 from stagescope.agent.api.client import AgentClient
 from stagescope.agent.api.control import version
 from stagescope.agent.api.http_server import SOCKET_PATH_BYTES
+from stagescope.agent.doctor.environment import Environment, Served
 from stagescope.agent.doctor.finding import NO, OK, SPANS, STACKS, WARN, Finding, plural
-from stagescope.agent.doctor.surroundings import Environment, Served
 from stagescope.agent.lock import held, holder
 from stagescope.agent.probe import ask
 from stagescope.errors import StagescopeError
@@ -189,7 +189,7 @@ def _as_user(owner: int) -> str:
 
 
 def hello(one: Served) -> dict[str, Any]:
-    """Ask a served process who it is; `error` where it does not say."""
+    """Ask a served process for its description; `error` where it does not answer."""
     try:
         return dict(ask(one.probe, "hello", timeout_s=PROBE_S))
     except StagescopeError as problem:

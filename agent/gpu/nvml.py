@@ -42,7 +42,7 @@ class Unit:
 
 
 class Units:
-    """Makes them."""
+    """Makes units."""
 
     def __init__(
         self,
@@ -190,22 +190,12 @@ class NvmlProbe:
         """Return those that were there at the last poll."""
         return [unit.device for unit in self._units.values()]
 
-    def capabilities(self) -> frozenset[str]:
-        """Return the names that some device can still give."""
-        return frozenset(
-            name
-            for unit in self._units.values()
-            for guarded in unit.readings
-            if not guarded.off
-            for name in guarded.reading.gives
-        )
-
     def under_way(self) -> tuple[str, int] | None:
         """Return the call that the driver has not answered yet, and since when."""
         return self._calls.under_way
 
     def poll(self, tier: Tier) -> list[Sample]:
-        """Read every device; one that is gone is dropped. Raises NoGpu where the driver is."""
+        """Read every device; drop one that does not answer. Raises NoGpu where no driver does."""
         if self._clock() >= self._look_again_ns:
             self._look()
         samples: list[Sample] = []
@@ -264,8 +254,7 @@ class NvmlProbe:
             del self._units[one.device.id]
         self._handles = {key: self._handles[key] for key in self._handles if key in self._units}
         self._say(
-            f"{unit.device.name} {uuid} is gone: {why}; looked for again every "
-            f"{self._look_again_s:g} s",
+            f"{unit.device.name} {uuid} is gone: {why}; looked for every {self._look_again_s:g} s",
             about=f"gone {uuid}",
         )
 

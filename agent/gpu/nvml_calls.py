@@ -1,4 +1,4 @@
-"""Calls of NVML: each one timed, a slow one made rarer, errors told apart.
+"""Calls of NVML: each one timed, a slow one made rarer, errors sorted.
 
 NVML takes a lock of the driver, which a kernel launch may wait for: so what a call takes is a cost
 to the server, and a call whose median is over `SLOW_S` halves its own rate.

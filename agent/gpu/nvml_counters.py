@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from stagescope.agent.gpu.nvml_calls import GONE, NEVER, Calls
-from stagescope.agent.gpu.nvml_readings import LONGEST_GAP_NS, Moment
+from stagescope.agent.gpu.nvml_readings import LONGEST_GAP_NS, DeviceReading, Moment
 from stagescope.agent.gpu.probe import THROTTLE_BEGAN, THROTTLE_ENDED, DeviceEvent, Tier
 from stagescope.samples import AMOUNT, LEVEL, Sample
 
@@ -23,7 +23,7 @@ from stagescope.samples import AMOUNT, LEVEL, Sample
 GRAIN_NS: Final = 200_000_000
 """Readings closer than that are averaged: an hour of them has to be kept."""
 LONGEST_NS: Final = 2_000_000_000
-"""A reading tells of no more than that before it; the driver's own periods are a second at most."""
+"""A reading covers no more than that before it; the driver's own periods are a second at most."""
 
 MEMBERS: Final = ("dVal", "uiVal", "ulVal", "ullVal", "sllVal", "siVal", "usVal")
 """Of nvmlValue_t, in the order of nvmlValueType_t."""
@@ -52,27 +52,20 @@ SM_CLOCK: Final = Kind(5, "sm_clock", "model_server.gpu.clock", 1e6, "sm")
 MEMORY_CLOCK: Final = Kind(6, "memory_clock", "model_server.gpu.clock", 1e6, "memory")
 
 
-class Buffer:
+class Buffer(DeviceReading):
     """One buffer of one device, from the first reading on."""
 
     def __init__(
         self, calls: Calls, handle: object, device: str, kind: Kind, tier: Tier = "fast"
     ) -> None:
-        self._calls = calls
-        self._handle = handle
-        self._device = device
+        super().__init__(calls, handle, device)
         self._kind = kind
         self.tier: Tier = tier
         self.call = f"nvmlDeviceGetSamples.{kind.word}"
         self._last_us = self._end_ns = 0
 
-    @property
-    def gives(self) -> Sequence[str]:
-        """Its one name."""
-        return (self._kind.name,)
-
     def read(self, at: Moment) -> list[Sample]:
-        """Fetch what is new; the first time only find where the buffer stands."""
+        """Fetch what is new; the first time only find the end of the buffer."""
         kind, found = self._calls(
             "nvmlDeviceGetSamples", self._handle, self._kind.number, self._last_us, as_=self.call
         )
@@ -153,25 +146,18 @@ SLOW: Final = (
 )
 
 
-class Fields:
+class Fields(DeviceReading):
     """Several fields of one device; those that it does not know are no longer asked for."""
 
     def __init__(
         self, calls: Calls, handle: object, device: str, fields: Sequence[Field], tier: Tier
     ) -> None:
-        self._calls = calls
-        self._handle = handle
-        self._device = device
+        super().__init__(calls, handle, device)
         self._asked = list(fields)
         self._last: dict[int, tuple[int, float]] = {}
         self._answered = False
         self.tier: Tier = tier
         self.call = f"nvmlDeviceGetFieldValues.{tier}"
-
-    @property
-    def gives(self) -> Sequence[str]:
-        """Names of the fields that it still asks for."""
-        return [field.name for field in self._asked]
 
     def counts(self, name: str, detail: str) -> bool:
         """Return whether the device has such a field; so it is left to this reading alone."""
@@ -203,7 +189,7 @@ class Fields:
         start_ns, amount = at.now_ns, now
         if field.kind == AMOUNT:
             start_ns, amount = last_ns, now - last
-            if not last_ns or amount < 0:  # the first reading; or the counter began anew
+            if not last_ns or amount < 0:  # the first reading; or the counter was reset
                 return []
         return [
             Sample(
@@ -229,11 +215,10 @@ REASONS: Final[Mapping[str, int]] = {
 """Bits of nvmlClocksEventReasons. Idle, and clocks that somebody chose, are no throttling."""
 
 
-class Clocks:
+class Clocks(DeviceReading):
     """The reasons of one device, by *call* (its name has changed)."""
 
     tier: Tier = "fast"
-    gives: Sequence[str] = (THROTTLE,)
 
     def __init__(
         self,
@@ -244,11 +229,9 @@ class Clocks:
         tell: Callable[[DeviceEvent], None],
         counted: Callable[[str, str], bool],
     ) -> None:
-        """*tell* takes events; *counted* tells whether the driver counts a reason's time."""
+        """*tell* takes events; *counted* returns whether the driver counts a reason's time."""
         self.call = call
-        self._calls = calls
-        self._handle = handle
-        self._device = device
+        super().__init__(calls, handle, device)
         self._tell = tell
         self._counted = counted
         self._last_ns = self._last = 0

@@ -1,4 +1,4 @@
-"""XID and ECC faults as the driver tells of them: `nvmlEventSetWait_v2` on a thread of its own."""
+"""XID and ECC faults as the driver reports them: `nvmlEventSetWait_v2` on a thread of its own."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Handles = Mapping[str, object]
 
 
 class Events:
-    """Gives what the driver tells, and what was found out otherwise (`put`), until `stop`."""
+    """Yields what the driver reports, and what was found out otherwise (`put`), until `stop`."""
 
     def __init__(
         self,
@@ -43,7 +43,7 @@ class Events:
         self._stopped = threading.Event()
 
     def put(self, event: DeviceEvent) -> None:
-        """Have *event* given among the others; from any thread."""
+        """Add *event* to the others; from any thread."""
         self._found.put(event)
 
     def stop(self) -> None:
@@ -61,16 +61,16 @@ class Events:
                 self._free(event_set)
 
     def _free(self, event_set: Any | None) -> None:
-        with suppress(self._nvml.NVMLError):  # a driver that is gone has freed it
+        with suppress(self._nvml.NVMLError):  # a driver that was unloaded has freed it
             if event_set is not None:
                 self._nvml.nvmlEventSetFree(event_set)
 
     def _register(self, handles: Handles) -> Any | None:
-        """Make a set of the devices that tell; None where none does."""
+        """Make a set of the devices that report events; None where none does."""
         try:
             event_set = self._nvml.nvmlEventSetCreate()
         except self._nvml.NVMLError as error:
-            self._say(f"the driver tells of no faults: {error}")
+            self._say(f"the driver reports no faults: {error}")
             return None
         telling = [self._registered(uuid, handle, event_set) for uuid, handle in handles.items()]
         if any(telling):
@@ -87,7 +87,7 @@ class Events:
             else:
                 return True
         if refused.value not in NEVER | GONE:
-            self._say(f"faults of {uuid} are not told of: {refused}")
+            self._say(f"faults of {uuid} are not reported: {refused}")
         return False
 
     def _told(self, handles: Handles, event_set: Any | None) -> Iterator[DeviceEvent]:

@@ -6,13 +6,13 @@ The same counters serve DCGM, so they are left alone where its exporter runs (do
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
 from stagescope.agent.gpu.nvml_calls import Calls
-from stagescope.agent.gpu.nvml_readings import Moment
+from stagescope.agent.gpu.nvml_readings import DeviceReading, Moment
 from stagescope.agent.gpu.probe import Tier
 from stagescope.samples import Sample
 
@@ -47,7 +47,7 @@ TRAFFIC: Final = (
 )
 
 
-class Gpm:
+class Gpm(DeviceReading):
     """The counters of one device, or of one MIG instance of it."""
 
     tier: Tier = "fast"
@@ -62,10 +62,8 @@ class Gpm:
         allowed: Callable[[], bool],
         known: Callable[[str, str], bool] = lambda name, detail: False,
     ) -> None:
-        """*handle* is the whole device's; *known* tells what another reading gives exactly."""
-        self._calls = calls
-        self._handle = handle
-        self._device = device
+        """*handle* is the whole device's; *known* returns whether another reading has it exactly."""
+        super().__init__(calls, handle, device)
         self._instance = instance
         self._allowed = allowed
         self._known = known
@@ -77,11 +75,6 @@ class Gpm:
     def call(self) -> str:
         """The slower of the two calls that a reading takes."""
         return max("nvmlGpmSampleGet", "nvmlGpmMetricsGet", key=self._calls.rarer)
-
-    @property
-    def gives(self) -> Sequence[str]:
-        """The names, once the device is known to have such counters."""
-        return [metric.name for metric in self._metrics()] if self._supported else []
 
     def read(self, at: Moment) -> list[Sample]:
         """Take a reading, and return what there was since the one before."""
@@ -97,7 +90,7 @@ class Gpm:
             self._spare.append(before[0])
 
     def close(self) -> None:
-        """Give the memory of both readings back."""
+        """Free the memory of both readings."""
         self._forget()
         while self._spare:
             with suppress(self._calls.nvml.NVMLError):

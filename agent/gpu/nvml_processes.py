@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from stagescope.agent.gpu.nvml_calls import Calls
-from stagescope.agent.gpu.nvml_readings import Moment
+from stagescope.agent.gpu.nvml_readings import DeviceReading, Moment
 from stagescope.agent.gpu.probe import UNKNOWN_PROCESS, Tier
 from stagescope.agent.host.proc import status
 from stagescope.samples import Sample
@@ -45,19 +45,16 @@ def _namespace_pids(proc: Path, pid: int) -> list[int]:
     return [pid] if (proc / str(pid)).exists() else []  # kernels before 4.1
 
 
-class Memory:
+class Memory(DeviceReading):
     """Device memory of each process that computes on it, by *call*."""
 
     tier: Tier = "slow"
-    gives: Sequence[str] = ("model_server.gpu.process.memory",)
 
     def __init__(
         self, calls: Calls, call: str, handle: object, device: str, resolve: Resolve
     ) -> None:
         self.call = call
-        self._calls = calls
-        self._handle = handle
-        self._device = device
+        super().__init__(calls, handle, device)
         self._resolve = resolve
 
     def read(self, at: Moment) -> list[Sample]:
@@ -66,21 +63,18 @@ class Memory:
         for process in self._calls(self.call, self._handle):
             if process.usedGpuMemory not in (None, NOT_AVAILABLE):
                 used[self._resolve(process.pid)] += process.usedGpuMemory
-        return [_row(self.gives[0], at.now_ns, at.now_ns, used[pid], pid, self._device)
-                for pid in used]  # fmt: skip
+        name, now_ns = "model_server.gpu.process.memory", at.now_ns
+        return [_row(name, now_ns, now_ns, used[pid], pid, self._device) for pid in used]
 
 
-class Utilization:
+class Utilization(DeviceReading):
     """Share of the time in which kernels of a process ran; the driver samples it by itself."""
 
     tier: Tier = "slow"
     call = "nvmlDeviceGetProcessUtilization"
-    gives: Sequence[str] = ("model_server.gpu.process.utilization",)
 
     def __init__(self, calls: Calls, handle: object, device: str, resolve: Resolve) -> None:
-        self._calls = calls
-        self._handle = handle
-        self._device = device
+        super().__init__(calls, handle, device)
         self._resolve = resolve
         self._last_us = 0
 
@@ -97,8 +91,9 @@ class Utilization:
         for one in news:
             shares[self._resolve(one.pid)].append(one.smUtil)
         end_ns = at.monotonic_ns(self._last_us)
+        name = "model_server.gpu.process.utilization"
         return [
-            _row(self.gives[0], start_ns, end_ns, sum(each) / len(each) / 100, pid, self._device)
+            _row(name, start_ns, end_ns, sum(each) / len(each) / 100, pid, self._device)
             for pid, each in shares.items()
             if pid  # a mean over several unknown ones would say nothing
         ]

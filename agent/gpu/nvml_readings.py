@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
@@ -14,13 +14,7 @@ STRIKES: Final = 3
 """Errors in a row that nobody has a word for, after which a reading rests."""
 REST_S: Final = 60.0
 LONGEST_GAP_NS: Final = 200_000_000_000
-"""Two readings further apart tell nothing of the time between."""
-
-
-class NvmlError(Protocol):
-    """What pynvml raises: it has no types."""
-
-    value: int
+"""Two readings further apart say nothing about the time between."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,14 +42,18 @@ class Reading(Protocol):
         """How often."""
         ...
 
-    @property
-    def gives(self) -> Sequence[str]:
-        """Names of its samples."""
-        ...
-
     def read(self, at: Moment) -> list[Sample]:
         """Read it. Raises NVMLError."""
         ...
+
+
+class DeviceReading:
+    """What the readings of one device by calls of NVML have in common."""
+
+    def __init__(self, calls: Calls, handle: object, device: str) -> None:
+        self._calls = calls
+        self._handle = handle
+        self._device = device
 
 
 class Either:
@@ -70,11 +68,6 @@ class Either:
     def call(self) -> str:
         """The call in use."""
         return self._left[0].call
-
-    @property
-    def gives(self) -> Sequence[str]:
-        """What the reading in use gives."""
-        return self._left[0].gives
 
     def read(self, at: Moment) -> list[Sample]:
         """Read with the call in use, or with the next where the driver does not know it."""
@@ -101,11 +94,6 @@ class Value:
     scale: float = 1.0
     detail: str = ""
 
-    @property
-    def gives(self) -> Sequence[str]:
-        """Its one name."""
-        return (self.name,)
-
     def read(self, at: Moment) -> list[Sample]:
         """Ask for it."""
         value = self.ask() * self.scale
@@ -115,7 +103,7 @@ class Value:
 
 
 class DeviceGone(Exception):
-    """The device, or the driver, answers no more; holds what the driver said."""
+    """The device, or the driver, no longer answers; the driver's words."""
 
 
 class Guarded:
@@ -169,17 +157,11 @@ USAGE: Final = "hw.gpu.memory.usage"
 RESERVED: Final = "model_server.gpu.memory.reserved"
 
 
-class Memory:
+class Memory(DeviceReading):
     """In use, and reserved."""
 
     tier: Tier = "fast"
     call = "nvmlDeviceGetMemoryInfo_v2"
-    gives: Sequence[str] = (USAGE, RESERVED)
-
-    def __init__(self, calls: Calls, handle: object, device: str) -> None:
-        self._calls = calls
-        self._handle = handle
-        self._device = device
 
     def read(self, at: Moment) -> list[Sample]:
         """Read both."""

@@ -36,25 +36,12 @@ class Device:
     ordinal: int
     """Its number in the driver's order, which CUDA_VISIBLE_DEVICES may change for a process."""
     total_bytes: int
-    """Memory; 0: not told."""
+    """Memory; 0: unknown."""
     parent: str = ""
     """Id of the GPU that it is a part of; empty: it is whole."""
     driver: str = ""
     replay: bool = False
     """True where its samples are a recording's."""
-
-    def attributes(self) -> dict[str, str]:
-        """Return what OpenTelemetry calls it (`hw.*`, development); what is unknown is absent."""
-        known = {
-            "hw.id": self.id,
-            "hw.type": "gpu",
-            "hw.name": f"gpu {self.ordinal}",
-            "hw.model": f"replay of {self.name}" if self.replay else self.name,
-            "hw.vendor": self.vendor,
-            "hw.driver_version": self.driver,
-            "hw.parent": self.parent,
-        }
-        return {name: value for name, value in known.items() if value}
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,22 +49,12 @@ class DeviceEvent:
     """Something that happened to a device at one moment."""
 
     at_ns: int
-    """Monotonic, when it was told of."""
+    """Monotonic, when it was reported."""
     device: str
     kind: str
     """`XID`, `ECC`, `THROTTLE_BEGAN` or `THROTTLE_ENDED`."""
     detail: str
     """The XID's number, the throttle's reason."""
-
-    @property
-    def start_ns(self) -> int:
-        """When it happened."""
-        return self.at_ns
-
-    @property
-    def end_ns(self) -> int:
-        """When it happened."""
-        return self.at_ns
 
 
 class GpuProbe(Protocol):
@@ -95,10 +72,6 @@ class GpuProbe(Protocol):
         """Return the devices that there are now."""
         ...
 
-    def capabilities(self) -> frozenset[str]:
-        """Return the names of samples that it can still give, of one device or another."""
-        ...
-
     def poll(self, tier: Tier) -> list[Sample]:
         """Read what is due. Raises NoGpu where nothing is left to be read."""
         ...
@@ -111,4 +84,4 @@ class GpuProbe(Protocol):
         """Make `events` end soon, and `poll` give nothing more; from any thread, never blocks."""
 
     def close(self) -> None:
-        """Let go of the driver, in the thread that polled, once `events` has ended."""
+        """Release the driver, in the thread that polled, once `events` has ended."""

@@ -76,7 +76,7 @@ def _check_head(kind: object, line: Mapping[str, Any]) -> None:
 
 
 class ReplayProbe:
-    """Gives a recording's samples and events when their time has come, again and again."""
+    """Replays a recording's samples and events at their times, again and again."""
 
     name = "replay"
 
@@ -89,10 +89,6 @@ class ReplayProbe:
     def devices(self) -> Sequence[Device]:
         """Return the devices, marked as a replay's."""
         return self._recording.devices
-
-    def capabilities(self) -> frozenset[str]:
-        """Return the names that were recorded."""
-        return frozenset(sample.name for sample in self._recording.samples)
 
     def poll(self, tier: Tier) -> list[Sample]:
         """Return what has come since the last poll; all of it is `fast`."""
@@ -132,7 +128,7 @@ class ReplayProbe:
 
 
 def begin_recording(path: Path, clock: Callable[[], int] = time.monotonic_ns) -> int:
-    """Begin a recording anew, and give when. Raises UsageError where it cannot be written."""
+    """Begin a new recording, and return when. Raises UsageError where it cannot be written."""
     try:
         path.write_text(json.dumps(HEAD) + "\n", "utf-8")
     except OSError as problem:
@@ -155,10 +151,6 @@ class RecordedProbe:
     def devices(self) -> Sequence[Device]:
         """Return the other's."""
         return self._probe.devices()
-
-    def capabilities(self) -> frozenset[str]:
-        """Return the other's."""
-        return self._probe.capabilities()
 
     def poll(self, tier: Tier) -> list[Sample]:
         """Poll the other, and write down what it gives."""

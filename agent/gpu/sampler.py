@@ -74,7 +74,7 @@ class GpuSampler:
                       f"until it does{self._where()}")  # fmt: skip
 
     def close(self) -> None:
-        """End the threads within a second; one that the driver holds is left behind, and said."""
+        """End the threads within a second; one that the driver blocks is logged and left."""
         self._closed.set()
         if (probe := self._probe) is not None:
             probe.stop()
@@ -83,7 +83,7 @@ class GpuSampler:
         for thread in threads:
             thread.join(max(0.0, (last_ns - self._clock()) / 1e9))
         if any(thread.is_alive() for thread in threads):
-            self._say(f"the driver holds a call; its thread ends with the agent{self._where()}")
+            self._say(f"the driver blocks a call; its thread ends with the agent{self._where()}")
 
     def children_cpu_s(self) -> float:
         """Return the CPU seconds of its threads."""
@@ -112,7 +112,7 @@ class GpuSampler:
             self._closed.wait(self._retry_s)
 
     def _serve(self, probe: GpuProbe) -> None:
-        """Poll until the end, or until the driver is gone."""
+        """Poll until the end, or until the driver is unloaded."""
         if self._closed.is_set():
             probe.stop()
         events = self._start("events", lambda: self._listen(probe))
@@ -145,7 +145,7 @@ class GpuSampler:
 
     def _listen(self, probe: GpuProbe) -> None:
         for event in probe.events():
-            self._evidence.device_events.add([event])
+            self._evidence.count("device_events_added")
             if event.kind == XID:
                 self._evidence.samples.add([_xid(event)])
             self._tell(event)
@@ -155,11 +155,11 @@ class GpuSampler:
         device = self._evidence.devices.get(event.device)
         of = f"{device.name} {event.device}" if device else event.device
         if event.kind == XID:
-            sentence = f"the driver told of fault XID {event.detail} on {of}"
+            sentence = f"the driver reported XID {event.detail} on {of}"
             self._say(f"{sentence}; logged once, counted each time")
             self._notice(Notice(XID_NOTICE, 0, event.device, event.at_ns, sentence))
         elif event.kind == THROTTLE_BEGAN and event.detail in HEAT_AND_POWER:
-            sentence = f"{of} began to be throttled: {event.detail}"
+            sentence = f"{of} is throttled: {event.detail}"
             self._notice(Notice(THROTTLE_NOTICE, 0, event.device, event.at_ns, sentence))
 
     def _note_cpu(self) -> None:

@@ -17,6 +17,7 @@ from stagescope.agent.collectors import Collector
 from stagescope.agent.context import AgentContext
 from stagescope.agent.gpu.probe import GpuProbe
 from stagescope.agent.gpu.sampler import GpuSampler
+from stagescope.agent.host.proc import named
 from stagescope.agent.log_once import LogOnce
 
 COUNTERS_VARIABLE: Final = settings.GPM.name
@@ -34,7 +35,7 @@ def counters_allowed(
     proc: Path = Path("/proc"),
     clock: Callable[[], float] = time.monotonic,
 ) -> Callable[[], bool]:
-    """Make what tells whether the counters may be read now; *governor* may forbid it as well."""
+    """Return a function that says whether the counters may be read now; so does *governor*."""
     asked = settings.GPM.choice(environment)
     if asked:
         return lambda: asked == "on" and governor()
@@ -43,7 +44,11 @@ def counters_allowed(
     def allowed() -> bool:
         nonlocal look_s, found
         if clock() >= look_s:
-            look_s, before, found = clock() + LOOK_S, found, _running(proc)
+            look_s, before, found = (
+                clock() + LOOK_S,
+                found,
+                next((name for _, name in named(proc, DCGM)), ""),
+            )
             if found and not before:
                 _log.info("gpu: %s reads the hardware counters here, so they are left to it; "
                           "%s=on reads them too", found, COUNTERS_VARIABLE)  # fmt: skip
@@ -52,24 +57,12 @@ def counters_allowed(
     return allowed
 
 
-def _running(proc: Path) -> str:
-    """Return the name of a DCGM process of this host, if there is one that we can see."""
-    for comm in proc.glob("[0-9]*/comm"):
-        try:
-            name = comm.read_text("utf-8", "replace").strip()
-        except OSError:  # it ended
-            continue
-        if name in DCGM:
-            return name
-    return ""
-
-
 OTHER_DEVICES: Final = ("/dev/kfd", "/dev/dri/renderD*", "/dev/accel*")
 """What AMD's, Intel's and other accelerators are on Linux."""
 
 
 def make(agent: AgentContext, environment: Mapping[str, str] = os.environ) -> Sequence[Collector]:
-    """Return the sampler, or none where there is nothing to read, which is said.
+    """Return the sampler, or none where there is nothing to read, which is logged.
 
     Raises UsageError for a recording that cannot be read.
     """

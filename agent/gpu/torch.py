@@ -1,4 +1,4 @@
-"""Other vendors' accelerators, as far as torch tells: asked of the served processes by their probes.
+"""Other vendors' accelerators, as far as torch knows: asked of the served processes' probes.
 
 AMD, Intel, Apple and TPU: which devices there are, their memory, and what each process has of it.
 Utilisation, power and faults need the vendor's own library, and are absent.
@@ -40,14 +40,8 @@ class TorchProbe:
         self._stopped = threading.Event()
 
     def devices(self) -> Sequence[Device]:
-        """Return all that some process has told of."""
+        """Return all that some process has reported."""
         return list(self._devices.values())
-
-    def capabilities(self) -> frozenset[str]:
-        """Return the names of the samples."""
-        return frozenset(
-            {"hw.gpu.memory.usage", "hw.gpu.memory.limit", "model_server.gpu.process.memory"}
-        )
 
     def poll(self, tier: Tier) -> list[Sample]:
         """Ask those that have devices each time, and all others at every slow poll."""
@@ -61,11 +55,11 @@ class TorchProbe:
         return list(samples.values())
 
     def events(self) -> Iterator[DeviceEvent]:
-        """Torch tells of none."""
+        """Torch reports none."""
         return iter(())
 
     def stop(self) -> None:
-        """Ask nobody any more."""
+        """Ask no more."""
         self._stopped.set()
 
     def close(self) -> None:

@@ -32,7 +32,7 @@ class Mount:
         """Return the folder of the cgroup *cgroup*.
 
         None where it is outside of what is mounted, and for the one that holds the whole host:
-        it has no limits, and what it used the host's own figures tell.
+        it has no limits, and the host's own figures cover what it used.
         """
         top = self.top.rstrip("/")
         if ".." in cgroup.split("/") or not f"{cgroup}/".startswith(f"{top}/"):
@@ -42,7 +42,7 @@ class Mount:
         return folder if os.path.exists(f"{folder}/cgroup.events") else None
 
     def above(self, cgroup: str) -> list[str]:
-        """Name the cgroups around *cgroup*, innermost first, up to the one that is mounted."""
+        """Return the cgroups around *cgroup*, innermost first, up to the one that is mounted."""
         found = []
         while len(cgroup) > len(self.top.rstrip("/")) + 1:
             cgroup = os.path.dirname(cgroup)
@@ -61,7 +61,7 @@ def find_mount(proc: str, root: str = "") -> Mount | None:
 
 
 def cgroup_of(proc: str, pid: int | str) -> str | None:
-    """Name the cgroup of a process; None where it cannot be told."""
+    """Return the cgroup of a process; None where it is unknown."""
     for line in (read(f"{proc}/{pid}/cgroup") or b"").decode(errors="replace").splitlines():
         if line.startswith("0::/"):
             return line[3:].removesuffix(" (deleted)")

@@ -87,7 +87,7 @@ class ProportionalMemory:
         ]
 
     def close(self) -> None:
-        """Let the thread come to its end: after the process that it is at."""
+        """End the thread, after the process that it is reading."""
         self._closing.set()
         if self._thread:
             self._thread.join()

@@ -4,25 +4,26 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from stagescope.samples import Sample
 
 _PAIR = re.compile(rb"^([\w.]+):?[ \t]+(\d+)(?: kB)?$", re.MULTILINE)
-_BITE = 1 << 16
+_BLOCK = 1 << 16
 
 
 def read(path: str) -> bytes | None:
-    """Return what stands in the file *path*; None where it is missing, denied or its owner gone."""
+    """Return the content of *path*; None where it is missing, denied or its owner has exited."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except (OSError, ValueError):
         return None
     try:
-        found = os.read(fd, _BITE)
+        found = os.read(fd, _BLOCK)
         # One read gives a small file whole; procfs gives long ones page by page.
-        while found and (more := os.read(fd, _BITE)):
+        while found and (more := os.read(fd, _BLOCK)):
             found += more
         return found
     except OSError:
@@ -51,6 +52,14 @@ def status(proc: str | os.PathLike[str], pid: int | str, name: str) -> str | Non
     return None
 
 
+def named(proc: Path, names: Container[str]) -> Iterator[tuple[int, str]]:
+    """Yield pid and name of each process in *proc* whose name is one of *names*."""
+    for folder in proc.glob("[0-9]*"):
+        name = (read(f"{folder}/comm") or b"").decode("utf-8", "replace").strip()
+        if name in names:
+            yield int(folder.name), name
+
+
 TICK_S = 1.0 / os.sysconf("SC_CLK_TCK")
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 ENDED = ("Z", "X")
@@ -71,7 +80,7 @@ class ProcessStat:
     system_ticks: int
     threads: int
     start_ticks: int
-    """Since the host's boot; with the pid it tells a process from all others."""
+    """Since the host's boot; with the pid it identifies a process."""
     resident_pages: int
     """Exact only to a few pages a core: the kernel counts ahead on each of them."""
 
@@ -121,7 +130,7 @@ class Growth:
     def since(self, now_ns: int, counters: Mapping[Counter, int]) -> Iterator[Sample]:
         """Read *counters* at *now_ns*; give how much each grew since it was last read.
 
-        One that is read for the first time gives nothing, nor does one that fell: it began anew.
+        One that is read for the first time gives nothing, nor does one that fell: it was reset.
         """
         for counter, value in counters.items():
             before = self._last.get(counter)
@@ -134,5 +143,5 @@ class Growth:
 
 
 def level(name: str, now_ns: int, value: float, pid: int = 0, detail: str = "") -> Sample:
-    """Return how high something stood at *now_ns*."""
+    """Return a sample of a level at *now_ns*."""
     return Sample(name, now_ns, now_ns, value, pid, detail=detail)

@@ -40,7 +40,7 @@ class OpenFiles:
     def count(self, folder: str) -> int | None:
         """Count those of the process with this *folder*; None where that is denied.
 
-        The quick count is told of other users' processes too, the list is not.
+        The quick count works for other users' processes too, the list does not.
         """
         return _size(f"{folder}/fd") if self.quick else _listed(f"{folder}/fd")
 
@@ -61,7 +61,7 @@ def _listed(path: str) -> int | None:
 
 # Context switches of a process: the sum over its threads, each of which has a file of its own.
 #
-# `/proc/PID/status` tells those of the main thread alone, which is what most tools show.
+# `/proc/PID/status` has those of the main thread alone, which is what most tools show.
 
 
 MOST_THREADS = 256
@@ -138,7 +138,7 @@ class Reader:
     def read(self, now_ns: int, *, slow: bool) -> list[Sample]:
         """Read it at *now_ns*, what is *slow* to read too.
 
-        Nothing where it is gone, or another process has its pid now.
+        Nothing where it has exited, or another process has its pid now.
         """
         stat = process_stat(self._proc, self._watched.here)
         if stat is None or stat.start_ticks != self._watched.start_ticks:

@@ -39,7 +39,7 @@ class HostSampler:
         root: str = "",
         clock: Callable[[], int] = time.monotonic_ns,
     ) -> None:
-        """*alive* tells who serves, *add* takes the samples; *root*: the folder of `/proc`, `/sys`.
+        """*alive* returns who serves, *add* takes the samples; *root*: the folder of `/proc`, `/sys`.
 
         psutil, which reads the host as a whole, has its own idea of where `/proc` is.
         """

@@ -34,7 +34,7 @@ class System:
     """The host and its last reading."""
 
     def __init__(self, clock: Callable[[], int], sys: str = "/sys") -> None:
-        """*sys* is the folder `/sys`, which tells real devices from virtual ones."""
+        """*sys* is the folder `/sys`, by which real devices differ from virtual ones."""
         self._clock = clock
         self._sys = sys
         self._growth = Growth()

@@ -1,7 +1,7 @@
 """Which processes are watched: those that serve, found in the /proc of here, and their children.
 
 A pid says nothing across containers. Who holds the lock of a recorder file is its process, and
-`/proc/locks` tells that one's pid as seen from here.
+`/proc/locks` has that one's pid as seen from here.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class Watch:
         stat = process_stat(self._proc, here) if here else None
         if stat is None and path not in self._found:
             _log.info(
-                "worker %d of %s is not to be seen in %s from here (another pid namespace?): "
+                "worker %d of %s is not visible in %s (another pid namespace?): "
                 "its CPU, memory and cgroup are absent", process.pid, process.service, self._proc,
             )  # fmt: skip
         return Watched(process.pid, here, stat.start_ticks) if stat else None

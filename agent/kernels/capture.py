@@ -1,4 +1,4 @@
-"""Asks a served process for a capture, and makes of its files a trace and a kernel table."""
+"""Asks a served process for a capture, and makes a trace and a kernel table of its files."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ KEPT = 8
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """Where a capture stands."""
+    """How far a capture is."""
 
     name: str
     """`armed`, `warming`, `recording`, `stopping`, `exported`."""
@@ -57,8 +57,8 @@ class Capture:
         self.folder = ring.parent / FOLDER / self.capture_id
         """Where its files lie once it is exported; they are the asker's then."""
         self.facts: Mapping[str, Any] = {}
-        """What the process told at the end."""
-        self._talk = Conversation(
+        """What the process reported at the end."""
+        self._conversation = Conversation(
             probe_of(ring), "capture", timeout_s=SILENCE_S,
             **asdict(request) | {"capture_id": self.capture_id},
         )  # fmt: skip
@@ -69,7 +69,7 @@ class Capture:
         Raises HeldError where it is refused, StagescopeError where it fails: then nothing is left.
         """
         try:
-            for answer in self._talk.answers():
+            for answer in self._conversation.answers():
                 _raise(answer)
                 if answer.get("done"):
                     self.facts = answer
@@ -80,8 +80,8 @@ class Capture:
                 self.discard()
 
     def enough(self) -> None:
-        """Have it end now and write what it recorded; from anywhere, also a signal's handler."""
-        self._talk.nudge()
+        """Make it end now and write what it recorded; from anywhere, also a signal's handler."""
+        self._conversation.nudge()
 
     def read(self) -> TorchCapture:
         """Read what was exported. Raises StagescopeError."""
@@ -96,8 +96,8 @@ class Capture:
             file.unlink(missing_ok=True)
 
     def close(self) -> None:
-        """End it, wherever it stands."""
-        self._talk.close()
+        """End it, however far it is."""
+        self._conversation.close()
 
 
 def new_id(now_s: float | None = None) -> str:
@@ -120,7 +120,7 @@ def recorded(capture: TorchCapture) -> tuple[Recorded, KernelTable]:
 
 
 def degraded_reason(capture: TorchCapture, table: KernelTable) -> str:
-    """Say why a capture is degraded; empty where it saw what was to be seen.
+    """Return why a capture is degraded; empty where it saw everything.
 
     A capture that saw nothing, though the model was called, is never a success.
     """
@@ -155,7 +155,7 @@ def export(capture: TorchCapture, ring: Path, folder: Path) -> Path:
 
 
 def records_of(ring: Path, since_ns: int, until_ns: int) -> list[Record]:
-    """Return the requests and batches in *ring* that overlap the time; none where it is gone."""
+    """Return the requests and batches in *ring* that overlap the time; none where it was deleted."""
     found: list[Record] = []
     with suppress(FileNotFoundError), RecorderReader(ring) as reader:
         while records := reader.poll():

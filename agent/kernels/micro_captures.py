@@ -31,13 +31,11 @@ from stagescope.agent.kernels.capture import (
 from stagescope.agent.kernels.rows import ROWS_NAME, Recorded, read_rows
 from stagescope.agent.log_once import LogOnce
 from stagescope.agent.store.telemetry import TelemetryBuffer
-from stagescope.errors import StagescopeError, UsageError
+from stagescope.errors import StagescopeError
 from stagescope.kernels import CaptureRequest
 from stagescope.records import Process
 from stagescope.samples import Sample
 
-KERNELS_VARIABLE = settings.KERNELS.name
-MODES = ("", "off", "micro")
 EVERY_S = 60.0
 LOOK_S = 1.0
 """How often the spool is looked through."""
@@ -87,7 +85,7 @@ class KernelCaptures:
         self._say = LogOnce("no kernels: ", logging.INFO)
 
     def collect(self) -> None:
-        """Take up what lies in the spool; begin a micro-capture where one is due."""
+        """Read what others left in the spool; begin a micro-capture where one is due."""
         self._take_up()
         if self._micro is None or self._clock() < self._next_s:
             return
@@ -170,12 +168,7 @@ class KernelCaptures:
 
 
 def request_for(mode: str, *, device: bool) -> CaptureRequest | None:
-    """Return what a micro-capture asks for in *mode*, where there is a *device* or not; None: none.
-
-    Raises UsageError for a mode that there is not.
-    """
-    if mode not in MODES:
-        raise UsageError(f"{KERNELS_VARIABLE}={mode!r} is not known; give micro or off")
+    """Return what a micro-capture asks for in *mode*, where there is a *device* or not; None: none."""
     if mode == "off" or (not mode and not device):
         return None
     return replace(MICRO, device_only=not mode)

@@ -131,7 +131,7 @@ def operator_rows(
 ) -> Iterator[KernelRow]:
     """Yield a row for each stage, and for each operator in it, the longest self time first.
 
-    *how* counts how the stages were told.
+    *how* counts how the stages were found.
     """
     facts = capture.facts
     operators = [

@@ -1,7 +1,7 @@
 """The kernel table of a capture: what each stage launched, how busy the device was, what bounds it.
 
 A kernel belongs to the stage whose thread launched it: torch's trace has one correlation id for a
-launch and its work, the ledger tells the thread's stage at that time. The rules by which a stage
+launch and its work, the ledger has the thread's stage at that time. The rules by which a stage
 is bound are those of docs/capture.md, after HTA (`hta/analyzers/breakdown_analysis.py`), applied
 within the stage alone: else "no traffic" would count as waiting for the host.
 """
@@ -37,7 +37,7 @@ class KernelTable:
     works: int
     """Pieces of work of the device, or operators, in the rows."""
     by_time: int
-    """Of these, how many were told by the one inference under way, not by their thread."""
+    """Of these, how many were found by the one inference under way, not by their thread."""
     ambiguous: int
     """And how many by the stage opened last of several that were open on one event loop."""
     nowhere: int
@@ -192,7 +192,7 @@ def _bound(
     span: Sequence[Interval],
     host_wait_ns: int,
 ) -> str:
-    """Say what holds the stage back; empty where it cannot be told."""
+    """Return what limits the stage; empty where that is unknown."""
     whole = length(span)
     kernels = [work.event for work in works if work.event.category == "kernel"]
     if not whole or not works:

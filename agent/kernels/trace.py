@@ -51,7 +51,7 @@ class TraceEvent(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class CaptureFacts:
-    """What the served process tells of a capture; times monotonic."""
+    """What the served process reports of a capture; times monotonic."""
 
     capture_id: str
     pid: int
@@ -224,7 +224,7 @@ def _now(active: Sequence[Opening], *, of_any: bool) -> Found:
     if of_any:
         alike = len({one.stage for one in active}) == 1
     else:
-        # The stage that each request has innermost; where they differ, time cannot tell whose
+        # The stage that each request has innermost; where they differ, time does not show whose
         # code runs. A batch and its members are one.
         innermost: dict[str, str] = {}
         for one in active:

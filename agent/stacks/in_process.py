@@ -56,10 +56,10 @@ class Window(Protocol):
         ...
 
     def finish(self) -> None:
-        """Let it come to its end now; `poll` gives what was seen so far."""
+        """End it now; `poll` returns what was seen so far."""
 
     def close(self) -> None:
-        """Give it up; nothing is left of it."""
+        """Cancel it, and remove all of it."""
 
 
 class StackSampler(Protocol):
@@ -147,7 +147,7 @@ class InProcessWindow:
         return self._raws
 
     def finish(self) -> None:
-        """Let it end with the next answer (`Window`)."""
+        """End it with the next answer (`Window`)."""
         self._finished.set()
 
     def close(self) -> None:

@@ -147,7 +147,7 @@ def is_ours(frame: Frame) -> bool:
     return bool(OURS.search(frame.file)) or MARK.fullmatch(frame.function) is not None
 
 
-# The last resort for a stack whose frames tell no stage: what the one request did at that time.
+# The last resort for a stack whose frames show no stage: what the one request did at that time.
 #
 # Only where exactly one request was being served in the process, and no other thread ran. The
 # times of samples have an error (py-spy's: 10 ms and one period), marks and blocks have none: so a
@@ -161,7 +161,7 @@ def with_intervals(
     whole_since_ns: int,
     error_ns: int,
 ) -> list[StackSpan]:
-    """Return *spans* of one process, with a stage where its requests tell one.
+    """Return *spans* of one process, with a stage where its requests show one.
 
     *served* are those that ended, all from *whole_since_ns* on; *serving_since_ns* the starts of
     those that did not; *error_ns* is how far the times of *spans* may be off.
@@ -176,7 +176,7 @@ def with_intervals(
             other.end_ns > at_ns and other.thread_id != span.thread_id for other in before
         )
 
-    def told(span: StackSpan) -> StackSpan:
+    def labelled(span: StackSpan) -> StackSpan:
         at_ns = span.seen_ns
         since_ns, until_ns = at_ns - error_ns, at_ns + error_ns
         if span.stage or not span.running or not whole_since_ns <= since_ns < until_ns < oldest_ns:
@@ -192,7 +192,7 @@ def with_intervals(
         stage = stages.pop() if len(stages) == 1 else ""
         return replace(span, stage=stage, by="interval") if stage else span
 
-    return [told(span) for span in spans]
+    return [labelled(span) for span in spans]
 
 
 def stage_at(request: RequestRecord, at_ns: int) -> str:

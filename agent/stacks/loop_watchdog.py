@@ -38,7 +38,7 @@ PY_SPY_S = 2.0
 
 
 class StackDumps:
-    """Takes dumps; waits up to ASK_S + PY_SPY_S, so not in the agent's loop."""
+    """Takes stack dumps; waits up to ASK_S + PY_SPY_S, so not in the agent's loop."""
 
     def __init__(self) -> None:
         self._labels = StageLabels()
@@ -51,7 +51,7 @@ class StackDumps:
             self._readable[target.ring] = not why_not(target)
 
     def forget(self, ring: Path) -> None:
-        """Forget a process that is gone."""
+        """Forget a process that has exited."""
         self._readable.pop(ring, None)
 
     def take(self, target: Target, reason: str) -> list[StackSpan]:
@@ -169,7 +169,7 @@ class LoopWatchdog:
                 self._stopped.wait(IDLE_S)
 
     def look(self) -> None:
-        """Look at every loop once."""
+        """Check every loop once."""
         present = self._agent.loop_ticks()
         now_ns = self._clock()
         for ring, process, ticks, lag_ns in present:
@@ -203,7 +203,7 @@ class LoopWatchdog:
         loop.reported, loop.window = False, (loop.ticked_ns, loop.ticks, lag_ns)
 
     def _blocked(self, target: Target, loop: _Loop) -> None:
-        """Find out by what; triggers are told of it all the same where nobody can."""
+        """Find out what blocks it, and notify triggers, also where that cannot be found out."""
         found_ns = self._clock()
         if _is_stopped(target.pid):
             return

@@ -40,7 +40,7 @@ class Rights:
     """It lets us in by `PR_SET_PTRACER` where Yama is 1 (its probe can be asked to)."""
 
     def obstacles(self) -> list[str]:
-        """Say what stands in the way; empty: nothing."""
+        """Return what prevents it; empty: nothing."""
         found: list[str] = []
         if not self.same_namespace:
             found.append("it lives in another PID namespace")
@@ -101,7 +101,7 @@ def read_rights(proc: Path, pid: int = 0, *, container: str = "") -> Rights:
 
 
 def why_not(target: Target, proc: Path = Path("/proc")) -> str:
-    """Say in one sentence why *target* may not be read, and what to grant; empty: it may.
+    """Return, in one sentence, why *target* may not be read, and what to grant; empty: it may.
 
     Where Yama is the only obstacle the process is asked, by its probe, to name us.
     """

@@ -2,7 +2,7 @@
 
 Always `--nonblocking`: its default stops every thread at each sample, which took 8 to 37 % of a
 server's throughput where we measured. `--idle`, because its Chrome trace is of changes only and
-leaves a thread's last stack open while that is idle. No `-F`: the blocks of stages are told by
+leaves a thread's last stack open while that is idle. No `-F`: the blocks of stages are recognised by
 the line that runs, and not by the first one of its function.
 """
 
@@ -112,13 +112,13 @@ _CAUSES = (
 
 
 def why_failed(stderr: str, pid: int, folder: Path) -> str:
-    """Say in one sentence why py-spy gave nothing of process *pid*."""
+    """Return, in one sentence, why py-spy gave nothing of process *pid*."""
     text = stderr.lower()
     for sign, cause in _CAUSES:
         if sign in text:
             return f"py-spy sampled nothing: {cause.format(pid=pid, folder=folder)}"
     lines = [line for line in stderr.splitlines() if line.startswith("Error")] or [stderr[:200]]
-    return f"py-spy sampled nothing of process {pid}: {lines[0].strip() or 'it says not why'}"
+    return f"py-spy sampled nothing of process {pid}: {lines[0].strip() or 'no reason given'}"
 
 
 RATE_HZ = 49
@@ -174,24 +174,30 @@ class PySpy:
 
     def dump(self, target: Target, timeout_s: float) -> list[RawStack]:
         """Return the stacks of this moment. Raises StagescopeError."""
-        at_ns = self._clock()
-        try:
-            done = subprocess.run(
-                dump_words(self._py_spy, target.pid), check=False, capture_output=True,
-                timeout=timeout_s,
-                stdin=subprocess.DEVNULL, env=_environment(),
-            )  # fmt: skip
-        except subprocess.TimeoutExpired:
-            raise StagescopeError(
-                f"py-spy gave no stacks of process {target.pid} within {timeout_s:g} s"
-            ) from None
-        except OSError as problem:
-            raise StagescopeError(f"py-spy cannot be started: {problem.strerror}") from None
-        try:
-            return read_dump(done.stdout, at_ns)
-        except ValueError:
-            stderr = done.stderr.decode("utf-8", "replace")
-            raise StagescopeError(why_failed(stderr, target.pid, self._folder)) from None
+        return dump(self._py_spy, target.pid, timeout_s, self._clock())
+
+
+def dump(py_spy: Path, pid: int, timeout_s: float, at_ns: int = 0) -> list[RawStack]:
+    """Return the stacks of process *pid* now, at *at_ns*. Raises StagescopeError."""
+    done = run_once(dump_words(py_spy, pid), timeout_s)
+    try:
+        return read_dump(done.stdout, at_ns)
+    except ValueError:
+        stderr = done.stderr.decode("utf-8", "replace")
+        raise StagescopeError(why_failed(stderr, pid, Path("/"))) from None
+
+
+def run_once(words: Sequence[str], timeout_s: float) -> subprocess.CompletedProcess[bytes]:
+    """Run py-spy to its end. Raises StagescopeError where it is not started, or takes longer."""
+    try:
+        return subprocess.run(
+            words, check=False, capture_output=True, timeout=timeout_s,
+            stdin=subprocess.DEVNULL, env=_environment(),
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        raise StagescopeError(f"py-spy gave nothing within {timeout_s:g} s") from None
+    except OSError as problem:
+        raise StagescopeError(f"py-spy cannot be started: {problem.strerror}") from None
 
 
 class PySpyWindow:
@@ -253,7 +259,7 @@ class PySpyWindow:
     def poll(self) -> list[RawStack] | None:
         """Return what was seen once it is over (`Window`)."""
         for process in self._processes:
-            if process.returncode is None:  # one that has ended tells until it is waited for
+            if process.returncode is None:  # its figures last until it is waited for
                 self._used_s[process.pid] = cpu_s(process.pid)
         going_on = any(process.poll() is None for process in self._processes)
         self._read_thread_cpu(at_once=not going_on)
@@ -264,7 +270,7 @@ class PySpyWindow:
                 return None
             self.close()
             raise StagescopeError(
-                f"py-spy did not come to an end with process {self.target.pid} and was killed"
+                f"py-spy did not finish with process {self.target.pid} and was killed"
             )
         try:
             return self._read()
@@ -295,7 +301,7 @@ class PySpyWindow:
             raise StagescopeError(why_failed(told, self.target.pid, self._trace.parent)) from None
 
     def finish(self) -> None:
-        """Let it write what it has (`Window`)."""
+        """Make it write what it has (`Window`)."""
         self._cut_short = True
         if self._record.poll() is None:
             self._record.send_signal(signal.SIGINT)

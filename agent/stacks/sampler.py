@@ -27,7 +27,6 @@ from stagescope.errors import StagescopeError
 from stagescope.records import Process
 from stagescope.stacks import StackSpan
 
-MODES = ("runs", "always", "off")
 WINDOW_S = 5.0
 ALWAYS_WINDOW_S = 1.0
 ALWAYS_EVERY_S = 30.0
@@ -88,7 +87,7 @@ class Choice:
         return self._spy
 
     def give_up(self, target: Target, problem: StagescopeError) -> None:
-        """Let *target* sample itself from now on, if it was py-spy that failed with it."""
+        """Make *target* sample itself from now on, if py-spy failed with it."""
         if target.ring in self._readable and target.ring not in self._unfit:
             self._unfit.add(target.ring)
             self._say(f"{problem}; if it lives, it samples its stacks by itself from now on")
@@ -142,7 +141,7 @@ class Stacks:
         agent.evidence.before_reading.append(self.finish)
 
     def collect(self) -> None:
-        """Take what is over, begin what is due."""
+        """Collect the windows that are over, begin those that are due."""
         for going in list(self._windows):
             self._poll(going)
         if not self._finishing and (self._always or self._agent.run_under_way()):
@@ -249,7 +248,7 @@ class Stacks:
         self._not_before_ns[target.ring] = now_ns + int(seconds * 1e9)
 
     def finish(self, timeout_s: float) -> None:
-        """Let the windows end now, and wait until what they saw is there; from any thread."""
+        """End the windows now, and wait until what they saw is stored; from any thread."""
         with self._idle:
             if self._windows:
                 self._finishing = True

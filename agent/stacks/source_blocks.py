@@ -23,7 +23,7 @@ _WAITS = ("sleep(", "select(", "acquire(", "recv(", "recv_into(", "accept(", "wa
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """What a source file tells of its lines."""
+    """What is known of a source file's lines."""
 
     stages: Mapping[int, str] = field(default_factory=dict[int, str])
     """Line → full name of the stage whose block it is in."""
@@ -60,7 +60,7 @@ class _Blocks:
         self.stages: dict[int, str] = {}
         self._modules: set[str] = set()
         self._names: dict[str, str] = {}
-        """Local name → the name of ours that it stands for."""
+        """Local name → our name."""
         self._constants: dict[str, str] = {}
         for node in ast.walk(tree):
             self._learn_import(node)
@@ -159,13 +159,13 @@ class _Read:
 
 
 class SourceFiles:
-    """Gives what is known of a process's source file; what cannot be read tells nothing."""
+    """Reads the source files of processes; of one that cannot be read nothing is known."""
 
     def __init__(self) -> None:
         self._read: dict[str, _Read] = {}
 
     def of(self, pid: int, files: Iterable[str]) -> dict[str, Source]:
-        """Return by name what *files*, as frames of process *pid* name them, tell of their lines."""
+        """Return by name what *files*, as frames of process *pid* name them, say of their lines."""
         root, folder = _file_root(pid), _folder(pid)
         return {
             file: self._source(f"{root}{os.path.join(folder, file)}")
@@ -190,10 +190,10 @@ class SourceFiles:
 
 
 def _file_root(pid: int) -> str:
-    """Return what stands before a path of process *pid* here: nothing where its mounts are ours."""
+    """Return the prefix of a path of process *pid* here: none where its mounts are ours."""
     try:
         same = os.stat(f"/proc/{pid}/ns/mnt").st_ino == os.stat("/proc/self/ns/mnt").st_ino
-    except OSError:  # gone, or another user's: then the path as it stands may still be right
+    except OSError:  # it has exited, or is another user's: the plain path may still be right
         return ""
     return "" if same else f"/proc/{pid}/root"
 

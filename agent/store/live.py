@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from stagescope.agent.sinks import PromptSink
 from stagescope.exporters.tail_sampling import bucket_of, upper_edge
 from stagescope.records import Record, RequestRecord, State
 from stagescope.stages import OTHER, stage_of
@@ -83,19 +84,13 @@ class _Sums:
         return upper_edge(bucket) / 1e6
 
 
-class LiveWindow:
+class LiveWindow(PromptSink):
     """A sink that keeps sums of the last minute, a second each; safe from several threads."""
 
     def __init__(self, clock: Callable[[], int] = time.monotonic_ns) -> None:
-        self.accepted = 0
         self._clock = clock
         self._seconds: dict[int, dict[tuple[str, str], _Sums]] = {}
         self._lock = threading.Lock()
-
-    @property
-    def settled(self) -> int:
-        """All that was accepted: nothing waits here."""
-        return self.accepted
 
     def accept(self, records: Sequence[Record]) -> None:
         """Add the requests among *records*; a profiled one's times are not the server's own."""
@@ -127,13 +122,6 @@ class LiveWindow:
                         merged.setdefault(key, _Sums()).merge(sums)
         busiest = sorted(merged.items(), key=lambda one: (one[0][0], -one[1].total_ns, one[0][1]))
         return [_summary(*key, sums) for key, sums in busiest]
-
-    def counters(self) -> dict[str, int]:
-        """Nothing is counted."""
-        return {}
-
-    def close(self, timeout_s: float) -> None:
-        """Nothing waits here."""
 
 
 def _summary(service: str, route: str, sums: _Sums) -> RouteSummary:

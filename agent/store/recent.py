@@ -1,4 +1,4 @@
-"""The requests that ended last, in memory, for whoever lays samples over them."""
+"""The requests that ended last, in memory, so that samples can be matched with them."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
 
+from stagescope.agent.sinks import PromptSink
 from stagescope.agent.store.serialize import lines
 from stagescope.records import ColdStartRecord, Record, RequestRecord
 
@@ -14,19 +15,13 @@ MAX_REQUESTS = 2000
 and then no single one could be named anyway."""
 
 
-class RecentRequests:
+class RecentRequests(PromptSink):
     """A sink that keeps the newest MAX_REQUESTS requests; for the agent's own thread."""
 
     def __init__(self, most: int = MAX_REQUESTS) -> None:
-        self.accepted = 0
         self.whole_since_ns = 0
         """From here on every request that ended is here."""
         self._newest: deque[RequestRecord] = deque(maxlen=most)
-
-    @property
-    def settled(self) -> int:
-        """All that was accepted: nothing waits here."""
-        return self.accepted
 
     def accept(self, records: Sequence[Record]) -> None:
         """Keep the requests among *records*."""
@@ -48,30 +43,17 @@ class RecentRequests:
             and record.start_ns + record.duration_ns >= since_ns
         ]
 
-    def counters(self) -> dict[str, int]:
-        """Nothing is counted."""
-        return {}
-
-    def close(self, timeout_s: float) -> None:
-        """Nothing waits here."""
-
 
 MAX_COLD_STARTS = 256
 
 
-class ColdStarts:
+class ColdStarts(PromptSink):
     """A sink that keeps the newest MAX_COLD_STARTS cold starts; safe to use from several threads."""
 
     def __init__(self) -> None:
-        self.accepted = 0
         self._seen = 0
         self._newest: deque[ColdStartRecord] = deque(maxlen=MAX_COLD_STARTS)
         self._lock = threading.Lock()
-
-    @property
-    def settled(self) -> int:
-        """All that was accepted: nothing waits here."""
-        return self.accepted
 
     def accept(self, records: Sequence[Record]) -> None:
         """Keep the cold starts among *records*."""
@@ -91,6 +73,3 @@ class ColdStarts:
     def counters(self) -> dict[str, int]:
         """Return how many there were, those forgotten included."""
         return {"seen": self._seen}
-
-    def close(self, timeout_s: float) -> None:
-        """Nothing waits here."""

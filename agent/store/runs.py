@@ -7,7 +7,6 @@ off with the agent that wrote it, and is dropped and read again from the recorde
 
 from __future__ import annotations
 
-import logging
 import os
 import re
 import shutil
@@ -19,6 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from stagescope.agent.log_once import LogOnce
+from stagescope.agent.sinks import PromptSink
 from stagescope.agent.store.serialize import process_line, record_line
 from stagescope.errors import StagescopeError
 from stagescope.identity import RUN_ID, check_run_id
@@ -42,19 +43,11 @@ class RunCounts:
     died: int
 
 
-@dataclass(frozen=True, slots=True)
-class Addition:
-    """Lines to append, and the records that they hold."""
-
-    data: bytes
-    records: list[Record]
-
-
 class RunFile:
     """Appends records to one run's file; knows which are there already.
 
     A process's records come in the order of their sequence numbers, so one number a process
-    tells what is there; records of the dead (seq -1) are told by their span ids.
+    says what is there; records of processes that died (seq -1) are known by their span ids.
     """
 
     def __init__(self, path: Path) -> None:
@@ -69,10 +62,7 @@ class RunFile:
 
     def written_s(self) -> float:
         """Return when something was last added, seconds since the Unix epoch."""
-        try:
-            return self.path.stat().st_mtime
-        except OSError:
-            return float("inf")  # not made yet: the newest of all
+        return _modified_s(self.path, float("inf"))  # one not made yet is the newest of all
 
     def counts(self) -> RunCounts:
         """Count what is stored."""
@@ -80,8 +70,8 @@ class RunFile:
         finished = self._requests - self._died
         return RunCounts(self.path.stem, self._requests, self._batches, finished, self._died)
 
-    def prepare(self, records: list[Record]) -> Addition:
-        """Turn those of *records* that are not there yet into lines."""
+    def prepare(self, records: list[Record]) -> tuple[bytes, list[Record]]:
+        """Return those of *records* that are not there yet, as lines and as they are."""
         self._load()
         lines: list[str] = []
         fresh: list[Record] = []
@@ -101,23 +91,23 @@ class RunFile:
                 processes[ring_id] = record.process
             lines.append(record_line(record))
             fresh.append(record)
-        return Addition("".join(lines).encode("ascii"), fresh)
+        return "".join(lines).encode("ascii"), fresh
 
-    def append(self, addition: Addition) -> None:
-        """Write the lines; raises OSError, with the file as it was, where they find no room."""
-        if not addition.data:
+    def append(self, data: bytes, records: list[Record]) -> None:
+        """Write what `prepare` gave; raises OSError, with the file as it was, where there is no room."""
+        if not data:
             return
         flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
         fd = os.open(self.path, flags, 0o600)
         try:
-            _write_whole(fd, addition.data, self.size)
+            _write_whole(fd, data, self.size)
         except OSError:
             os.ftruncate(fd, min(self.size, os.fstat(fd).st_size))
             raise
         finally:
             os.close(fd)
-        self.size += len(addition.data)
-        for record in addition.records:
+        self.size += len(data)
+        for record in records:
             ring_id, is_request = record.process.ring_id, isinstance(record, RequestRecord)
             self._processes[ring_id] = record.process
             died = record.state is State.DIED
@@ -194,10 +184,8 @@ MAX_BYTES = 1 << 30
 BLOCK_BYTES = 4096
 SUFFIX = ".ndjson"
 
-_log = logging.getLogger("stagescope")
 
-
-class RunStore:
+class RunStore(PromptSink):
     """A sink that keeps the records of load runs, each once, within bounds.
 
     A driver opens its run here; a run that only its requests name (k6, a driver elsewhere) is
@@ -231,17 +219,11 @@ class RunStore:
         }
         self._full_until_s = 0.0
         """Until then no run that was not opened is idle, so none can give way."""
-        self.accepted = 0
         names = ("stored", "duplicates", "refused", "evicted_runs")
         self._counts: dict[str, int] = dict.fromkeys(names, 0)
-        self._said_full = False
+        self._log = LogOnce()
         self._newest_s = 0.0
         self.forget_old()
-
-    @property
-    def settled(self) -> int:
-        """All that was accepted: a line is in its file when `accept` returns."""
-        return self.accepted
 
     def accept(self, records: Sequence[Record]) -> None:
         """Append those records that belong to a run; what is there already is left out."""
@@ -271,14 +253,14 @@ class RunStore:
                 return
             run = self._runs[run_id] = RunFile(self._folder / f"{run_id}{SUFFIX}")
         try:
-            addition = run.prepare(records)
-            self._make_room(run, len(addition.data))
-            run.append(addition)
+            data, fresh = run.prepare(records)
+            self._make_room(run, len(data))
+            run.append(data, fresh)
         except OSError as problem:
             self._refuse(run, len(records), problem)
             return
-        self._counts["stored"] += len(addition.records)
-        self._counts["duplicates"] += len(records) - len(addition.records)
+        self._counts["stored"] += len(fresh)
+        self._counts["duplicates"] += len(records) - len(fresh)
 
     def open(self, run_id: str) -> None:
         """Note that a driver has opened *run_id*: it is kept, and `Server-Timing` may answer it.
@@ -342,10 +324,8 @@ class RunStore:
 
     def _refuse(self, run: RunFile, count: int, problem: OSError) -> None:
         self._counts["refused"] += count
-        if not self._said_full:
-            self._said_full = True
-            _log.warning("records of load run %s find no room and are left out: %s; "
-                         "said once, counted as runs_refused", run.path.stem, problem)  # fmt: skip
+        self._log(f"records of load run {run.path.stem} find no room and are left out: {problem}; "
+                  "logged once, counted as runs_refused", about="full")  # fmt: skip
 
     def _total_bytes(self) -> int:
         return sum(_on_disk(run.size) for run in self._runs.values())
@@ -356,7 +336,9 @@ class RunStore:
             limit = self._wall() - MAX_AGE_S
             for run_id in [name for name, run in self._runs.items() if run.written_s() < limit]:
                 self._evict(run_id)
-            for run_id in [name for name in self._opened if _age(self._mark(name)) < limit]:
+            for run_id in [
+                name for name in self._opened if _modified_s(self._mark(name), 0.0) < limit
+            ]:
                 self._mark(run_id).unlink(missing_ok=True)
                 self._opened.discard(run_id)
 
@@ -387,20 +369,17 @@ class RunStore:
         with self._lock:
             return {"runs_files": len(self._runs), "runs_bytes": self._total_bytes()}
 
-    def close(self, timeout_s: float) -> None:
-        """Nothing to do: no file is kept open."""
-
 
 def _on_disk(size: int) -> int:
     """Return the bytes that a file of *size* takes: a file of one line takes a whole block."""
     return -(-size // BLOCK_BYTES) * BLOCK_BYTES
 
 
-def _age(mark: Path) -> float:
+def _modified_s(path: Path, missing: float) -> float:
     try:
-        return mark.stat().st_mtime
+        return path.stat().st_mtime
     except OSError:
-        return 0.0
+        return missing
 
 
 def room_for_runs(folder: Path) -> int:

@@ -55,7 +55,7 @@ class SampleStore:
                 self._evict()
 
     def _evict(self) -> None:
-        """Drop the older half of every series; series of what is gone go by and by."""
+        """Drop the older half of every series; series that get no more samples vanish in the end."""
         for key, series in list(self._series.items()):
             count = (len(series.starts) + 1) // 2
             series.drop(count)
@@ -65,7 +65,7 @@ class SampleStore:
                 del self._series[key]
 
     def between(self, since_ns: int, until_ns: int) -> Iterator[Sample]:
-        """Yield the samples that tell of any moment from *since_ns* to *until_ns*."""
+        """Yield the samples that overlap the time from *since_ns* to *until_ns*."""
         with self._lock:  # only to copy: an hour of samples would hold up who adds
             copies = [
                 (key, series.starts[:], series.ends[:], series.values[:])

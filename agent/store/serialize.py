@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, fields
 from json.encoder import encode_basestring_ascii as quoted
 from typing import Any, Generic, TypeVar
 
@@ -189,19 +189,18 @@ BLOCK_BYTES = 1 << 16
 T = TypeVar("T", Sample, StackSpan, KernelRow)
 
 
-@dataclass(frozen=True, slots=True)
 class Lines(Generic[T]):
     """How lines of one kind are written and read."""
 
-    of: str
-    """What a line holds: its field `line`."""
-    names: tuple[str, ...]
-    """Its fields."""
-    make: Callable[[dict[str, Any]], T]
+    def __init__(self, of: str, kind: Callable[..., T]) -> None:
+        """*of*: what a line holds, its field `line`; *kind*: the class."""
+        self.of = of
+        self._kind: Callable[..., T] = kind
+        self._names = [field.name for field in fields(kind)]  # type: ignore[arg-type]
 
     def write(self, items: Iterable[T]) -> Iterator[bytes]:
         """Yield the lines of *items*, each with its newline."""
-        names = self.names
+        names = self._names
         for item in items:
             line = {"line": self.of} | {name: getattr(item, name) for name in names}
             yield json.dumps(line, separators=(",", ":")).encode("ascii") + b"\n"
@@ -215,7 +214,8 @@ class Lines(Generic[T]):
             try:
                 given = json.loads(line)
                 if given["line"] == self.of:
-                    yield self.make({name: given[name] for name in self.names if name in given})
+                    known = {name: given[name] for name in self._names if name in given}
+                    yield self._kind(**(_stack(known) if "frames" in known else known))
             except (ValueError, KeyError, TypeError, AttributeError) as problem:
                 raise StagescopeError(
                     f"line {number} of the agent's {self.of}s cannot be read ({problem!r}): "
@@ -235,23 +235,11 @@ def in_blocks(lines: Iterable[bytes], size: int = BLOCK_BYTES) -> Iterator[bytes
         yield bytes(block)
 
 
-def _names(kind: type) -> tuple[str, ...]:
-    return tuple(field.name for field in fields(kind))
+def _stack(given: dict[str, Any]) -> dict[str, Any]:
+    frames = [Frame(*frame[: len(Frame._fields)]) for frame in given["frames"]]
+    return given | {"frames": tuple(frames)}
 
 
-def _sample(given: dict[str, Any]) -> Sample:
-    return Sample(**given)
-
-
-def _stack(given: dict[str, Any]) -> StackSpan:
-    given["frames"] = tuple([Frame(*frame[: len(Frame._fields)]) for frame in given["frames"]])
-    return StackSpan(**given)
-
-
-def _kernel(given: dict[str, Any]) -> KernelRow:
-    return KernelRow(**given)
-
-
-SAMPLES = Lines("sample", _names(Sample), _sample)
-STACKS = Lines("stack", _names(StackSpan), _stack)
-KERNELS = Lines("kernel", _names(KernelRow), _kernel)
+SAMPLES = Lines("sample", Sample)
+STACKS = Lines("stack", StackSpan)
+KERNELS = Lines("kernel", KernelRow)

@@ -6,29 +6,14 @@ import threading
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, TypeVar
 
-from stagescope.agent.gpu.probe import Device, DeviceEvent
+from stagescope.agent.gpu.probe import Device
 from stagescope.agent.store.samples import SampleStore
 from stagescope.kernels import KernelRow
 from stagescope.stacks import StackSpan
 
-
-class Timed(Protocol):
-    """Something that tells of a stretch of time."""
-
-    @property
-    def start_ns(self) -> int:
-        """Its beginning, monotonic."""
-        ...
-
-    @property
-    def end_ns(self) -> int:
-        """Its end."""
-        ...
-
-
-T = TypeVar("T", bound=Timed)
+T = TypeVar("T", StackSpan, KernelRow)
 
 
 class BoundedLog(Generic[T]):
@@ -48,7 +33,7 @@ class BoundedLog(Generic[T]):
             self._kept.extend(new)
 
     def between(self, since_ns: int, until_ns: int) -> list[T]:
-        """Return what tells of any moment from *since_ns* to *until_ns*."""
+        """Return what overlaps the time from *since_ns* to *until_ns*."""
         with self._lock:
             kept = list(self._kept)
         return [one for one in kept if one.end_ns >= since_ns and one.start_ns <= until_ns]
@@ -62,7 +47,6 @@ class BoundedLog(Generic[T]):
 MAX_STACKS = 50_000
 """About 1 kB each."""
 MAX_KERNELS = 20_000
-MAX_DEVICE_EVENTS = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,11 +58,8 @@ class TelemetryBuffer:
     kernels: BoundedLog[KernelRow] = field(
         default_factory=lambda: BoundedLog[KernelRow](MAX_KERNELS)
     )
-    device_events: BoundedLog[DeviceEvent] = field(
-        default_factory=lambda: BoundedLog[DeviceEvent](MAX_DEVICE_EVENTS)
-    )
     devices: dict[str, Device] = field(default_factory=dict[str, Device])
-    """What `Sample.device` names, by it; a device that is gone stays, for its samples do."""
+    """What `Sample.device` names, by it; a device that was removed stays, for its samples do."""
     before_reading: list[Callable[[float], None]] = field(default_factory=list[Any])
     """What to call, with seconds to wait at most, before a run's evidence is read: whoever
     samples in windows ends them and puts in what they saw."""
@@ -100,5 +81,4 @@ class TelemetryBuffer:
             **self.counts,
             **{f"stacks_{name}": value for name, value in self.stacks.counters().items()},
             **{f"kernels_{name}": value for name, value in self.kernels.counters().items()},
-            **{f"device_events_{name}": n for name, n in self.device_events.counters().items()},
         }

@@ -17,6 +17,7 @@ from typing import Any, Final
 from stagescope.agent.events import KINDS, OOM, SLOW, EventQueue, Notice
 from stagescope.agent.host.cgroups import cgroup_of, find_mount
 from stagescope.agent.host.proc import counts, read
+from stagescope.agent.sinks import PromptSink
 from stagescope.exporters.tail_sampling import SlowTail
 from stagescope.records import Process, Record, RequestRecord, State
 
@@ -45,27 +46,21 @@ class Route:
         self.slow: deque[RequestRecord] = deque(maxlen=AT_LEAST)
 
 
-class SlowWatch:
+class SlowWatch(PromptSink):
     """Puts a notice where at least AT_LEAST requests of a route were slow within WITHIN_S."""
 
     def __init__(
         self, notices: EventQueue, counts: Callable[[], dict[str, int]] = dict[str, int]
     ) -> None:
         """*counts*: what is shown as this sink's counters, the triggers' own."""
-        self.accepted = 0
         self.newest: Process | None = None
         """Whose record came last."""
         self._notices = notices
         self._counts = counts
         self._routes: dict[Key, Route] = {}
 
-    @property
-    def settled(self) -> int:
-        """All that was accepted: nothing waits here."""
-        return self.accepted
-
     def accept(self, records: Sequence[Record]) -> None:
-        """Look at each request."""
+        """Check each request."""
         routes = self._routes
         for record in records:
             if type(record) is RequestRecord:
@@ -97,9 +92,6 @@ class SlowWatch:
     def counters(self) -> dict[str, int]:
         """Return what the triggers made of it."""
         return self._counts()
-
-    def close(self, timeout_s: float) -> None:
-        """Nothing waits here."""
 
 
 def _end_ns(record: RequestRecord) -> int:
@@ -198,7 +190,7 @@ class NoticeFiles:
         self._folder = spool / FOLDER
 
     def look(self, now_ns: int) -> None:
-        """Take what is there, oldest first."""
+        """Read what is there, oldest first."""
         try:
             names = sorted(name for name in os.listdir(self._folder) if name.endswith(SUFFIX))
         except OSError:
@@ -232,7 +224,7 @@ def _read(path: Path) -> Notice:
 
 
 def _sentence(said: dict[str, Any]) -> str:
-    sentence = str(said.get("sentence") or f"process {said['pid']} told of {said['kind']}")
+    sentence = str(said.get("sentence") or f"process {said['pid']} reported {said['kind']}")
     if said.get("path"):
         return f"{sentence}; see {said['path']}"
     return f"{sentence}; {said['why_no_path']}" if said.get("why_no_path") else sentence

@@ -1,4 +1,4 @@
-"""Triggers: what was noticed starts one bounded look at the process; docs/triggers.md tells it."""
+"""Triggers: what was noticed starts one bounded look at the process; see docs/triggers.md."""
 
 from __future__ import annotations
 
@@ -99,13 +99,11 @@ def _write(path: Path, text: str) -> None:
     replace_file(path, text)
 
 
-KERNELS_VARIABLE: Final = variables.KERNELS.name
-"""`micro`: triggers may start kernel captures too."""
 PERIOD_S: Final = 0.5
 WINDOW_S: Final = 2.0
 """How long a trigger's window of stacks lasts."""
 OF_KERNELS: Final = (SLOW, THROTTLE)
-"""Where kernels can tell more than stacks: what ran out of memory or broke has none to show."""
+"""Where kernels show more than stacks: after running out of memory or a fault there are none."""
 RECENT: Final = 32
 
 _log = logging.getLogger("stagescope")

@@ -48,7 +48,7 @@ class CheckedSession(requests.Session):
         """*as_json* is the class of what is sent, where that is to be sent as JSON."""
         super().__init__()
         self.rejected = 0
-        """How many spans or points the newest answer said were not taken."""
+        """How many spans or points were not taken, by the newest answer."""
         self.is_shut = False
         self._answer, self._as_json = answer, as_json
         self._open: list[socket.socket] = []
@@ -177,7 +177,7 @@ def _write_ids_in_hex(part: Any) -> None:
 
 
 class _KnownConnection:
-    """Mixed into urllib3's connections: tells its socket to the owner."""
+    """Mixed into urllib3's connections: passes its socket to the owner."""
 
     owner: CheckedSession
 

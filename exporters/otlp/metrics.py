@@ -161,25 +161,25 @@ def otlp_metrics_from_environment(
     Raises UsageError, which names the variable, for a value that cannot be used.
     """
     interval_s = whole(environ, INTERVAL_VARIABLE, INTERVAL_MS) / 1000
-    outlet: Transport[MetricsData] | None = transport_from_environment(METRICS, environ)
-    return OtlpMetrics(outlet, metrics, shown, interval_s) if outlet else None
+    transport: Transport[MetricsData] | None = transport_from_environment(METRICS, environ)
+    return OtlpMetrics(transport, metrics, shown, interval_s) if transport else None
 
 
 class OtlpMetrics(Sender[MetricsData]):
     """A sink that takes no records: it sends what *metrics* counted and the samples *shown*.
 
-    Each sending is of everything as it stands then; one that fails costs its points, counted,
+    Each sending has everything as it is then; one that fails loses its points, which is counted,
     and the next one says more. Nothing is kept to be sent again.
     """
 
     def __init__(
         self,
-        outlet: Transport[MetricsData],
+        transport: Transport[MetricsData],
         metrics: StageMetrics,
         shown: Callable[[], Shown],
         interval_s: float,
     ) -> None:
-        super().__init__(outlet, "metrics", " (OTEL_METRICS_EXPORTER=none sends none)")
+        super().__init__(transport, "metrics", " (OTEL_METRICS_EXPORTER=none sends none)")
         self.accepted = 0
         self._metrics = metrics
         self._shown = shown
@@ -222,7 +222,7 @@ class OtlpMetrics(Sender[MetricsData]):
             self.send(self._gathered, self._settle)
 
     def _settle(self, sent: bool) -> None:
-        rejected = min(self._points, self.outlet.rejected()) if sent else self._points
+        rejected = min(self._points, self.transport.rejected()) if sent else self._points
         self._counts["sent_points"] += self._points - rejected
         self._counts["unsent_points"] += rejected
         self._points = 0

@@ -45,7 +45,7 @@ class Outcome(StrEnum):
     FAILED = "dropped_failed_spans"
     """The back end did not take them."""
     REJECTED = "rejected_spans"
-    """The back end took the others of the same request, and said that it rejects these."""
+    """The back end took the others of the same request, and rejected these."""
     CLOSED = "dropped_closed_spans"
     """They were still waiting at the end."""
 
@@ -82,9 +82,9 @@ class SpanQueue:
         self._flush_until = 0.0
 
     def put(self, waiting: Waiting, number: int) -> bool:
-        """Take *waiting* in; False, and counted as dropped, where there is no room.
+        """Add *waiting*; False, and counted as dropped, where there is no room.
 
-        *number* only grows: it tells `oldest` what has not been settled.
+        *number* only grows: `oldest` is the smallest that has not been settled.
         """
         spans = waiting.spans
         with self._changed:
@@ -128,7 +128,7 @@ class SpanQueue:
             return self._waiting[0][2] if self._waiting else None
 
     def close(self, flush_s: float) -> None:
-        """Take nothing more in; go on giving for *flush_s*."""
+        """Accept nothing more; `take` goes on for *flush_s*."""
         with self._changed:
             self._closing = True
             self._flush_until = time.monotonic() + flush_s

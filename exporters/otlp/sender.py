@@ -36,10 +36,10 @@ _log = logging.getLogger(__name__)
 
 
 class SpanSender(Sender[Spans]):
-    """Empties a queue into an outlet until the queue is closed."""
+    """Empties a queue into a transport until the queue is closed."""
 
-    def __init__(self, queue: SpanQueue, outlet: Transport[Spans]) -> None:
-        super().__init__(outlet, "spans")
+    def __init__(self, queue: SpanQueue, transport: Transport[Spans]) -> None:
+        super().__init__(transport, "spans")
         self._queue = queue
         self._builder = SpanBuilder()
         self._rejects = False
@@ -73,14 +73,14 @@ class SpanSender(Sender[Spans]):
                 return
 
     def _settle(self, taken: list[Waiting], sent: bool) -> None:
-        rejected = self.outlet.rejected() if sent else 0
+        rejected = self.transport.rejected() if sent else 0
         self._queue.settle(taken, Outcome.SENT if sent else Outcome.FAILED, rejected)
         self.on_settled()
         if rejected and not self._rejects:
             self._rejects = True
             _log.warning(
                 "%s rejects %d of the spans of one request; logged once, counted in rejected_spans",
-                self.outlet.name, rejected,
+                self.transport.name, rejected,
             )  # fmt: skip
 
     def _pause_s(self) -> float:
@@ -119,8 +119,8 @@ def otlp_from_environment(keep: TailSampler | None = None) -> OtlpSpans | None:
     Raises UsageError, which names the variable, for a value that cannot be used.
     """
     limits, policy = limits_from_environment(), keep or TailSampler()
-    outlet: Transport[Spans] | None = transport_from_environment(TRACES)
-    return OtlpSpans(outlet, policy, limits) if outlet else None
+    transport: Transport[Spans] | None = transport_from_environment(TRACES)
+    return OtlpSpans(transport, policy, limits) if transport else None
 
 
 class OtlpSpans:
@@ -131,7 +131,7 @@ class OtlpSpans:
     """
 
     def __init__(
-        self, outlet: Transport[Spans], keep: TailSampler, limits: QueueLimits | None = None
+        self, transport: Transport[Spans], keep: TailSampler, limits: QueueLimits | None = None
     ) -> None:
         self.accepted = 0
         self._keep = keep
@@ -142,7 +142,7 @@ class OtlpSpans:
         self._abandoned: int | None = None
         """The number of the first record that was still waiting at the end."""
         self._queue = SpanQueue(limits or QueueLimits())
-        self._sender = SpanSender(self._queue, outlet)
+        self._sender = SpanSender(self._queue, transport)
         self._sender.start()
 
     @property
@@ -184,7 +184,7 @@ class OtlpSpans:
     @property
     def exporting_to(self) -> str:
         """The back end that took the last export; empty where it did not, or there was none."""
-        return self._sender.outlet.name if self._sender.works else ""
+        return self._sender.transport.name if self._sender.works else ""
 
     @property
     def queued_spans(self) -> int:

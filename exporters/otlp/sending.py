@@ -32,9 +32,9 @@ class Sender(ABC, Generic[T]):
     That the back end fails is logged once, and once that it takes things again.
     """
 
-    def __init__(self, outlet: Transport[T], what: str, hint: str = "") -> None:
+    def __init__(self, transport: Transport[T], what: str, hint: str = "") -> None:
         """*what* is sent: `spans`, `metrics`; *hint* ends the sentence that says that it fails."""
-        self.outlet = outlet
+        self.transport = transport
         self.failed_exports = 0
         self.failures = 0
         """In a row."""
@@ -74,14 +74,14 @@ class Sender(ABC, Generic[T]):
     ) -> bool:
         """Send what *make* makes (None: nothing); False where that failed, or it was not taken.
 
-        *settle* is told, before anything is counted or logged.
+        *settle* is called with the result, before anything is counted or logged.
         """
         self._reasons.clear()
         sent = False
         self._since_s = time.monotonic()
         try:
             what = make()
-            sent = what is None or self.outlet.send(what)
+            sent = what is None or self.transport.send(what)
         except Exception as problem:  # noqa: BLE001 the guard: a library may raise anything
             self._reasons.append(f"{type(problem).__name__}: {problem}")
         finally:
@@ -95,12 +95,12 @@ class Sender(ABC, Generic[T]):
 
     def _report(self, sent: bool) -> None:
         if sent and self.failures:
-            _log.warning("%s takes %s again", self.outlet.name, self._what)
+            _log.warning("%s takes %s again", self.transport.name, self._what)
         elif not sent and not self.failures and not self.closing.is_set():
             reason = (self._reasons[-1] if self._reasons else "no reason given").rstrip(".")
             _log.warning(
                 "%s cannot be sent to %s: %s; they are dropped and counted until it takes them%s",
-                self._what, self.outlet.name, reason, self._hint,
+                self._what, self.transport.name, reason, self._hint,
             )  # fmt: skip
 
     def end(
@@ -109,9 +109,9 @@ class Sender(ABC, Generic[T]):
         flush: Callable[[float], None] = lambda seconds: None,
         aborting: Callable[[], None] = lambda: None,
     ) -> bool:
-        """Let it send what waits, and end the thread within *timeout_s*; False the second time.
+        """Send what waits, and end the thread within *timeout_s*; False the second time.
 
-        *flush* is told how long it may send; *aborting* is called before what lasts longer is
+        *flush* is called with how long it may send; *aborting* is called before what lasts longer is
         aborted.
         """
         if self.closing.is_set():
@@ -121,6 +121,6 @@ class Sender(ABC, Generic[T]):
         flush(timeout_s - grace_s)
         self._thread.join(timeout_s - grace_s)
         aborting()
-        self.outlet.abort()
+        self.transport.abort()
         self._thread.join(grace_s)
         return True

@@ -177,13 +177,28 @@ class SpanBuilder:
 
         *batches* are where the batches of a request have their spans; it links to them.
         """
-        resource, scope = self._resource(record.process)
         if isinstance(record, RequestRecord):
-            own = _request_span(record, batches, resource, scope)
+            about = _of_request(record, batches)
         elif isinstance(record, BatchRecord):
-            own = _batch_span(record, resource, scope)
+            about = _of_batch(record)
         else:
-            own = _cold_start_span(record, resource, scope)
+            about = _of_cold_start(record)
+        resource, scope = self._resource(record.process)
+        start = record.process.anchor.wall(record.start_ns)
+        own = ReadableSpan(
+            about.name,
+            _context(record.trace_id, about.span_id),
+            about.parent,
+            resource,
+            about.attributes,
+            (),
+            about.links,
+            about.kind,
+            status=_status(record),
+            start_time=start,
+            end_time=start + record.duration_ns,
+            instrumentation_scope=scope,
+        )
         return [own, *_stage_spans(record, own)]
 
     def _resource(self, process: Process) -> tuple[ProcessResource, InstrumentationScope]:
@@ -197,88 +212,48 @@ class SpanBuilder:
         return known
 
 
-def _request_span(
-    record: RequestRecord,
-    batches: Sequence[BatchLink],
-    resource: Resource,
-    scope: InstrumentationScope,
-) -> ReadableSpan:
+@dataclass(frozen=True, slots=True)
+class _About:
+    """What the kinds of records differ in."""
+
+    name: str
+    span_id: str
+    attributes: dict[str, Value]
+    links: Sequence[Link]
+    kind: SpanKind = SpanKind.INTERNAL
+    parent: SpanContext | None = None
+
+
+def _of_request(record: RequestRecord, batches: Sequence[BatchLink]) -> _About:
     method = names.known_method(record.method)
     verb = "HTTP" if method == names.OTHER_METHOD else method
-    parent = None
-    if record.parent_span_id:
-        parent = _context(record.trace_id, int(record.parent_span_id, 16), not record.internal)
-    return _span(
-        record,
+    parent = record.parent_span_id
+    return _About(
         f"{verb} {record.route}" if record.route else verb,
-        _context(record.trace_id, int(record.span_id, 16)),
-        parent,
-        SpanKind.INTERNAL if record.internal else SpanKind.SERVER,
+        record.span_id,
         dict(request_attributes(record)),
-        [Link(_context(batch.trace_id, int(batch.span_id, 16), True)) for batch in batches],
-        resource,
-        scope,
+        [_link(batch.trace_id, batch.span_id) for batch in batches],
+        SpanKind.INTERNAL if record.internal else SpanKind.SERVER,
+        _context(record.trace_id, parent, not record.internal) if parent else None,
     )
 
 
-def _batch_span(
-    record: BatchRecord, resource: Resource, scope: InstrumentationScope
-) -> ReadableSpan:
-    return _span(
-        record,
+def _of_batch(record: BatchRecord) -> _About:
+    return _About(
         f"batch {record.model}" if record.model else "batch",
-        _context(record.trace_id, int(record.batch_id, 16)),
-        None,
-        SpanKind.INTERNAL,
+        record.batch_id,
         dict(batch_attributes(record)),
-        [Link(_context(m.trace_id, int(m.span_id, 16), True)) for m in record.members],
-        resource,
-        scope,
+        [_link(member.trace_id, member.span_id) for member in record.members],
     )
 
 
-def _cold_start_span(
-    record: ColdStartRecord, resource: Resource, scope: InstrumentationScope
-) -> ReadableSpan:
+def _of_cold_start(record: ColdStartRecord) -> _About:
     first = record.first_request
-    return _span(
-        record,
+    return _About(
         "cold start",
-        _context(record.trace_id, int(record.span_id, 16)),
-        None,
-        SpanKind.INTERNAL,
+        record.span_id,
         dict(cold_start_attributes(record)),
-        [Link(_context(first.trace_id, int(first.span_id, 16), True))] if first else [],
-        resource,
-        scope,
-    )
-
-
-def _span(
-    record: Record,
-    name: str,
-    context: SpanContext,
-    parent: SpanContext | None,
-    kind: SpanKind,
-    attributes: dict[str, Value],
-    links: Sequence[Link],
-    resource: Resource,
-    scope: InstrumentationScope,
-) -> ReadableSpan:
-    start = record.process.anchor.wall(record.start_ns)
-    return ReadableSpan(
-        name,
-        context,
-        parent,
-        resource,
-        attributes,
-        (),
-        links,
-        kind,
-        status=_status(record),
-        start_time=start,
-        end_time=start + record.duration_ns,
-        instrumentation_scope=scope,
+        [_link(first.trace_id, first.span_id)] if first else [],
     )
 
 
@@ -344,5 +319,10 @@ def enclosing(stages: Sequence[StageSpan]) -> list[int | None]:
     return parents
 
 
-def _context(trace_id: str, span_id: int, is_remote: bool = False) -> SpanContext:
-    return SpanContext(int(trace_id, 16), span_id, is_remote, _SAMPLED)
+def _link(trace_id: str, span_id: str) -> Link:
+    return Link(_context(trace_id, span_id, True))
+
+
+def _context(trace_id: str, span_id: str | int, is_remote: bool = False) -> SpanContext:
+    number = span_id if isinstance(span_id, int) else int(span_id, 16)
+    return SpanContext(int(trace_id, 16), number, is_remote, _SAMPLED)

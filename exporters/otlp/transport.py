@@ -1,4 +1,4 @@
-"""Where spans and metrics go: OpenTelemetry's exporters, made to give up when told to."""
+"""Where spans and metrics go: OpenTelemetry's exporters, made to stop when asked to."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Transport(Generic[T]):
     """Where spans or metrics go."""
 
     name: str
-    """What a person is told of when it fails."""
+    """How the log calls it."""
     exporter: Exporter[T]
     rejected: Callable[[], int] = lambda: 0
     """Returns how many of the newest sending's spans or points the back end did not take."""
@@ -144,7 +144,7 @@ def without_user_info(url: str) -> str:
 
 
 def rejected_answers(exporter: Any) -> Callable[[], int]:
-    """Return what tells how many the newest answer to *exporter*, which drops it, did not take.
+    """Return a function that says how many the newest answer to *exporter* did not take.
 
     Its stub is private; where a release has another, rejected spans go unnoticed.
     """

@@ -224,17 +224,17 @@ class EmbeddedAgent:
 
         self._hold = hold
         try:
-            composed = sinks_from_environment()
+            pipeline = sinks_from_environment()
             agent = Agent(
                 self._spool,
-                composed.sinks,
+                pipeline.sinks,
                 shared=not self._in_helper,
                 holds=hold.valid,
                 samplers=chosen(embedded=True),
                 cpu_s=time.process_time if self._in_helper else time.thread_time,
             )
-            composed.watch(agent)
-            control = Control(agent, EMBEDDED, self._spool, composed.render, agent.stop)
+            pipeline.watch(agent)
+            control = Control(agent, EMBEDDED, self._spool, pipeline.render, agent.stop)
             self._server = serve_socket(control)
             try:
                 self._agent = agent

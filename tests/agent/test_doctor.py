@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from stagescope import stage
 from stagescope.agent.doctor import gpu
+from stagescope.agent.doctor.environment import Environment, Served
 from stagescope.agent.doctor.examine import Check, examine
 from stagescope.agent.doctor.finding import KERNELS, OK, SPANS, STACKS, WARN, Finding
-from stagescope.agent.doctor.surroundings import Environment, Served
 from stagescope.agent.probe import probe_of
 from stagescope.agent.stacks.permissions import Rights
 from stagescope.middleware.probe.server import Probe
@@ -81,7 +81,7 @@ def test_a_check_that_hangs_or_fails_is_its_own_line_alone() -> None:
     release.set()
     told = {line.name: line.finding.told for line in found.lines}
     assert list(told) == ["hang", "fail", "well", "no"]
-    assert told["hang"] == "did not come to an end within 0.3 s"
+    assert told["hang"] == "did not finish within 0.3 s"
     assert "KeyError: 'oops'" in told["fail"]
     assert found.possible(SPANS)
     assert not found.possible(STACKS)

@@ -49,11 +49,11 @@ def test_many_rings_give_every_record_in_order(spool: Path) -> None:
         writer.close()
 
 
-def test_small_bites_lose_nothing_and_give_way_between(spool: Path) -> None:
+def test_small_batches_lose_nothing_and_give_way_between(spool: Path) -> None:
     """An embedded agent's small batches read the same records, and let the server in between."""
     ways: list[int] = []
     with write_ring(spool / "a.ring", 50) as writer:
-        drain = Drain(spool, {}, bite=8, give_way=lambda: ways.append(1))
+        drain = Drain(spool, {}, batch=8, give_way=lambda: ways.append(1))
         assert seqs(drained(drain), writer) == list(range(50))
         assert len(ways) == 6
         drain.close()
@@ -97,7 +97,7 @@ def test_a_dead_process_is_read_to_its_end_and_its_requests_in_flight_reported(
     assert last_stage(died) == "preprocess"
     assert drain.ended() == [writer.path]
     assert drained(drain) == []
-    drain.bury(drain.ended())
+    drain.remove(drain.ended())
     assert not writer.path.exists()
     assert drain.counters()["died"] == 1
 
@@ -200,7 +200,7 @@ def test_writers_counters_are_summed_and_outlive_their_files(spool: Path) -> Non
     assert drain.counters()["unlisted"] == 7
     one.close()
     drained(drain)
-    drain.bury(drain.ended())
+    drain.remove(drain.ended())
     assert drain.counters()["unlisted"] == 7
     assert drain.rings() == 1
     drain.close()

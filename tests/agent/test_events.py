@@ -11,7 +11,8 @@ def notice(at_ns: int) -> Notice:
 def test_notices_come_out_once_and_in_order() -> None:
     """What was put is taken oldest first, and only once."""
     notices = EventQueue()
-    notices.put_all([notice(1), notice(2)])
+    for number in (1, 2):
+        notices.put(notice(number))
     assert [one.at_ns for one in notices.take()] == [1, 2]
     assert notices.take() == []
     assert notices.counters() == {"notices": 2, "notices_dropped": 0}
@@ -20,6 +21,7 @@ def test_notices_come_out_once_and_in_order() -> None:
 def test_what_finds_no_room_is_dropped_and_counted() -> None:
     """A full queue keeps what it has, drops the newest and counts it."""
     notices = EventQueue(most=2)
-    notices.put_all([notice(1), notice(2), notice(3)])
+    for number in (1, 2, 3):
+        notices.put(notice(number))
     assert [one.at_ns for one in notices.take()] == [1, 2]
     assert notices.counters() == {"notices": 2, "notices_dropped": 1}

@@ -71,8 +71,8 @@ def test_a_signal_ends_it_cleanly(spool: Path, start_process: AgentProcesses, nu
         code, printed = end(process, number)
     assert code == 0
     assert f"reading spool {spool}" in printed
-    assert f"worker {os.getpid()} of test came" in printed
-    assert "ends: 4 records read" in printed
+    assert f"worker {os.getpid()} of test found" in printed
+    assert "stopped: 4 records read" in printed
     assert not (spool / "agent.sock").exists()
     assert (spool / "runs" / "run.ndjson").read_text().count('"kind":"request"') == 4
 
@@ -103,8 +103,8 @@ def test_once_reads_what_is_there_and_ends(spool: Path, start_process: AgentProc
     process = start_process(spool, "--once", answers=False)
     out, err = process.communicate(timeout=20)
     assert (process.returncode, err) == (0, "")
-    assert "went, 1 in flight" in out
-    assert "ends: 6 records read" in out
+    assert "has exited, 1 requests in flight" in out
+    assert "stopped: 6 records read" in out
     assert not writer.path.exists()
 
 
@@ -124,7 +124,7 @@ def test_tcp_and_metrics_say_where_they_are(spool: Path, start_process: AgentPro
             assert b"http_server_request_duration_seconds" in response.read()
         code, printed = end(process)
     assert code == 0
-    assert "ends: 2 records read" in printed
+    assert "stopped: 2 records read" in printed
 
 
 def test_a_token_file_is_used(spool: Path, tmp_path: Path, start_process: AgentProcesses) -> None:

@@ -18,7 +18,7 @@ from prometheus_client.samples import Sample
 from stagescope.agent.api.address import url
 from stagescope.agent.api.control import listen, metrics_only
 from stagescope.exporters.aggregation import WINDOW, Histogram
-from stagescope.exporters.prometheus import StageMetrics
+from stagescope.exporters.prometheus import AgentFigures, StageMetrics
 from stagescope.exporters.tail_sampling import Share, TailSampler
 from stagescope.recorder.format import WAITS
 from stagescope.semconv import METRICS
@@ -126,9 +126,12 @@ def test_exemplars_only_where_the_trace_is_kept() -> None:
 def test_batches_in_flight_and_own_counts() -> None:
     """Batch sizes and seconds by model, requests in flight, the agent's counts as they are now."""
     drops = {"otlp.dropped_full_spans": 3}
-    metrics = StageMetrics(counters=lambda: drops, gauges=lambda: {"otlp.queued_spans": 7})
+    metrics = StageMetrics(
+        figures=AgentFigures(
+            lambda: drops, lambda: {"otlp.queued_spans": 7}, lambda: {"resnet-api": 4}
+        )
+    )
     metrics.accept([batch_record(size=6), batch_record(size=8)])
-    metrics.set_in_flight("resnet-api", 4)
     drops["otlp.dropped_full_spans"] = 5
     read = families(metrics)
 
@@ -143,9 +146,11 @@ def test_batches_in_flight_and_own_counts() -> None:
 def test_metrics_are_in_the_table() -> None:
     """What is shown is what the published table names, with its labels and units."""
     stalled = request_record(stalls=(StageStall(3, "inference", "gc", 1_000_000),))
-    metrics = counted(stalled, batch_record(), cold_start_record())
-    metrics.set_in_flight("resnet-api", 1)
-    metrics.set_waits("resnet-api", dict.fromkeys(WAITS, 1))
+    figures = AgentFigures(
+        in_flight=lambda: {"resnet-api": 1}, waits=lambda: {"resnet-api": dict.fromkeys(WAITS, 1)}
+    )
+    metrics = StageMetrics(figures=figures)
+    metrics.accept([stalled, batch_record(), cold_start_record()])
     read = families(metrics)
 
     assert set(read) == {named.prometheus for named in METRICS}
@@ -202,14 +207,14 @@ def test_format_goes_by_the_accept_header() -> None:
 def test_names_without_end_are_bounded() -> None:
     """Stages, routes, models and services that are invented without end count as `other`."""
     stage = request_record().stages[0]
-    metrics = StageMetrics()
+    serving = dict.fromkeys((f"s{index}" for index in range(200)), 1)
+    metrics = StageMetrics(figures=AgentFigures(in_flight=lambda: serving))
     for index in range(1_000):
         own = (stage._replace(stage=f"mine{index}.part", start_ns=0, end_ns=10, self_ns=10),)
         metrics.accept([request_record(stages=own, duration_ns=10, route=f"/{index}")])
         metrics.accept([batch_record(model=f"m{index}")])
     for index in range(200):
         metrics.accept([request_record(process=replace(PROCESS, service=f"s{index}"))])
-        metrics.set_in_flight(f"s{index}", 1)
     read = families(metrics)
     stages = samples(read["model_server_stage_duration_seconds"], "_sum", service="resnet-api")
 

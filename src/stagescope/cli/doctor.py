@@ -66,8 +66,8 @@ def prepare_parser(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Look at everything and print it."""
+    from stagescope.agent.doctor.environment import look_around
     from stagescope.agent.doctor.examine import examine
-    from stagescope.agent.doctor.surroundings import look_around
 
     needed = parse_needed(args.need)
     around = look_around(args.spool, args.pid, proc=args.proc, sys=args.sys)

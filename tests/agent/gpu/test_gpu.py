@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -63,13 +62,13 @@ def test_samples_events_and_notices_are_kept(evidence: TelemetryBuffer) -> None:
         ("xid", "GPU-1"),
         ("throttle", "GPU-1"),
     ]
-    assert notices[0].sentence == "the driver told of fault XID 79 on H0 GPU-1"
+    assert notices[0].sentence == "the driver reported XID 79 on H0 GPU-1"
     kept = {sample.name: (sample, total) for sample, total in evidence.samples.latest(0)}
     assert kept["hw.power"][0].value == 300
     assert kept["model_server.gpu.xid"][1] == 1
     assert kept["model_server.gpu.xid"][0].detail == "79"
-    assert len(evidence.device_events.between(0, time.monotonic_ns())) == 3
-    assert evidence.devices["GPU-1"].attributes()["hw.model"] == "replay of H0"
+    assert evidence.counts["device_events_added"] == 3
+    assert evidence.devices["GPU-1"].replay
     assert sampler.children_cpu_s() > 0
 
 
@@ -175,7 +174,7 @@ def test_a_driver_that_holds_a_call_keeps_nobody_up(
     sampler.close()
     assert [one.getMessage() for one in caplog.records] == [
         "gpu: the driver has not answered for 5 s; samples are missing until it does",
-        "gpu: the driver holds a call; its thread ends with the agent",
+        "gpu: the driver blocks a call; its thread ends with the agent",
     ]
     held.set()
 
@@ -288,7 +287,7 @@ def test_an_agent_ends_while_the_driver_holds_a_call(
         wait_until(lambda: stand_in.calls()["nvmlDeviceGetFieldValues"])
         assert AgentClient(spool / "agent.sock").health()["status"] == "ok"
         printed = end(process)
-    assert "the driver holds a call; its thread ends with the agent (in nvmlDeviceGetF" in printed
+    assert "the driver blocks a call; its thread ends with the agent (in nvmlDeviceGetF" in printed
 
 
 def test_an_agent_replays_a_recording(

@@ -234,7 +234,7 @@ def test_a_lost_device_is_dropped(stand_in: StandIn, tmp_path: Path) -> None:
         assert [device.id for device in probe.devices()] == [GPU]
         assert {one.device for one in samples} == {GPU}
         assert probe.said() == [
-            f"gpu: Stand-in H0 {OTHER} is gone: GPU is lost; looked for again every 60 s"
+            f"gpu: Stand-in H0 {OTHER} is gone: GPU is lost; looked for every 60 s"
         ]
 
 

@@ -59,7 +59,6 @@ def test_a_process_with_accelerators(serve: Serve) -> None:
         ("hw.gpu.memory.limit", 0, 64 * GIB),
         ("model_server.gpu.process.memory", process.pid, 3 * GIB),
     }
-    assert {one.name for one in samples} == probe.capabilities()
     assert len(probe.poll("fast")) == 6
     assert probe.poll("slow") == []
     assert list(probe.events()) == []

@@ -107,9 +107,9 @@ def test_one_that_hangs_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     folder = tmp_path / "folder"
     folder.mkdir()
     monkeypatch.setattr(py_spy, "PATIENCE_S", 0.1)
-    with pytest.raises(StagescopeError, match="did not come to an end with process 1 and was"):
+    with pytest.raises(StagescopeError, match="did not finish with process 1 and was"):
         over(PySpy(hangs, folder).begin(target(1), 0.1))
-    with pytest.raises(StagescopeError, match=r"no stacks of process 1 within 0\.1 s"):
+    with pytest.raises(StagescopeError, match=r"py-spy gave nothing within 0\.1 s"):
         PySpy(hangs, folder).dump(target(1), 0.1)
     assert not list(folder.iterdir())
 

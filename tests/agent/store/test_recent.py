@@ -89,7 +89,7 @@ def test_sums_of_waits_outlive_their_process(spool: Path) -> None:
     second.close()
     drain.discover()
     drain.poll(list[object]().extend)
-    drain.bury(drain.ended())
+    drain.remove(drain.ended())
     assert figures() == (12, 5, 1)
     drain.close()
     first.close()

@@ -318,7 +318,7 @@ def test_notices_that_processes_leave_are_taken_once(tmp_path: Path) -> None:
     files.look(0)
     files.look(0)
     assert notices.take() == [
-        Notice(OOM, 7, "", 5, "process 7 told of oom; see /x/snapshot.pickle")
+        Notice(OOM, 7, "", 5, "process 7 reported oom; see /x/snapshot.pickle")
     ]
     assert files.bad == 7
     assert list(folder.glob("*.json")) == []

@@ -40,10 +40,6 @@ class Answers:
         """Return the devices."""
         return [asdict(device) for device in self.probe.devices()]
 
-    def capabilities(self) -> list[str]:
-        """Return the names that can be read."""
-        return sorted(self.probe.capabilities())
-
     def event(self) -> dict[str, Any]:
         """Wait for the next event."""
         return asdict(next(self._events))
