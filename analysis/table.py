@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from stagescope.analysis.breakdown import UNKNOWN
-from stagescope.analysis.report import Batches, Client, Joined, Part, Report
+from stagescope.analysis.report import Batches, Client, Instrument, Joined, Part, Report
 from stagescope.analysis.resources.table import resources_body, resources_lines
 from stagescope.stages import OTHER
 
@@ -275,13 +275,21 @@ def _foot(report: Report) -> list[RenderableType]:
         f"{client.failed:,} failed, {client.answered:,} answered), "
         f"{unmatched.server:,} of the server's{inner}",
         **_died(report.died),
-        "instrument": f"{_or_unknown(cost.cost_us, '.1f')} µs a request "
-        f"({cost.stages_per_request:.1f} stages), {_or_unknown(cost.dropped, ',')} dropped, "
-        f"{_or_unknown(cost.overwritten, ',')} overwritten; the server went on for "
-        f"{cost.server_after_ms:.3f} ms after the last byte",
+        "instrument": _instrument(cost),
         **resources_lines(report.resources),
     }
     return [_lines(lines)]
+
+
+def _instrument(cost: Instrument) -> str:
+    if cost.cost_us is None:
+        return f"{UNRECORDED} (only an agent knows what recording costs and loses)"
+    return (
+        f"{cost.cost_us:.1f} µs a request ({cost.stages_per_request:.1f} stages), "
+        f"{_or_unknown(cost.dropped, ',')} dropped, "
+        f"{_or_unknown(cost.overwritten, ',')} overwritten; the server went on for "
+        f"{cost.server_after_ms:.3f} ms after the last byte"
+    )
 
 
 def _or_unknown(value: float | None, form: str) -> str:

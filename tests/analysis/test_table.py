@@ -121,11 +121,12 @@ def test_server_timing_is_told(tmp_path: Path) -> None:
     """The head says that the header's times end where the response begins."""
     client = client_row(0)
     server = server_row(client, {"inference": MS}) | {"source": "server-timing", "boot_id": ""}
-    run = example_run(server_source="server-timing")
+    run = example_run(server_source="server-timing", instrument={})
 
     screen = text(render(build_report(write_run_folder(tmp_path, [client], [server], run=run))))
 
     assert "until the response began" in screen
+    assert re.search(r"^instrument +– \(only an agent knows", screen, re.MULTILINE)
 
 
 def test_no_colour_when_piped_or_asked(report: Report, monkeypatch: pytest.MonkeyPatch) -> None:
