@@ -268,13 +268,10 @@ class Timeline:
         status: int,
         error: bytes,
         route: bytes,
-        last: int = -1,
     ) -> None:
         """End the timeline and commit its record; a second call does nothing.
 
-        For a batch *request_bytes* is its device time and *chunks* its size. *last* is the entry
-        of a stage that ends with the timeline: it is closed only when the record is finished, so
-        that a process killed in between is known to have died in it.
+        For a batch *request_bytes* is its device time and *chunks* its size.
         """
         if self.done:
             return
@@ -299,12 +296,6 @@ class Timeline:
             if error or route:
                 _pack_words(raw, _WORDS_AT, error, route)
             raw[17] = 2
-            if last < 32:
-                if last >= 0:
-                    slot.times[last + 32] = end_ns
-            elif last < fmt.ENTRIES_PER_SLOT * (continuations + 1):
-                assert chain is not None
-                chain[last // 32 - 1].times[last % 32 + ENDS] = end_ns
             if continuations or self.lent is not None:
                 for further in (chain or []) + (self.lent or []):
                     recorder.commit(further)
