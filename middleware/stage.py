@@ -66,16 +66,17 @@ def marked_call(code: int) -> Callable[..., Any]:
     return marked(call, code)
 
 
-def in_other_thread(function: Callable[..., R]) -> Callable[..., R]:
+def in_other_thread(function: Callable[..., R], submitted_ns: int = 0) -> Callable[..., R]:
     """Return *function* as a worker thread is to call it: its stack names the stage of its caller.
 
-    The same where the caller is in no stage. Nothing is charged: the caller's stage goes on.
+    The same where the caller is in no stage. Nothing is charged: the caller's stage goes on. While
+    a load run lasts the wait for a thread since *submitted_ns*, unless 0, is recorded.
     """
     timeline = current.get()
     if timeline is None or timeline.done:
         return function
     if timeline.watched:
-        function = functools.partial(timed, timeline, function)
+        function = functools.partial(timed, timeline, submitted_ns, function)
     code = timeline.innermost(_THREADPOOL)
     return functools.partial(marked_call(code), function) if code else function
 

@@ -5,25 +5,34 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
-from statistics import median
+from statistics import median, quantiles
 
-from stagescope.analysis.waits.requests import LEAST_FREE, Part, Served, stage_at
-from stagescope.stages import WaitFact
+from stagescope.analysis.waits.requests import LEAST_FREE, Interval, Part, Served, stage_at
 
 GAP_NS = 300_000
 """The loop was busy all the time where what ran on it lies no further apart."""
+SWITCH_NS = 5_000_000
+"""A thread that computes gives the interpreter's lock to one that waits after so long."""
 
 
 class Occupancy:
     """Who was at work on one event loop when; one at a time, so its stretches do not overlap."""
 
     def __init__(self, stretches: list[tuple[int, int, str, str]]) -> None:
-        """*stretches* are start, end, stage and the key of its request."""
-        stretches.sort()
-        self._stretches = stretches
-        self._starts = [stretch[0] for stretch in stretches]
-        self._ends = [stretch[1] for stretch in stretches]
+        """*stretches* are start, end, stage and the key of its request.
+
+        Of two that overlap, since one is known by its amount only, the later one is cut.
+        """
+        self._stretches: list[tuple[int, int, str, str]] = []
+        last = 0
+        for start, end, stage, key in sorted(stretches):
+            if end > last:
+                self._stretches.append((max(start, last), end, stage, key))
+                last = end
+        self._starts = [stretch[0] for stretch in self._stretches]
+        self._ends = [stretch[1] for stretch in self._stretches]
 
     def _between(self, start: int, end: int) -> list[tuple[int, int, str, str]]:
         first, last = bisect_right(self._ends, start), bisect_left(self._starts, end)
@@ -37,11 +46,11 @@ class Occupancy:
                 sums[stage] += min(last, end) - max(first, start)
         return sums
 
-    def breaks(self, start: int, end: int) -> int:
+    def breaks(self, start: int, end: int, longest_ns: int = GAP_NS) -> int:
         """Return the short times between one stretch and the next: the server's own code ran."""
         between = self._between(start, end)
         gaps = (later[0] - earlier[1] for earlier, later in pairwise(between))
-        return sum(gap for gap in gaps if 0 < gap <= GAP_NS)
+        return sum(gap for gap in gaps if 0 < gap <= longest_ns)
 
     def busy_since(self, start: int, end: int, key: str) -> int:
         """Return since when, at *start* or later, others held it without a break until *end*."""
@@ -53,63 +62,128 @@ class Occupancy:
         return max(since, start)
 
 
+@dataclass(frozen=True, slots=True)
+class Work:
+    """A stretch in which one thread was at work for a request."""
+
+    start: int
+    end: int
+    owner: str
+    """The request's key."""
+    name: str
+    """Kind of thread, and the stage in the middle."""
+    on_loop: bool
+    off: int
+    """For how long it was off its core, and in no run queue."""
+    computed: int
+    times: int
+    """About how often it got a core."""
+
+    @property
+    def share(self) -> float:
+        """Of its time, what it computed or could have."""
+        return 1 - min(self.off / (self.end - self.start), 1)
+
+    @property
+    def yields(self) -> int:
+        """How often it gave the interpreter's lock up at least, where others wanted it."""
+        return self.computed // SWITCH_NS
+
+
 class OffCore:
     """Time in which a thread was off its core and not queued: a lock, or a call that blocks.
 
-    At most as much of it as other threads of the process were on a core meanwhile was a wait for
-    the interpreter's lock. The estimate is what goes beyond what the same stage is off its core
-    for when no other thread is at work; where it was never seen alone, the stage keeps it.
+    At most as much of it was a wait for the interpreter's lock as other threads of the process
+    computed meanwhile, and SWITCH_NS each time that it got a core. The estimate is what goes
+    beyond what the same stage is off its core for by itself, and at most what a thread waits that
+    needs the lock three times and after each SWITCH_NS of its own computing.
     """
 
     def __init__(self, requests: Sequence[Served], parts: Mapping[str, Sequence[Part]]) -> None:
         self._parts = parts
-        work: list[tuple[int, int, str, str]] = []
-        for request in requests:
-            for fact in request.facts:
-                if fact.kind in ("ran", "thread"):
-                    start = request.start_ns + fact.start_ns
-                    work.append((start, request.start_ns + fact.end_ns, fact.kind, request.key))
-        self._work = sorted(work)
-        self._starts = [start for start, _, _, _ in self._work]
-        self._longest = max((end - start for start, end, _, _ in work), default=0)
-        self._alone = self._seen_alone(requests)
+        self._work = sorted(
+            (work for request in requests for work in self._works(request)),
+            key=lambda work: work.start,
+        )
+        self._starts = [work.start for work in self._work]
+        self._longest = max((work.end - work.start for work in self._work), default=0)
+        self._usual = self._by_itself()
 
-    def _others(self, start: int, end: int, key: str) -> int:
-        """Return for how much of an interval others were at work, each once."""
+    def _works(self, request: Served) -> Iterable[Work]:
+        off = {f.start_ns: f for f in request.facts if f.kind == "off"}
+        queued = {f.start_ns: f.end_ns - f.start_ns for f in request.facts if f.kind == "queued"}
+        for fact in request.facts:
+            length = fact.end_ns - fact.start_ns
+            if fact.kind not in ("ran", "thread") or length <= 0:
+                continue
+            start = request.start_ns + fact.start_ns
+            blocked = off.get(fact.start_ns)
+            spent = blocked.end_ns - blocked.start_ns if blocked else 0
+            yield Work(
+                start, start + length, request.key,
+                f"{fact.kind} {stage_at(self._parts[request.key], start + length // 2)}",
+                fact.kind == "ran", spent, length - spent - queued.get(fact.start_ns, 0),
+                blocked.loop if blocked else 0,
+            )  # fmt: skip
+
+    def _others(self, start: int, end: int, key: str) -> Iterable[tuple[Work, int]]:
         first = bisect_left(self._starts, start - self._longest)
         last = bisect_left(self._starts, end)
-        spent = 0
-        for begin, stop, _, owner in self._work[first:last]:
-            if owner != key:
-                spent += max(0, min(stop, end) - max(begin, start))
-        return spent
+        for work in self._work[first:last]:
+            if work.owner != key and work.end > start:
+                yield work, min(work.end, end) - max(work.start, start)
 
-    def _seen_alone(self, requests: Sequence[Served]) -> dict[str, int]:
-        seen: dict[str, list[int]] = defaultdict(list)
-        for request in requests:
-            off = {f.start_ns: f.end_ns - f.start_ns for f in request.facts if f.kind == "off"}
-            for fact in request.facts:
-                if fact.kind in ("ran", "thread"):
-                    start, end = request.start_ns + fact.start_ns, request.start_ns + fact.end_ns
-                    if not self._others(start, end, request.key):
-                        seen[self._name(request, fact)].append(off.get(fact.start_ns, 0))
-        return {name: round(median(all_)) for name, all_ in seen.items() if len(all_) >= LEAST_FREE}
+    def computing(self, start: int, end: int, key: str, *, steps: bool = False) -> int:
+        """Return for how much of an interval threads of requests other than *key* computed.
 
-    def _name(self, request: Served, fact: WaitFact) -> str:
-        middle = request.start_ns + (fact.start_ns + fact.end_ns) // 2
-        return f"{fact.kind} {stage_at(self._parts[request.key], middle)}"
+        Those of worker threads; with *steps* also the event loops'.
+        """
+        others = self._others(start, end, key)
+        spent = sum(both * work.share for work, both in others if steps or not work.on_loop)
+        return min(round(spent), end - start)
 
-    def gil(
-        self, request: Served, works: dict[int, WaitFact]
-    ) -> Iterable[tuple[WaitFact, int, int]]:
-        """Yield where *request* may have waited for the lock: estimate and upper bound, ns."""
-        for fact in request.facts:
-            inside = works.get(fact.start_ns)
-            if fact.kind != "off" or inside is None:
-                continue
-            start, end = request.start_ns + inside.start_ns, request.start_ns + inside.end_ns
-            off = fact.end_ns - fact.start_ns
-            high = min(off, self._others(start, end, request.key))
-            usual = self._alone.get(self._name(request, inside), off)
+    def _contenders(self, work: Work) -> float:
+        """Return how many other threads at a time computed for long, 1 at least."""
+        others = self._others(work.start, work.end, work.owner)
+        together = sum(both for other, both in others if other.yields)
+        return max(1.0, together / (work.end - work.start))
+
+    def _by_itself(self) -> dict[str, int]:
+        """Return by name for how long a thread is off its core when it waits for no lock.
+
+        From those that no other thread computed beside; where there were none, what was least
+        but for a tenth, less what it gave up for others at least.
+        """
+        alone: dict[str, list[int]] = defaultdict(list)
+        beside: dict[str, list[int]] = defaultdict(list)
+        for work in self._work:
+            others = self.computing(work.start, work.end, work.owner, steps=True)
+            if others:
+                given = min(work.yields * SWITCH_NS, others)
+                beside[work.name].append(max(0, work.off - given))
+            else:
+                alone[work.name].append(work.off)
+        return {
+            name: round(quantiles(all_, n=10)[0])
+            for name, all_ in beside.items()
+            if len(all_) >= LEAST_FREE
+        } | {name: round(median(all_)) for name, all_ in alone.items() if len(all_) >= LEAST_FREE}
+
+    def gil(self, request: Served, stops: Sequence[Interval]) -> Iterable[tuple[Work, int, int]]:
+        """Yield where *request* may have waited for the lock: estimate and upper bound, ns.
+
+        While the process was stopped it waited for no lock.
+        """
+        for work in self._works(request):
+            off = work.off - sum(
+                max(0, min(last, work.end) - max(first, work.start)) for first, last in stops
+            )
+            high = min(
+                off,
+                self.computing(work.start, work.end, request.key, steps=True),
+                (work.times + 1) * SWITCH_NS,
+            )
             if high > 0:
-                yield inside, min(max(0, off - usual), high), high
+                likely = (3 + work.yields) * self._contenders(work) * SWITCH_NS
+                beyond = off - self._usual.get(work.name, off)
+                yield work, max(0, min(beyond, high, round(likely))), high

@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from statistics import median
 
-from stagescope.analysis.waits.contention import Occupancy, OffCore
+from stagescope.analysis.waits.contention import SWITCH_NS, Occupancy, OffCore
 from stagescope.analysis.waits.requests import (
     LEAST_FREE,
     Interval,
@@ -24,10 +24,12 @@ from stagescope.analysis.waits.requests import (
 )
 from stagescope.stages import WaitFact
 
-CAUSES = ("gc", "cpu", "event_loop", "gil")
+CAUSES = ("stopped", "gc", "cpu", "event_loop", "gil")
 """In the order in which an instant is charged."""
 TIMER_SLACK_NS = 1_100_000
 """Both loops sleep in whole milliseconds: a timer that is so late was not held up by anybody."""
+PAUSES = CAUSES[:2]
+"""Those that hold up all threads of a process."""
 UNKNOWN_HOLDER = ""
 
 
@@ -47,15 +49,10 @@ class _Process:
         self._requests = requests
         self._segments = {request.key: segments(request) for request in requests}
         self._loops = self._occupancies()
-        self._collections = {
-            (request.start_ns + fact.start_ns, request.start_ns + fact.end_ns)
-            for request in requests
-            for fact in request.facts
-            if fact.kind == "gc"
-        }
+        self._pauses = {cause: _Pauses(requests, cause) for cause in PAUSES}
+        self._off = OffCore(requests, self._segments)
         self._free_awaits = self._seen_free()
         self._free_gaps = self._seen_free_gaps()
-        self._off = OffCore(requests, self._segments)
 
     def _occupancies(self) -> dict[int, Occupancy]:
         ran: dict[int, list[tuple[int, int, str, str]]] = defaultdict(list)
@@ -68,6 +65,9 @@ class _Process:
                     # The loop had something to do and no core: it was not free for others.
                     bounds = (request.start_ns + fact.start_ns, request.start_ns + fact.end_ns)
                     ran[number].append((*bounds, UNKNOWN_HOLDER, request.key))
+                elif fact.kind == "busy":
+                    bounds = (request.start_ns + fact.start_ns, request.start_ns + fact.end_ns)
+                    ran[fact.loop].append((*bounds, UNKNOWN_HOLDER, ""))
                 elif fact.kind == "ran":
                     start = request.start_ns + fact.start_ns
                     for first, last, stage in cut(parts, start, request.start_ns + fact.end_ns):
@@ -100,24 +100,18 @@ class _Process:
             for request in self._requests
             if request.sent_ns < request.start_ns
             and not self._own_loop(request).holders(request.sent_ns, request.start_ns, request.key)
+            and not self._off.computing(request.sent_ns, request.start_ns, request.key)
         ]
         return round(median(gaps)) if len(gaps) >= LEAST_FREE else 0
 
     def split(self) -> dict[str, Waits]:
-        collections = sorted(self._collections)
-        begins = [start for start, _ in collections]
-        longest = max((end - start for start, end in collections), default=0)
-        found: dict[str, Waits] = {}
-        for request in self._requests:
-            first = bisect_left(begins, request.sent_ns - longest)
-            last = bisect_right(begins, request.start_ns + request.duration_ns)
-            found[request.key] = self._of(request, collections[first:last])
-        return found
+        return {request.key: self._of(request) for request in self._requests}
 
-    def _of(self, request: Served, collections: Sequence[Interval]) -> Waits:
+    def _of(self, request: Served) -> Waits:
         one = _Request(request, self._segments[request.key])
-        for start, end in collections:
-            one.exact("gc", start, end)
+        for cause, pauses in self._pauses.items():
+            for start, end in pauses.during(request):
+                one.exact(cause, start, end)
         works = {f.start_ns: f for f in request.facts if f.kind in ("ran", "thread")}
         for fact in request.facts:
             if fact.kind == "queued":
@@ -126,24 +120,27 @@ class _Process:
                     one.exact("cpu", one.at(fact.start_ns), one.at(fact.end_ns))
                 else:
                     amount = fact.end_ns - fact.start_ns
-                    one.spread("cpu", inside, amount, amount, amount)
+                    within = one.at(inside.start_ns), one.at(inside.end_ns)
+                    one.spread("cpu", within, amount, amount, amount)
         for fact in request.facts:
             if fact.kind in ("ready", "due", "awaited"):
                 self._loop_wait(one, fact)
         if request.sent_ns < request.start_ns:
             self._before_first_line(one)
-        for inside, estimate, high in self._off.gil(request, works):
-            one.spread("gil", inside, estimate, 0, high)
+        stops = self._pauses["stopped"].during(request)
+        for work, estimate, high in self._off.gil(request, stops):
+            one.spread("gil", (work.start, work.end), estimate, 0, high)
         return one.waits
 
     def _loop_wait(self, one: _Request, fact: WaitFact) -> None:
         loop, start, end = self._loop(fact.loop), one.at(fact.start_ns), one.at(fact.end_ns)
         if fact.kind == "ready":
-            one.loop(loop, start, end)
+            one.loop(loop, one.lock(start, self._locked(one, loop, start, end)), end)
         elif fact.kind == "due":
             late = end - start
             known = sum(loop.holders(start, end, one.key).values())
-            one.loop(loop, end - max(min(known, late), late - TIMER_SLACK_NS, 0), end)
+            start = end - max(min(known, late), late - TIMER_SLACK_NS, 0)
+            one.loop(loop, one.lock(start, self._locked(one, loop, start, end)), end)
         else:
             since = loop.busy_since(start, end, one.key)
             if since < end:
@@ -155,10 +152,42 @@ class _Process:
         """The network has what the loop was free for, or what it takes when the loop is free."""
         start, end = one.request.sent_ns, one.request.start_ns
         loop = self._own_loop(one.request)
-        held = sum(loop.holders(start, end, one.key).values()) + loop.breaks(start, end)
-        free = max(end - start - held, min(self._free_gaps, end - start))
+        # It has something to do, so its breaks are no sleep: its own code, or the lock.
+        breaks = loop.breaks(start, end, SWITCH_NS)
+        held = sum(loop.holders(start, end, one.key).values()) + breaks
+        usual = min(self._free_gaps, end - start)
+        locked = self._locked(one, loop, start + usual, end)
+        free = max(end - start - held - locked, usual)
+        start = one.lock(start + free, min(locked, end - start - free))
         if held:
-            one.loop(loop, start + free, end, low_from=end, high_from=end - held)
+            one.loop(loop, start, end, low_from=end, high_from=min(start, end - held))
+
+    def _locked(self, one: _Request, loop: Occupancy, start: int, end: int) -> int:
+        """Return for how long, while nothing ran on *loop*, other threads kept it from running."""
+        held = sum(loop.holders(start, end, one.key).values()) + loop.breaks(start, end)
+        return min(max(0, end - start - held), self._off.computing(start, end, one.key))
+
+
+class _Pauses:
+    """When the whole process stood still for one cause."""
+
+    def __init__(self, requests: Sequence[Served], cause: str) -> None:
+        self._times: list[Interval] = sorted(
+            {
+                (request.start_ns + fact.start_ns, request.start_ns + fact.end_ns)
+                for request in requests
+                for fact in request.facts
+                if fact.kind == cause
+            }
+        )
+        self._starts = [start for start, _ in self._times]
+        self._longest = max((end - start for start, end in self._times), default=0)
+
+    def during(self, request: Served) -> list[Interval]:
+        """Return those that *request* may have met."""
+        first = bisect_left(self._starts, request.sent_ns - self._longest)
+        last = bisect_right(self._starts, request.start_ns + request.duration_ns)
+        return self._times[first:last]
 
 
 class _Request:
@@ -207,18 +236,25 @@ class _Request:
                         self.waits.held[stage, UNKNOWN_HOLDER] += estimate - known
         self._claims.take(start, end)
 
-    def spread(self, cause: str, inside: WaitFact, ns: int, low_ns: int, high_ns: int) -> None:
+    def lock(self, start: int, ns: int) -> int:
+        """Charge *ns* from *start* on to the interpreter's lock, an estimate; return their end."""
+        for first, last in self._claims.take(start, start + ns):
+            for begin, stop, stage in cut(self.parts, first, last):
+                self._charge(stage, "gil", stop - begin, 0, stop - begin)
+        return start + ns
+
+    def spread(self, cause: str, inside: Interval, ns: int, low_ns: int, high_ns: int) -> None:
         """Charge a wait that lay somewhere within *inside*: over its stages, by their length."""
         parts = [
             part
-            for first, last in self._claims.free(self.at(inside.start_ns), self.at(inside.end_ns))
+            for first, last in self._claims.free(*inside)
             for part in cut(self.parts, first, last)
         ]
         free = sum(last - first for first, last, _ in parts)
         if not free:
             return
         # It may have lain in what is charged already (a collection that had no core) as well.
-        whole = inside.end_ns - inside.start_ns
+        whole = inside[1] - inside[0]
         amounts = (
             min(ns, whole) * free // whole,
             max(0, low_ns - (whole - free)),

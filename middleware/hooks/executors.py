@@ -29,7 +29,7 @@ def _marking(submit: Callable[..., Any]) -> Callable[..., Any]:
     def marking(pool: Any, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
         work = function
         with guarded():
-            work = in_other_thread(function)
+            work = in_other_thread(function, time.monotonic_ns())
         return submit(pool, work, *args, **kwargs)
 
     return marking

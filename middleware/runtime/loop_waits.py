@@ -36,6 +36,12 @@ QUIET_S = 5.0
 in flight."""
 LONGEST_S = 600.0
 """A request that takes longer is not waited for."""
+BREAK_NS = 300_000
+"""Between two steps the loop's own code runs; only longer breaks are recorded."""
+BUSY_SHARE = 0.9
+"""The loop slept in a break in which its thread had, or waited for, a core for less than this."""
+LONG_NS = 300_000
+"""So much work in a break in which it slept too is recorded as its end."""
 _MOST_EDGES = 4096
 
 _ATTRIBUTE = "_stagescope_waits"
@@ -66,7 +72,7 @@ def running_watch() -> LoopWatch | None:
     watch: LoopWatch | None = getattr(loop, _ATTRIBUTE, None)
     if watch is None and loop is not None:
         with suppress(AttributeError):
-            watch = LoopWatch(loop, next(_numbers) % fmt.LOOPS)
+            watch = LoopWatch(loop, next(_numbers) % fmt.MOST_LOOPS)
             setattr(loop, _ATTRIBUTE, watch)
     return watch
 
@@ -95,6 +101,9 @@ class LoopWatch:
         self.clock = ThreadClock()
         self.queued_ns = self.clock.read()[1]
         """The thread's time in a run queue when its last step ended."""
+        self.known_ns = _now()
+        """Until when what ran on the loop is recorded, and the thread's clock then."""
+        self.known = self.clock.read()
         self._on = False
         self._used_s = 0.0
         self._set_timer = loop.call_later
@@ -109,8 +118,10 @@ class LoopWatch:
         if self.clock.ident != get_ident():  # The loop runs in another thread than before.
             self.clock = ThreadClock()
             self.queued_ns = self.clock.read()[1]
+            self.known_ns, self.known = _now(), self.clock.read()
         if not self._on:
             self._on = True
+            self.known_ns, self.known = _now(), self.clock.read()
             self._own_functions.update(self._replacements)
             self._set_timer(QUIET_S, self._check)
 
@@ -210,7 +221,7 @@ class Steps(Coroutine[Any, Any, Any]):
         self._timeline = timeline
         self._watch = watch
         self._begun_ns = 0
-        self._used = (0, 0)
+        self._used = (0, 0, 0)
         self._awaited: Any = None
         self._since_ns = created_ns
         """When it gave the loop back, or was made; 0: it did not wait for the loop yet."""
@@ -260,7 +271,7 @@ class Steps(Coroutine[Any, Any, Any]):
         watch = self._watch
         before, watch.running = watch.running, self
         with guarded(self._timeline.recorder):
-            self._begin()
+            self._begin(alone=before is None)
         try:
             awaited = self._awaited = run(*args)
         except BaseException:
@@ -278,10 +289,13 @@ class Steps(Coroutine[Any, Any, Any]):
             self.ran_until(self._timeline, self._since_ns)
         return awaited
 
-    def _begin(self) -> None:
+    def _begin(self, *, alone: bool) -> None:
+        """Note that a step begins; not *alone* where it is within another one."""
         begun_ns = self._begun_ns = _now()
         used = self._used = self._watch.clock.read()
         worked = self._since_ns and self._resumed(begun_ns)
+        if alone and begun_ns - self._watch.known_ns > BREAK_NS:
+            self._break(begun_ns, used)
         if not worked and (queued_ns := used[1] - self._watch.queued_ns) >= self._floor_ns:
             # The kernel woke the loop's thread, and no core was free: for a request's first step
             # before its timeline begins.
@@ -292,9 +306,23 @@ class Steps(Coroutine[Any, Any, Any]):
         if timeline is not self._timeline or timeline.done:
             return
         if at_ns - self._begun_ns >= self._floor_ns:
-            code = fmt.CODE_RAN + self._watch.number
-            record(timeline, code, self._begun_ns, at_ns, self._used, self._watch.clock.read())
+            watch = self._watch
+            used = watch.clock.read()
+            record(timeline, fmt.CODE_RAN + watch.number, self._begun_ns, at_ns, self._used, used)
+            watch.known_ns, watch.known = at_ns, used
             self._count()
+
+    def _break(self, at_ns: int, used: tuple[int, int, int]) -> None:
+        """Record what ran on the loop since the last recorded step, where it was no such step."""
+        watch = self._watch
+        since_ns, before = watch.known_ns, watch.known
+        watch.known_ns, watch.known = at_ns, used
+        busy_ns = used[0] + used[1] - before[0] - before[1]
+        if busy_ns < BUSY_SHARE * (at_ns - since_ns):
+            if busy_ns < LONG_NS:
+                return
+            since_ns = at_ns - busy_ns
+        self._fact(fmt.CODE_BUSY, since_ns, at_ns)
 
     def _resumed(self, at_ns: int) -> bool:
         """Record what it waited for since it gave the loop back, and that it goes on at *at_ns*.

@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import threading
 import time
+from bisect import bisect_right
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
 from stagescope.middleware.recording.guard import guarded
+from stagescope.middleware.recording.names import CODES
 from stagescope.middleware.recording.timeline import Timeline
 from stagescope.recorder import format as fmt
 
@@ -19,6 +21,8 @@ FLOOR_NS = 50_000
 """What is shorter stays with its stage, unrecorded."""
 
 MOST_CHAINED = 16
+
+_THREADPOOL = CODES["queue.threadpool"]
 
 
 class ThreadClock:
@@ -34,12 +38,13 @@ class ThreadClock:
         if self._fd >= 0:
             os.close(self._fd)
 
-    def read(self) -> tuple[int, int]:
-        """Return CPU time and time in a run queue, ns since the thread began."""
-        waited_ns = 0
+    def read(self) -> tuple[int, int, int]:
+        """Return CPU time and time in a run queue, ns since the thread began, and how often it ran."""
+        waited_ns = times = 0
         if self._fd >= 0:
-            waited_ns = int(os.pread(self._fd, 64, 0).split()[1])
-        return time.thread_time_ns(), waited_ns
+            _, waited, ran = os.pread(self._fd, 64, 0).split()
+            waited_ns, times = int(waited), int(ran)
+        return time.thread_time_ns(), waited_ns, times
 
 
 _local = threading.local()
@@ -58,8 +63,8 @@ def record(
     code: int,
     begun_ns: int,
     ended_ns: int,
-    before: tuple[int, int],
-    after: tuple[int, int],
+    before: tuple[int, int, int],
+    after: tuple[int, int, int],
 ) -> None:
     """Record that a thread was at work for *timeline*, and what of that time it had no core.
 
@@ -73,19 +78,26 @@ def record(
     if queued_ns >= FLOOR_NS:
         timeline.mark(fmt.CODE_QUEUED, begun_ns, begun_ns + queued_ns)
     if off_ns >= FLOOR_NS:
-        timeline.mark(fmt.CODE_OFF, begun_ns, begun_ns + off_ns)
+        times = bisect_right(fmt.TIMES_ON_CORE, after[2] - before[2]) - 1
+        timeline.mark(fmt.CODE_OFF + times, begun_ns, begun_ns + off_ns)
 
 
-def timed(timeline: Timeline, function: Callable[..., Any], *args: Any) -> Any:
-    """Call *function* in a worker thread, and record how it ran where its load run is open."""
-    if not timeline.watched:
-        return function(*args)
+def timed(
+    timeline: Timeline, submitted_ns: int, function: Callable[..., Any], *args: Any, **named: Any
+) -> Any:
+    """Call *function* in a worker thread, and record how it ran while its load run is open.
+
+    *submitted_ns* is when it was given to an executor, from when on it is in `queue.threadpool`; 0
+    where that is recorded elsewhere.
+    """
     clock = None
     with guarded(timeline.recorder):
         clock = thread_clock()
         begun_ns, before = _now(), clock.read()
+        if submitted_ns and begun_ns - submitted_ns >= FLOOR_NS:
+            timeline.mark(_THREADPOOL, submitted_ns, begun_ns)
     try:
-        return function(*args)
+        return function(*args, **named)
     finally:
         with guarded(timeline.recorder):
             ended_ns = _now()

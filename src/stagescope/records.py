@@ -270,7 +270,7 @@ def with_stalls(record: RequestRecord, stalls: Sequence[Stall]) -> RequestRecord
         [
             WaitFact(stall.cause, -1, stall.start_ns - first_ns, stall.end_ns - first_ns)
             for stall in met
-            if record.run_id and stall.cause == "gc"
+            if record.run_id and stall.cause in ("gc", "stopped")
         ]
     )
     return replace(

@@ -150,9 +150,11 @@ class WaitFact(NamedTuple):
     """`ran` on an event loop; `ready` to go on, or its timer `due`, until the loop resumed it;
     `awaited` something that was ready at a moment not known; a `thread` worked for it; its thread
     was `queued` for a core, or `off` it for another cause, for as long in all, within the `ran` or
-    `thread` of the same start; `gc`: the garbage collector ran."""
+    `thread` of the same start; its loop was `busy` with code of
+    no request; the garbage collector ran, `gc`, or the process was `stopped`."""
     loop: int
-    """Number of the event loop within its process; -1: none."""
+    """Number of the event loop within its process; -1: none. Of `off`: about how
+    often the thread got a core within it."""
     start_ns: int
     """Since the request's start; below 0 where it began before the request."""
     end_ns: int

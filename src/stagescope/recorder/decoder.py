@@ -337,25 +337,32 @@ class SlotDecoder:
 
 _LONG_NS = 60_000_000_000
 """What a fact begins before its request is a wait; a longer one is damage."""
-_WAIT_KINDS = {
+_WAIT_BLOCKS = {
     fmt.CODE_RAN: "ran",
     fmt.CODE_READY: "ready",
     fmt.CODE_DUE: "due",
     fmt.CODE_AWAITED: "awaited",
     fmt.CODE_THREAD: "thread",
     fmt.CODE_QUEUED: "queued",
-    fmt.CODE_OFF: "off",
+    fmt.CODE_BUSY: "busy",
 }
+_WAIT_KINDS = {
+    first + number: (kind, number)
+    for first, kind in _WAIT_BLOCKS.items()
+    for number in range(fmt.LOOPS)
+    if first + number < fmt.CODE_MEMBER_TRACE
+}
+_WAIT_KINDS |= {fmt.CODE_OFF + at: ("off", times) for at, times in enumerate(fmt.TIMES_ON_CORE)}
+"""What a fact's code says: its kind, and its number."""
 
 
 def _wait_facts(entries: Entries, start: int, duration: int) -> tuple[WaitFact, ...]:
     """Return the facts among *entries* whose times lie within the timeline."""
     return tuple(
         [
-            WaitFact(_WAIT_KINDS[code & -fmt.LOOPS], code % fmt.LOOPS, first - start, last - start)
+            WaitFact(*_WAIT_KINDS[code], first - start, last - start)
             for code, first, last in entries
-            if code & -fmt.LOOPS in _WAIT_KINDS
-            and start - _LONG_NS < first <= last <= start + duration
+            if code in _WAIT_KINDS and start - _LONG_NS < first <= last <= start + duration
         ]
     )
 

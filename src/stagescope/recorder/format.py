@@ -112,7 +112,7 @@ CODE_MEMBER = 0xFFFE
 CODE_MEMBER_TRACE = 0xFFFD
 """The high half of the trace id of the member before it: start."""
 LOOPS = 32
-"""To each of the codes below the event loop's number, 0 to 31, is added."""
+"""To each of the codes below the event loop's number, 0 to 28, is added."""
 CODE_RAN = 0xFF00
 """The request ran on the event loop, from start to end (monotonic ns, as in all of these)."""
 CODE_READY = 0xFF20
@@ -127,7 +127,15 @@ CODE_QUEUED = 0xFFA0
 """A thread that was at work for it waited for a core, for end less start in all: within the entry
 of CODE_RAN or CODE_THREAD with the same start; where none has it, from start to end."""
 CODE_OFF = 0xFFC0
-"""As CODE_QUEUED: the thread was off the core for another cause: a lock, a call that blocks."""
+"""As CODE_QUEUED: the thread was off the core for another cause: a lock, a call that blocks. Added
+is how often it got a core meanwhile, as a place in TIMES_ON_CORE."""
+TIMES_ON_CORE = (*range(13), *(round(12 * 1.2**step) for step in range(1, 20)))
+assert len(TIMES_ON_CORE) == LOOPS
+CODE_BUSY = 0xFFE0
+"""The event loop ran from start to end, and what ran was no step of a request: the server's own
+code, a task of the app."""
+MOST_LOOPS = CODE_MEMBER_TRACE - CODE_BUSY
+"""Loops are numbered from 0 to one less than this."""
 
 assert HEADER_CRC_AT + 4 <= LIVE_WORD * 8
 assert COUNTER_WORDS + len(COUNTERS) <= WAIT_WORDS
