@@ -21,7 +21,7 @@ export PIP_NO_INPUT := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-system test-servers test-pythons check format lock clean
+.PHONY: help demo test planted-time test-system test-servers test-pythons check format lock clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -31,6 +31,9 @@ demo: $(DEMO) ## the main job: a real model server under load, and where its tim
 
 test: $(INSTALLED) ## the whole test suite
 	$(BIN)/python -m pytest $(ARGS)
+
+planted-time: $(INSTALLED) ## servers whose times are known, at four loads: what the report makes of them; five minutes a loop
+	$(BIN)/python -m tests.planted_time $(ARGS)
 
 test-system: $(INSTALLED) ## tests with programs that pip does not install (a real Prometheus)
 	$(BIN)/python -m pytest -m system $(ARGS)

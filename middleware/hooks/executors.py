@@ -2,9 +2,10 @@
 
 `asyncio.to_thread`, `loop.run_in_executor` (of asyncio and of uvloop) and an executor of the app's
 own all hand a function to `ThreadPoolExecutor.submit`. Its thread then has a frame with the mark
-of the stage that waits for it. No time is taken: `carry` does that.
+of the stage that waits for it.
 
-While a load run lasts a `ProcessPoolExecutor` brings home, beside the result of a function, which
+While a load run lasts the wait for a thread is in `queue.threadpool`, what the thread did is
+recorded for docs/waits.md, and a `ProcessPoolExecutor` brings home, beside the result of a function, which
 stages and model calls it was in there (see runtime/workers.py).
 """
 

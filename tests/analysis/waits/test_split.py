@@ -90,6 +90,38 @@ def test_before_the_first_line_the_network_has_what_the_loop_was_free_for() -> N
     assert charged(waits) == {("network.request", "event_loop"): 16}
 
 
+def test_breaks_of_a_loop_that_has_something_to_do_are_no_sleep() -> None:
+    """Two stages held the loop, and 3 ms between them nobody known: none of it is the network's."""
+    later = request("c", 124, [("preprocess", 0, 20)], [("ran", 0, 20)])
+    waiting = request("b", 144, [("inference", 0, 5)], [("ran", 0, 1)], sent=105)
+    waits = split([HOLDER, later, waiting])["b"]
+    assert charged(waits) == {("network.request", "event_loop"): 39}
+
+
+def test_code_of_no_request_holds_the_loop_unnamed() -> None:
+    """What a task of the app ran while a request was ready is a wait for the loop, held unnamed."""
+    waiting = request("b", 0, [("inference", 0, 30)], [("ready", 5, 25), ("busy", 5, 25)])
+    waits = split([waiting])["b"]
+    assert charged(waits) == {("inference", "event_loop"): 20}
+    assert waits.held == {("inference", ""): 20 * MS}
+
+
+def test_ready_while_only_threads_compute_waits_for_the_interpreters_lock() -> None:
+    """The loop ran nobody, and a worker thread computed: the loop had no lock."""
+    thread = request("a", 0, [("preprocess", 0, 40)], [("thread", 0, 40)])
+    waiting = request("b", 0, [("inference", 0, 30)], [("ready", 5, 25)])
+    assert charged(split([thread, waiting])["b"]) == {("inference", "gil"): 20}
+
+
+def test_a_process_that_was_stopped_waits_for_nothing_else() -> None:
+    """Of 30 ms in which it was ready, 20 went by while the process was stopped."""
+    waiting = request("b", 0, [("inference", 0, 40)], [("ready", 5, 35), ("stopped", 10, 30)])
+    assert charged(split([waiting])["b"]) == {
+        ("inference", "stopped"): 20,
+        ("inference", "event_loop"): 10,
+    }
+
+
 def test_a_run_queue_is_charged_over_the_stages_that_ran() -> None:
     """A thread without a core for 12 of 24 ms: each stage has its share, and the loop none."""
     served = request(

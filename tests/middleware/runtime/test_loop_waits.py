@@ -6,6 +6,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,10 @@ import uvloop
 from stagescope.agent.store.runs import RunStore
 from stagescope.middleware.asgi import StageMiddleware
 from stagescope.middleware.runtime import loop_waits
+from stagescope.middleware.stage import in_other_thread
 from stagescope.recorder import format as fmt
 from stagescope.recorder.spool import RUNS_FOLDER
+from stagescope.records import RequestRecord
 from stagescope.stages import WaitFact
 from stagescope.testing.recording import Recording
 
@@ -26,13 +29,20 @@ MS = 1_000_000
 
 
 def facts(
+    tmp_path: Path, loop: Callable[[], Any], *apps: Any, **run: bytes
+) -> list[list[WaitFact]]:
+    """Serve one request by each of *apps*, at the same time, and return the facts of each."""
+    return [list(record.wait_facts) for record in served(tmp_path, loop, *apps, **run)]
+
+
+def served(
     tmp_path: Path,
     loop: Callable[[], Any],
     *apps: Callable[[], Any],
     run: bytes = b"run-1",
     opened: bytes = b"run-1",
-) -> list[list[WaitFact]]:
-    """Serve one request by each of *apps*, at the same time, and return the facts of each."""
+) -> list[RequestRecord]:
+    """Serve one request by each of *apps*, at the same time, and return their records."""
     recording = Recording(tmp_path)
     RunStore(tmp_path / RUNS_FOLDER).open(opened.decode())
 
@@ -64,7 +74,7 @@ def facts(
         runner.run(main())
     records = sorted(recording.requests, key=lambda record: record.path)
     recording.close()
-    return [list(record.wait_facts) for record in records]
+    return records
 
 
 def longest(found: list[WaitFact], kind: str) -> int:
@@ -135,3 +145,38 @@ def test_the_loop_gets_its_functions_back(
 
     with asyncio.Runner(loop_factory=loop) as runner:
         runner.run(main())
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_code_of_no_request_keeps_the_loop_busy(tmp_path: Path, loop: Callable[[], Any]) -> None:
+    """A callback of the app's own computes for 100 ms while a request sleeps: its next step says so."""
+
+    def compute() -> None:
+        until = time.thread_time() + 0.1
+        while time.thread_time() < until:
+            pass
+
+    async def beside() -> None:
+        asyncio.get_running_loop().call_later(0.005, compute)
+        await asyncio.sleep(0.05)
+
+    (waiting,) = facts(tmp_path, loop, beside)
+
+    assert longest(waiting, "busy") >= 90
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_waiting_for_a_thread_of_an_executor_is_the_thread_pools(
+    tmp_path: Path, loop: Callable[[], Any]
+) -> None:
+    """One thread for two requests of a load run: the second waits in `queue.threadpool`."""
+    with ThreadPoolExecutor(1) as pool:
+
+        async def model() -> None:
+            work = in_other_thread(time.sleep, time.monotonic_ns())  # As the hook hands it over.
+            await asyncio.get_running_loop().run_in_executor(pool, work, 0.05)
+
+        records = served(tmp_path, loop, model, model)
+
+    waits = [record.self_ns().get("queue.threadpool", 0) // MS for record in records]
+    assert max(waits) >= 45
