@@ -150,6 +150,7 @@ def _body(report: Report) -> list[RenderableType]:
 CAUSE_LABELS = {
     "event_loop": "event loop",
     "gil": "interpreter lock",
+    "stopped": "stopped",
     "gc": "garbage coll.",
     "cpu": "CPU",
 }

@@ -19,7 +19,7 @@ from typing import Any
 
 from stagescope.middleware.recording.guard import guarded
 from stagescope.middleware.recording.timeline import Timeline, current
-from stagescope.middleware.runtime import workers
+from stagescope.middleware.runtime import stops, workers
 from stagescope.middleware.runtime.stamped_future import StampedFuture, answer
 from stagescope.middleware.runtime.thread_clock import ThreadClock, record
 from stagescope.middleware.runtime.workers import Round
@@ -58,6 +58,7 @@ def stepped(work: Any, timeline: Timeline) -> Any:
         watch = running_watch()
         if watch is not None and asyncio.iscoroutine(work):
             watch.keep_on()
+            stops.keep_watching(timeline.recorder, watch.clock)
             watch.in_flight += 1
             return Steps(work, timeline, watch, root=True)
     return work
@@ -345,7 +346,8 @@ class Steps(Coroutine[Any, Any, Any]):
     def _waited(self, awaited: Any, answers: list[Round], since_ns: int, at_ns: int) -> None:
         """Record what it waited for, the loop among it, where no worker goes on for it."""
         if awaited is None:  # `sleep(0)`, or a task that was just made: ready from the first.
-            self._fact(fmt.CODE_READY, since_ns, at_ns)
+            if self._others_due(at_ns) <= since_ns:  # Else it would have waited for that task.
+                self._fact(fmt.CODE_READY, since_ns, at_ns)
             return
         ready_ns, due_ns, exact = self._ready(awaited)
         for done in answers:

@@ -142,7 +142,7 @@ class RequestRecord:
         default=(),
         metadata=column(
             "what its stages, and `other`, were charged while the process stood still, by cause: "
-            "`loop`, `gc`, `capture`; null: not known"
+            "`loop`, `gc`, `stopped`, `capture`; null: not known"
         ),
     )
     wait_facts: tuple[WaitFact, ...] = field(
@@ -150,7 +150,8 @@ class RequestRecord:
         metadata=column(
             "when it ran on the event loop (`ran`), waited for it (`ready`, `due`), awaited "
             "something else (`awaited`), a thread worked for it (`thread`) or was not on a core "
-            "(`queued`, `off`), and when its process stood still (`gc`); null: not known; see "
+            "(`queued`, `off`), when the loop was `busy` with code of no request, and when its "
+            "process stood still (`gc`, `stopped`); null: not known; see "
             "waits.md"
         ),
     )

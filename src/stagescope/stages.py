@@ -127,7 +127,8 @@ class Stall(NamedTuple):
     """A time in which a whole process stood still; monotonic ns."""
 
     cause: str
-    """`loop`: a callback of the event loop was late. `gc`: the garbage collector ran. `capture`:
+    """`loop`: a callback of the event loop was late. `gc`: the garbage collector ran. `stopped`: the
+    process was stopped from outside. `capture`:
     a profiler started, recorded, stopped or wrote its file; the process ran, but slower."""
     start_ns: int
     end_ns: int

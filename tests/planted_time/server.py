@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import itertools
 import json
 import os
 import subprocess
@@ -271,6 +272,20 @@ async def collections() -> None:
     took("collections", "inference", slept(0.008))
 
 
+_stopping_calls = itertools.count(1)
+
+
+async def stopping() -> None:
+    """While the twentieth request is served the process is stopped, for 1.2 s."""
+    with stage("inference"):
+        await asyncio.sleep(0.008)
+        if next(_stopping_calls) == 20:
+            pid = os.getpid()
+            command = f"kill -STOP {pid}; sleep 1.2; kill -CONT {pid}"
+            await asyncio.create_subprocess_exec("sh", "-c", command)
+    took("stopping", "inference", slept(0.008))
+
+
 async def outside() -> None:
     """The model is another process, asked over a socket."""
     with stage("preprocess"):
@@ -321,7 +336,7 @@ PATHS: dict[str, Step] = {
     for step in (
         headline, blocking, worker_thread, to_thread, executor, few_threads, one_model_lock,
         interpreter_lock, answer_queue, child_task, gathered, task_group, event, in_steps,
-        postprocess_holds, collections, outside, batched,
+        postprocess_holds, collections, outside, batched, stopping,
     )
 }  # fmt: skip
 

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.planted_time.planted import LOOPS, SHAPES, Outcome, lines, outcome, served
+from tests.planted_time.planted import LOOPS, SHAPES, Outcome, Shape, lines, outcome, served
 
 _choice = random.Random(int(os.environ.get("PLANTED_SEED", "1")))
-_ON_THE_LOOP = ("child_task", "gathered", "task_group", "event", "in_steps", "postprocess_holds")
+_ON_THE_LOOP = ("child_task", "task_group", "in_steps", "postprocess_holds")
 CHOSEN = [("blocking", 0.8), *((path, 0.3) for path in _choice.sample(_ON_THE_LOOP, 2))]
 
 
@@ -66,3 +66,16 @@ def test_the_wait_is_the_event_loops_and_preprocess_held_it(
     by_stage = {holder.stage: holder.share for holder in wait.held_by}
     assert max(by_stage, key=lambda stage: by_stage[stage]) == "preprocess"
     assert found.network_ms <= max(5.0, 0.1 * found.waited_ms)
+
+
+def test_a_process_that_was_stopped_waits_for_that_and_not_for_its_loop(
+    server: tuple[str, tuple[int, Path]], tmp_path: Path
+) -> None:
+    """SIGSTOP for 1.2 s: whoever was in flight, or was sent meanwhile, waited for the process."""
+    loop, place = server
+    found = outcome(place, loop, Shape("stopping", 100.0, "stopped"), 0.5, tmp_path / "run")
+    print("\n".join(lines(found)))
+
+    (wait,) = [wait for wait in found.report.waits if wait.cause == "stopped"]
+    assert 0.9e3 <= wait.p99_ms <= 1.4e3
+    assert wait.mean_ms >= 0.5 * (found.waited_ms - found.machine_ms)
