@@ -14,7 +14,7 @@ def pytest_configure() -> None:
     module: Any = testclient  # what is private in it is needed too
     make = module.TestClient.__init__
 
-    def make_around(self: Any, app: Any, /, *args: Any, **kwargs: Any) -> None:
+    def make_around(self: Any, app: Any, *args: Any, **kwargs: Any) -> None:
         app = app if module._is_asgi3(app) else module._WrapASGI2(app)
         make(self, StageMiddleware(app), *args, **kwargs)
 
