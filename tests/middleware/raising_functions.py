@@ -10,6 +10,7 @@ import asyncio
 import json
 import logging
 import os
+import re
 import sys
 import threading
 from collections import Counter
@@ -36,6 +37,7 @@ from stagescope.recorder import format as fmt
 from stagescope.recorder import spool as spools
 from tests.support import fault_drive as drives
 from tests.support.planted_faults import Functions, Key, Target, targets
+from tests.support.serving import exchange, served
 
 NTH = 2
 """At which call alone a function raises, the second time that it is tried."""
@@ -80,6 +82,7 @@ EXEMPT = {
     "middleware/hooks/starlette.py:_mounted.noted": PASSES,
     "middleware/hooks/starlette.py:_routed.noted": PASSES,
     "middleware/probe/server.py:Probe._live": THREAD,
+    "src/stagescope/embedded.py:EmbeddedAgent._live": THREAD,
     "middleware/recording/guard.py:guarded.__init__": "is the guard",
     "middleware/recording/guard.py:guarded.__enter__": "is the guard",
     "middleware/recording/guard.py:guarded.__exit__": "is the guard",
@@ -152,6 +155,7 @@ class Session:
         ours.propagate = False
         logging.getLogger("asyncio").addHandler(self.faults)
         logging.getLogger("asyncio").propagate = False
+        logging.getLogger("uvicorn.error").disabled = True  # It logs what the app raises.
         self.spans: Callable[[str], Any] = nullcontext
 
     def enter(self, mode: str) -> None:
@@ -191,8 +195,22 @@ class Session:
             answers[name].append(made.done)
         return answers
 
+    def serve(self, *, bare: bool) -> list[str]:
+        """Serve one app by a real uvicorn; returns the answers, byte for byte but for the date."""
+        folder = self.spool / str(next(self.numbers))
+        app = drives.fastapi_app(
+            drives.BARE if bare else drives.Api(stage, carry, batch), nullcontext
+        ).app
+        if not bare:
+            app = StageMiddleware(app, spool=folder)
+        with served(app) as port:
+            answers = [exchange(port, request) for request in drives.RAW_REQUESTS]
+        return [re.sub(rb"date: [^\r]*\r\n", b"", each).decode() for each in answers]
+
     def close(self) -> tuple[int, int]:
         """Close all recorders: slots that are lost, and faults that were counted."""
+        if embedded := sys.modules.get("stagescope.embedded"):
+            embedded._stop_all()
         lost = counted = 0
         for entry in process._open.values():
             if entry is not None:
@@ -273,12 +291,48 @@ def main(spool: Path, part: str) -> None:
                 row = {"name": target.name, "mode": mode, "when": when, **row}
                 print(json.dumps(row), flush=True)
         covered |= called.keys()
-    names = [target.name for target in targets(ROOT, files()) if target.key not in covered]
-    print(json.dumps({"not called": names}))
+    session.enter("served")
+    serve_all(session, part)
+
+
+SEAMS = (
+    "asgi.py:StageMiddleware.open", "asgi.py:stopped", "exchange.py:begin",
+    "exchange.py:Exchange._started", "exchange.py:Exchange.end", "exchange.py:Exchange.finish",
+    "timeline.py:Timeline.finish", "hooks/installer.py:FrameworkHooks.wrapped", "/embedded.py:",
+    "src/stagescope/face.py:start_embedded",
+)  # fmt: skip
+"""What is tried behind a real uvicorn too, with the embedded agent on."""
+
+
+def serve_all(session: Session, part: str) -> None:
+    """Let the seams raise in a real server, and the embedded agent's functions beside it."""
+    os.environ["STAGESCOPE_AGENT"] = ""
+    session.fresh()
+    want = {"served": session.serve(bare=True)}
+    differs = verdict({"served": session.serve(bare=False)}, want)
+    print(json.dumps({"name": "", "mode": "served", "lost": session.close()[0], **differs}))
+    session.fresh()
+    functions = Functions(files())
+    called = called_by(functions, lambda: session.serve(bare=False))
+    session.close()
+    for target in targets(ROOT, files()):
+        seam = any(each in target.name for each in SEAMS) and part in target.name
+        if seam and called[target.key] and target.name not in EXEMPT:
+            row = tried(
+                session, functions, target, "always", want,
+                lambda: {"served": session.serve(bare=False)},
+            )  # fmt: skip
+            row = {"name": target.name, "mode": "served", "when": "always", **row}
+            print(json.dumps(row), flush=True)
 
 
 def tried(
-    session: Session, functions: Functions, target: Target, when: str, want: Any
+    session: Session,
+    functions: Functions,
+    target: Target,
+    when: str,
+    want: Any,
+    drive: Callable[[], Any] | None = None,
 ) -> dict[str, Any]:
     """Drive the apps while *target* raises."""
     calls = hits = 0
@@ -299,7 +353,7 @@ def tried(
     session.fresh()
     plant()
     try:
-        found = session.drive(False)
+        found = drive() if drive else session.drive(False)
     finally:
         for undo in undone:
             undo()

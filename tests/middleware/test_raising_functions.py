@@ -30,10 +30,10 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
 
 
 def test_unplanted_apps_answer_as_without_us(rows: list[dict[str, Any]]) -> None:
-    """Plain, in a load run, and beside the app's OpenTelemetry."""
+    """Plain, in a load run, beside the app's OpenTelemetry, and behind a real uvicorn."""
     plain = [row for row in rows if row.get("name") == ""]
-    assert [row["mode"] for row in plain] == ["plain", "run", "spans"]
-    assert [(row["differs"], row["lost"]) for row in plain] == [("", 0)] * 3
+    assert [row["mode"] for row in plain] == ["plain", "run", "spans", "served"]
+    assert [(row["differs"], row["lost"]) for row in plain] == [("", 0)] * 4
 
 
 def test_no_function_that_raises_reaches_the_app(rows: list[dict[str, Any]]) -> None:

@@ -221,6 +221,14 @@ FASTAPI_CASES: tuple[Case, ...] = (
     ("GET", "/batch", b""), ("GET", "/batch/fails", b""), ("GET", "/m/n/inner", b""),
     ("GET", "/nowhere", b""), ("WS", "/ws", b"hello"),
 )  # fmt: skip
+RAW_REQUESTS = tuple(
+    b"%b HTTP/1.1\r\nhost: h\r\nconnection: close\r\ntraceparent: %b\r\n%b" % (line, PARENT, rest)
+    for line, rest in (
+        (b"POST /items/3", b"content-type: application/json\r\ncontent-length: 8\r\n\r\n{\"a\": 1}"),
+        (b"GET /thread", b"\r\n"), (b"GET /tokens", b"\r\n"), (b"GET /raises", b"\r\n"),
+        (b"GET /nowhere?q=1", b"\r\n"),
+    )
+)  # fmt: skip
 RAW_CASES: tuple[Case, ...] = (("POST", "/", b"body"), ("GONE", "/", b""), ("SEND", "/", b"body"))
 
 
