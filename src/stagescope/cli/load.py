@@ -19,7 +19,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from stagescope.errors import EXIT_DONE, EXIT_USAGE, UsageError
+from stagescope.agent.api.address import read_token
+from stagescope.errors import EXIT_DONE, EXIT_USAGE
 from stagescope.load_run import LoadPlan, run_load
 from stagescope.loadgen.progress import Progress, Watch
 
@@ -123,18 +124,9 @@ def _plan(args: argparse.Namespace) -> LoadPlan:
         out=args.out,
         spool=args.spool,
         agent_url=args.agent,
-        token=_token(args.token_file),
+        token=read_token(args.token_file) if args.token_file else "",
         otlp_listen=tuple(args.otlp_listen),
     )
-
-
-def _token(file: Path | None) -> str:
-    if file is None:
-        return ""
-    try:
-        return file.read_text("utf-8").strip()
-    except (OSError, UnicodeDecodeError) as problem:
-        raise UsageError(f"token file {file} cannot be read: {problem}") from None
 
 
 BAR_EVERY_S = 0.5
