@@ -22,7 +22,8 @@ from typing import Self
 
 from stagescope.middleware.recording.guard import guarded
 from stagescope.middleware.recording.names import CODES
-from stagescope.middleware.recording.timeline import Timeline, TimelineGroup, current
+from stagescope.middleware.recording.timeline import Timeline, current
+from stagescope.middleware.recording.timeline_group import TimelineGroup
 from stagescope.recorder import format as fmt
 
 _QUEUE = CODES["queue.batch"]

@@ -5,9 +5,9 @@ from __future__ import annotations
 from asyncio import get_running_loop
 from collections.abc import Awaitable
 from sys import modules
-from typing import Any
 
 from stagescope.identity import parse_run, parse_traceparent
+from stagescope.middleware.chunk_gaps import ChunkGaps
 from stagescope.middleware.otel_context import (
     Nesting,
     app_tracing,
@@ -21,80 +21,17 @@ from stagescope.middleware.recording.slots import ENDS
 from stagescope.middleware.recording.timeline import NOWHERE, Timeline
 from stagescope.middleware.request_start import HEADERS as _STAMPS
 from stagescope.middleware.request_start import waited_ns
+from stagescope.middleware.route import MOUNT_KEY, template
 from stagescope.middleware.runtime.loop_waits import end_step
+from stagescope.middleware.sendings import JOINED_NS, Sendings
 from stagescope.middleware.server_timing import answers, header_value
 from stagescope.middleware.stage import mark
 from stagescope.middleware.types import Message, Receive, Scope, Send
 from stagescope.recorder import format as fmt
 
-_pack = fmt.GAPS.pack_into
-
-
-class ChunkGaps:
-    """Made at a body's second chunk with bytes in it, so a reply of one chunk pays nothing.
-
-    A chunk's time is when the server had taken it, as for the first byte: what the client saw,
-    and not when the model had the token, where the client is slower than the model.
-    """
-
-    __slots__ = ("count", "last_ns", "longest_ns", "sum_ns")
-
-    def __init__(self, first_ns: int) -> None:
-        self.last_ns = first_ns
-        self.count = self.sum_ns = self.longest_ns = 0
-
-    def chunk(self, at_ns: int) -> None:
-        """Note that a chunk was handed over at *at_ns*."""
-        gap = at_ns - self.last_ns
-        self.last_ns = at_ns
-        self.count += 1
-        self.sum_ns += gap
-        self.longest_ns = max(self.longest_ns, gap)
-
-    def write(self, timeline: Timeline) -> None:
-        """Write them into the record, before it is finished."""
-        if not timeline.done:
-            _pack(timeline.slot.raw, fmt.GAPS_AT, self.count, self.sum_ns, self.longest_ns)
-
-
-# The template of the route that a request took (`/items/{id}`), from what routers leave in its scope.
-#
-# A path has as many values as there are items; a template has one.
-
-
-MOUNT_KEY = "stagescope.mount"
-"""Scope key of the hook for Starlette: (prefix of all mounts so far, route at the innermost)."""
-
-
-def template(scope: Scope) -> bytes:
-    """Return the template as UTF-8; empty where no router left one."""
-    route: Any = scope.get("route")
-    mounted = scope.get(MOUNT_KEY)
-    prefix, outer_route = mounted or ("", None)
-    if mounted and route is outer_route:  # The mounted app has no routes.
-        path: object = "/{path}"
-    elif route is None:
-        return b""
-    else:
-        path = _included(scope, route) or getattr(route, "path_format", None)
-        path = path or getattr(route, "path", None)
-    return (prefix + path).encode("utf-8", "replace") if isinstance(path, str) else b""
-
-
-def _included(scope: Scope, route: Any) -> object:
-    """Newer FastAPI keeps what `include_router(prefix=...)` put before a route apart from it."""
-    own = scope.get("fastapi")
-    context = own.get("effective_route_context") if isinstance(own, dict) else None
-    if context is None or getattr(context, "original_route", None) is not route:
-        return None
-    return getattr(context, "path_format", None)
-
-
 _INGRESS = CODES["queue.ingress"]
 _READ = CODES["preprocess.read"]
 _RESPOND = CODES["respond"]
-_FIRST_BYTE = CODES["respond.first_byte"]
-_STREAM = CODES["respond.stream"]
 
 _LOOKED_AT = _STAMPS | {b"traceparent", b"baggage"}
 
@@ -113,9 +50,6 @@ _UNCHUNKED = ("http.response.pathsend", "http.response.zerocopysend")
 
 ERROR_GRACE_S = 0.1
 """How long the record of a 5xx waits for the exception behind it."""
-
-SLOW_SEND_NS = 1_000_000
-"""A client that keeps the server waiting longer than this for one chunk gets an entry of its own."""
 
 
 def begin(recorder: Recorder, scope: Scope) -> Timeline:
@@ -196,7 +130,7 @@ class Exchange:
     __slots__ = (
         "_body_read", "_chunks", "_disconnected", "_first_byte_ns", "_gaps", "_receive",
         "_request_bytes", "_respond_index", "_response_bytes", "_scope", "_send", "_send_wait_ns",
-        "_status", "_timeline", "ended_ns",
+        "_sendings", "_sent_ns", "_status", "_timeline", "ended_ns",
     )  # fmt: skip
 
     def __init__(self, timeline: Timeline, scope: Scope, receive: Receive, send: Send) -> None:
@@ -206,9 +140,11 @@ class Exchange:
         self._send = send
         self._body_read = self._disconnected = False
         self._status = self._chunks = self._request_bytes = self._response_bytes = 0
-        self._first_byte_ns = self._send_wait_ns = 0
+        self._first_byte_ns = self._send_wait_ns = self._sent_ns = 0
         self._gaps: ChunkGaps | None = None
         self._respond_index = NOWHERE
+        self._sendings: Sendings | None = None
+        """Of a stream whose sendings no hook times nearer to the app (see hooks/streams.py)."""
         self.ended_ns = 0
         """When the last byte was handed over; 0 until then."""
 
@@ -255,87 +191,129 @@ class Exchange:
         return message
 
     def send(self, message: Message) -> Awaitable[None]:
-        """Time the response from its start to its last byte.
-
-        No coroutine of its own where nothing is to be done after the sending: each one that
-        stands between app and server costs as much as half a stage.
-        """
+        """Charge `respond` with the time in which the server takes the message, and no more."""
         kind = message["type"]
         if kind == "http.response.body":
             return self._send_body(message)
         if kind == "http.response.start":
-            try:
-                message = self._started(message)
-            except Exception as problem:
-                if fault(problem, self._timeline.recorder):
-                    raise
-        elif kind in _UNCHUNKED and not message.get("more_body"):
+            return self._send_start(message)
+        if kind in _UNCHUNKED and not message.get("more_body"):
             return self._send_file(message)
         send = self._send
         return send(message)
 
-    def _started(self, message: Message) -> Message:
-        self._status = message.get("status", 0)  # A missing one is the server's to refuse.
-        timeline = self._timeline
+    @mark("respond")
+    async def _send_start(self, message: Message) -> None:
+        timeline, send = self._timeline, self._send
         clock = timeline.clock
-        now = clock()
-        if timeline.run:  # A client names one; whether it is answered is looked up then only.
-            message = self._with_server_timing(message, now)
-        index = self._respond_index = next(timeline.indices)
+        index = NOWHERE
         try:
-            timeline.codes[index] = _RESPOND
-            timeline.times[index] = now
-        except (IndexError, ValueError):
-            timeline.spill(index, _RESPOND, now)
-        if timeline.nesting is not None and server_span_below(self._scope):
-            timeline.flag(fmt.FLAG_INTERNAL)
-        return message
+            self._status = message.get("status", 0)  # A missing one is the server's to refuse.
+            now = clock()
+            if timeline.run:  # A client names one; whether it is answered is looked up then only.
+                message = self._with_server_timing(message, now)
+            if timeline.sendings is None:
+                index = self._respond_index = next(timeline.indices)
+                try:
+                    timeline.codes[index] = _RESPOND
+                    timeline.times[index] = now
+                except (IndexError, ValueError):
+                    timeline.spill(index, _RESPOND, now)
+            if timeline.nesting is not None and server_span_below(self._scope):
+                timeline.flag(fmt.FLAG_INTERNAL)
+        except Exception as problem:
+            if fault(problem, timeline.recorder):
+                raise
+        try:
+            await send(message)
+        finally:
+            if index != NOWHERE:
+                self._sent_ns = after = clock()
+                try:
+                    timeline.times[index + 32] = after
+                except (IndexError, ValueError):
+                    with guarded(timeline.recorder):
+                        timeline.close_at(index, after)
 
     @mark("respond")
     async def _send_body(self, message: Message) -> None:
         timeline, send = self._timeline, self._send
         clock = timeline.clock
-        more = message.get("more_body")
-        if more and not self._chunks:
-            with guarded(timeline.recorder):
-                timeline.recode(self._respond_index, _FIRST_BYTE)
+        more, body = message.get("more_body"), message.get("body")
         before = clock()
+        try:
+            self._open_sending(message, before)
+        except Exception as problem:
+            if fault(problem, timeline.recorder):
+                raise
         try:
             await send(message)
         except BaseException:
-            if not more and self._first_byte_ns and not message.get("body"):
-                # Under hypercorn on trio the end of a stream cancels the sending of its end.
-                with guarded(timeline.recorder):
-                    self.end(clock())
+            with guarded(timeline.recorder):
+                after = clock()
+                self._close_sending(after)
+                if not more and self._first_byte_ns and not body:
+                    # Under hypercorn on trio the end of a stream cancels the sending of its end.
+                    self.end(after)
             raise
         try:
             after = clock()
             self._chunks += 1
             self._send_wait_ns += after - before
-            if body := message.get("body"):
+            if body:
                 self._response_bytes += len(body)
                 if not self._first_byte_ns:
                     self._first_byte_ns = after - timeline.start_ns
                 else:
                     self._further_chunk(after)
             if more:
-                self._chunk_sent(before, after)
+                self._close_sending(after)
             else:
                 self.end(after)
         except Exception as problem:
             if fault(problem, timeline.recorder):
                 raise
 
+    def _open_sending(self, message: Message, at_ns: int) -> None:
+        timeline = self._timeline
+        if timeline.sendings is None:
+            if message.get("more_body"):
+                self._sendings = Sendings(timeline, self._respond_index, self._sent_ns)
+            elif at_ns - self._sent_ns < JOINED_NS:
+                timeline.close_at(self._respond_index, 0)  # Open again: head and body are sent.
+            else:
+                self._respond_index = timeline.open_at(_RESPOND, at_ns)
+        if self._sendings is not None:
+            self._sendings.begin(message, at_ns)
+
+    def _close_sending(self, at_ns: int) -> None:
+        if self._sendings is not None:
+            self._sendings.end(at_ns)
+        elif self._timeline.sendings is None:
+            self._timeline.close_at(self._respond_index, at_ns)
+
+    def _last_entry(self) -> int:
+        sendings = self._timeline.sendings
+        return self._respond_index if sendings is None else sendings.index
+
     def _further_chunk(self, after: int) -> None:
         if self._gaps is None:
             self._gaps = ChunkGaps(self._timeline.start_ns + self._first_byte_ns)
         self._gaps.chunk(after)
 
+    @mark("respond")
     async def _send_file(self, message: Message) -> None:
-        send = self._send
-        await send(message)
-        with guarded(self._timeline.recorder):
-            self.end(self._timeline.clock())
+        timeline, send = self._timeline, self._send
+        with guarded(timeline.recorder):
+            self._respond_index = timeline.open(_RESPOND)
+        try:
+            await send(message)
+        except BaseException:
+            with guarded(timeline.recorder):
+                timeline.close(self._respond_index)
+            raise
+        with guarded(timeline.recorder):
+            self.end(timeline.clock())
 
     def _with_server_timing(self, message: Message, now_ns: int) -> Message:
         try:
@@ -347,16 +325,6 @@ class Exchange:
                 raise
             return message
         return {**message, "headers": [*message.get("headers", ()), timing]}
-
-    def _chunk_sent(self, before: int, after: int) -> None:
-        timeline = self._timeline
-        if self._chunks == 1:
-            timeline.close_at(self._respond_index, after)
-            self._respond_index = timeline.open_at(_STREAM, after)
-        elif after - before > SLOW_SEND_NS:
-            # The stage that makes the chunks may be open around its sending; waiting for a
-            # slow client is not its time. Written with hindsight, so only when it mattered.
-            timeline.close_at(timeline.open_at(_STREAM, before), after)
 
     def end(self, at_ns: int) -> None:
         """Note that the last byte was handed over at *at_ns*."""
@@ -391,11 +359,7 @@ class Exchange:
             if not end_ns:
                 end_ns = timeline.clock()
                 error = error or ("disconnect" if self._disconnected else "incomplete")
-            scope, index = self._scope, self._respond_index
-            try:
-                timeline.times[index + 32] = end_ns
-            except (IndexError, ValueError):
-                timeline.close_at(index, end_ns)
+            scope = self._scope
             if self._gaps is not None:
                 self._gaps.write(timeline)
             if timeline.watched:
@@ -405,6 +369,7 @@ class Exchange:
                 self._send_wait_ns, self._chunks, _STATUSES.get(self._status, 0),
                 error.encode("utf-8", "replace") if error else b"",
                 template(scope) if "route" in scope or MOUNT_KEY in scope else b"",
+                self._last_entry() if self.ended_ns else -1,
             )  # fmt: skip
         except Exception as problem:
             if not self._timeline.done:

@@ -21,6 +21,7 @@ HOOKS: dict[str, str] = {
     "onnxruntime": "stagescope.middleware.hooks.onnxruntime:HOOK",
     "pytriton": "stagescope.middleware.hooks.pytriton:HOOK",
     "ray.serve": "stagescope.middleware.hooks.ray.install:HOOK",
+    "sse_starlette": "stagescope.middleware.hooks.sse_starlette:HOOK",
     "starlette": "stagescope.middleware.hooks.starlette:HOOK",
     "transformers.generation.utils": "stagescope.middleware.hooks.transformers:GENERATION",
     "transformers.pipelines": "stagescope.middleware.hooks.transformers:PIPELINES",

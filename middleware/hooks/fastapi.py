@@ -9,16 +9,13 @@ import fastapi.routing
 
 from stagescope.middleware.hooks.hook import Hook
 from stagescope.middleware.hooks.starlette import PARSE, SERIALIZE, staged
+from stagescope.middleware.hooks.streams import ENDPOINT
 from stagescope.middleware.patching import wrap
-from stagescope.middleware.recording.names import intern
-
-ENDPOINT = "endpoint"
-"""A stage beside the six: the endpoint's own code, as far as it opens no stage itself."""
 
 
 def _install() -> None:
     wrap(fastapi.routing, "solve_dependencies", staged(PARSE))
-    wrap(fastapi.routing, "run_endpoint_function", staged(intern(ENDPOINT)))
+    wrap(fastapi.routing, "run_endpoint_function", staged(ENDPOINT))
     wrap(fastapi.routing, "serialize_response", staged(SERIALIZE))
 
 

@@ -9,7 +9,7 @@ from stagescope.middleware.hooks.hook import install_loaded
 from stagescope.middleware.hooks.model_calls import wrap_loaded
 from stagescope.middleware.types import ASGIApp, Scope
 
-WEB_FRAMEWORKS = ("asyncio", "anyio", "starlette", "fastapi")
+WEB_FRAMEWORKS = ("asyncio", "anyio", "starlette", "fastapi", "sse_starlette")
 """Their hooks are installed where the framework is loaded by the time that the app is wrapped."""
 
 

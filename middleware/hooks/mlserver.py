@@ -33,7 +33,8 @@ from stagescope.middleware.hooks.wrapping import disabled
 from stagescope.middleware.patching import PATCHED, wrap
 from stagescope.middleware.recording.guard import guarded
 from stagescope.middleware.recording.names import CODES
-from stagescope.middleware.recording.timeline import Timeline, TimelineGroup, current
+from stagescope.middleware.recording.timeline import Timeline, current
+from stagescope.middleware.recording.timeline_group import TimelineGroup
 from stagescope.middleware.remote import AttachedTimeline, extract, inject
 from stagescope.middleware.stage import marked, stage
 from stagescope.middleware.types import ASGIApp, Receive, Scope, Send

@@ -25,7 +25,8 @@ from stagescope.middleware.process import process_recorder
 from stagescope.middleware.recording.guard import guarded
 from stagescope.middleware.recording.names import CODES
 from stagescope.middleware.recording.recorder import Recorder
-from stagescope.middleware.recording.timeline import Timeline, TimelineGroup, current
+from stagescope.middleware.recording.timeline import Timeline, current
+from stagescope.middleware.recording.timeline_group import TimelineGroup
 from stagescope.middleware.stage import marked
 from stagescope.recorder import format as fmt
 

@@ -1,4 +1,4 @@
-"""Starlette: decoding a body, rendering JSON, the template of the route, and what stands in the way."""
+"""Starlette: bodies, JSON, streams, the template of the route, and what stands in the way."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ import starlette.requests
 import starlette.responses
 import starlette.routing
 
-from stagescope.middleware.exchange import MOUNT_KEY
 from stagescope.middleware.hooks.hook import Hook
+from stagescope.middleware.hooks.streams import streamed
 from stagescope.middleware.patching import wrap
 from stagescope.middleware.recording.guard import fault, guarded, say_once
 from stagescope.middleware.recording.names import CODES
 from stagescope.middleware.recording.timeline import NOWHERE, current
+from stagescope.middleware.route import MOUNT_KEY
 from stagescope.middleware.stage import is_failure, marked, stage
 from stagescope.middleware.types import ASGIApp, Receive, Scope, Send
 
@@ -88,6 +89,7 @@ def _install() -> None:
     # `form()` gives an object that is awaited or entered; this is where it parses.
     wrap(starlette.requests.Request, "_get_form", staged(PARSE))
     wrap(starlette.responses.JSONResponse, "render", _rendered)
+    wrap(starlette.responses.StreamingResponse, "stream_response", streamed)
     wrap(starlette.routing.Mount, "handle", _mounted)
     wrap(starlette.routing.Route, "handle", _routed)
 

@@ -8,12 +8,13 @@ is computed here.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator
 from contextlib import suppress
 from contextvars import ContextVar
 from itertools import count
 from struct import Struct
 from threading import RLock
+from typing import Any
 
 from stagescope.middleware.otel_context import Nesting
 from stagescope.middleware.recording.recorder import Recorder
@@ -55,7 +56,8 @@ class Timeline:
 
     __slots__ = (
         "chain", "claims", "clock", "codes", "done", "dropped", "indices", "lent", "nesting",
-        "recorder", "run", "slot", "span_id", "start_ns", "times", "trace_id", "waits", "watched",
+        "recorder", "run", "sendings", "slot", "span_id", "start_ns", "times", "trace_id", "waits",
+        "watched",
     )  # fmt: skip
 
     claims: object
@@ -89,6 +91,8 @@ class Timeline:
         self.nesting: Nesting | None = None
         self.waits = 0
         """Waits for a thread that got an entry of their own (see hooks/anyio.py)."""
+        self.sendings: Any = None
+        """The `Sendings` of its response, where that is a stream."""
         self.indices = count()
         take_slot = recorder.take_slot
         try:
@@ -155,23 +159,56 @@ class Timeline:
             if not self.done:
                 self.slot.raw[fmt.FLAGS_AT] |= flag
 
+    def reopen(self, index: int, at_ns: int = 0) -> int:
+        """Open the closed stage of entry *index* again, from *at_ns* on or as if never closed.
+
+        Return since when it is open; 0 where the timeline ended.
+        """
+        with suppress(ValueError):  # As in recode.
+            if found := self.place(index):
+                slot, at = found
+                slot.times[at + ENDS] = 0
+                if at_ns:
+                    slot.times[at] = at_ns
+                return slot.times[at]
+        return 0
+
+    def _entries(self) -> Iterator[tuple[int, int, int, int]]:
+        """Yield index, code, start and end of each entry, also of those that are no stage."""
+        with suppress(ValueError):  # As in recode.
+            views = [(self.codes, self.times), *((s.codes, s.times) for s in self.chain or ())]
+            for first, (codes, times) in zip(count(0, ENDS), views, strict=False):
+                for at in range(len(codes)):
+                    if not codes[at]:
+                        return
+                    yield first + at, codes[at], times[at], times[at + ENDS]
+
     def innermost(self, waiting: int) -> int:
         """Return the code of the stage that was opened last and is open still; 0: none is known.
 
         An entry of the code *waiting* does not count: nothing is done meanwhile.
         """
         found = 0
-        with suppress(ValueError):  # As in recode.
-            for codes, times in (
-                (self.codes, self.times),
-                *((slot.codes, slot.times) for slot in self.chain or ()),
-            ):
-                for index in range(len(codes)):
-                    code = codes[index]
-                    if not code:
-                        return found
-                    if not times[index + ENDS] and code < fmt.CODE_SPECIAL and code != waiting:
-                        found = code & ~fmt.CODE_FAILED
+        for _, code, _, end in self._entries():
+            if not end and code < fmt.CODE_SPECIAL and code != waiting:
+                found = code & ~fmt.CODE_FAILED
+        return found
+
+    def before_open(self) -> int:
+        """Return a time before the start of every stage that is open; now where none is."""
+        starts = [
+            start
+            for _, code, start, end in self._entries()
+            if start and not end and code < fmt.CODE_SPECIAL
+        ]
+        return min(starts, default=self.clock() + 1) - 1
+
+    def last(self, code: int) -> tuple[int, int]:
+        """Return index and end of the last entry of stage *code*; (NOWHERE, 0) where there is none."""
+        found = NOWHERE, 0
+        for index, written, _, end in self._entries():
+            if written == code:
+                found = index, end
         return found
 
     def mark(self, code: int, start: int, end: int) -> None:
@@ -317,68 +354,3 @@ class Timeline:
 assert (fmt.OPENED_AT, fmt.STATE_AT, fmt.FINISHED_AT, ENDS) == (16, 17, 240, 32)
 assert _OPENED.size == fmt.SLOT_BYTES
 assert (fmt.STATE_FREE, fmt.STATE_OPEN, fmt.STATE_FINISHED) == (0, 1, 2)
-
-
-class TimelineGroup(Timeline):
-    """Opens and closes a stage in each of *timelines*; its ids are those of the first.
-
-    Each of them is charged the whole time, because each waited for it.
-    """
-
-    __slots__ = ("_places", "timelines")
-
-    def __init__(self, timelines: Sequence[Timeline]) -> None:
-        # Not the parent's __init__: that would take a slot.
-        first = timelines[0]
-        self.recorder = first.recorder
-        self.clock = first.clock
-        self.trace_id = first.trace_id
-        self.span_id = first.span_id
-        self.start_ns = first.start_ns
-        self.run = first.run
-        self.watched = first.watched
-        self.done = False
-        self.dropped = 0
-        self.chain = None
-        self.lent = None
-        self.nesting = None
-        self.waits = 0
-        # No entry of its own: `stage` finds none in the views, and comes to `spill`.
-        self.codes = NO_CODES
-        self.times = NO_TIMES
-        self.indices = count(ENDS)
-        self.timelines = tuple(timelines)
-        self._places: dict[int, list[int]] = {}
-
-    def open_at(self, code: int, at_ns: int) -> int:
-        """Open a stage in each; give the number that closes them."""
-        index = next(self.indices)
-        self.spill(index, code, at_ns)
-        return index
-
-    def spill(self, index: int, code: int, start: int) -> None:
-        """Open a stage in each, known as *index*."""
-        if not self.done:
-            self._places[index] = [timeline.open_at(code, start) for timeline in self.timelines]
-
-    def close_at(self, index: int, at_ns: int, failed: bool = False) -> None:
-        """Close the stage *index* in each."""
-        for timeline, place in zip(self.timelines, self._places.pop(index, ()), strict=False):
-            timeline.close_at(place, at_ns, failed=failed)
-
-    def recode(self, index: int, code: int, *, add: bool = False) -> None:
-        """Say of the open stage *index* that it is another one, in each."""
-        for timeline, place in zip(self.timelines, self._places.get(index, ()), strict=False):
-            timeline.recode(place, code, add=add)
-
-    def innermost(self, waiting: int) -> int:
-        """Return that of the first: all of them are in the same stage of the batch."""
-        return self.timelines[0].innermost(waiting)
-
-    def inject(self) -> int | None:
-        """Lend nothing: a lent slot belongs to one request."""
-        return None
-
-    def end(self) -> None:
-        """Write no more; each of the timelines is ended by itself."""
-        self.done = True

@@ -11,7 +11,8 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from stagescope.middleware.recording.names import CODES
-from stagescope.middleware.recording.timeline import Timeline, TimelineGroup
+from stagescope.middleware.recording.timeline import Timeline
+from stagescope.middleware.recording.timeline_group import TimelineGroup
 from stagescope.recorder import format as fmt
 from stagescope.stages import OTHER, stage_of
 

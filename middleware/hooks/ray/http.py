@@ -15,7 +15,8 @@ from stagescope.middleware.exchange import begin
 from stagescope.middleware.hooks import wrapping
 from stagescope.middleware.recording.guard import guarded
 from stagescope.middleware.recording.names import CODES, intern
-from stagescope.middleware.recording.timeline import Timeline, TimelineGroup, current
+from stagescope.middleware.recording.timeline import Timeline, current
+from stagescope.middleware.recording.timeline_group import TimelineGroup
 from stagescope.middleware.remote import AttachedTimeline, extract, inject
 from stagescope.middleware.stage import stage
 from stagescope.middleware.types import Message, Receive, Scope, Send

@@ -32,7 +32,8 @@ from stagescope.middleware.recording.deferred import hold, move_start, reserve
 from stagescope.middleware.recording.guard import guarded
 from stagescope.middleware.recording.names import CODES
 from stagescope.middleware.recording.recorder import Recorder
-from stagescope.middleware.recording.timeline import Timeline, TimelineGroup, current
+from stagescope.middleware.recording.timeline import Timeline, current
+from stagescope.middleware.recording.timeline_group import TimelineGroup
 from stagescope.middleware.runtime import cold_start
 from stagescope.middleware.server_timing import answers, header_value
 from stagescope.middleware.stage import stage

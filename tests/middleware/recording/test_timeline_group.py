@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from stagescope import carry, stage
-from stagescope.middleware.recording.timeline import TimelineGroup, current
+from stagescope.middleware.recording.timeline import current
+from stagescope.middleware.recording.timeline_group import TimelineGroup
 from stagescope.testing.clock import HandClock
 from stagescope.testing.recording import Recording
 

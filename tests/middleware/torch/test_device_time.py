@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from stagescope.middleware.batch import batch
 from stagescope.middleware.recording.names import intern
-from stagescope.middleware.recording.timeline import TimelineGroup, current
+from stagescope.middleware.recording.timeline import current
+from stagescope.middleware.recording.timeline_group import TimelineGroup
 from stagescope.middleware.runtime.observers import leave, observe
 from stagescope.middleware.stage import stage
 from stagescope.middleware.torch import device_time as device_times
