@@ -33,7 +33,12 @@ def streamed(stream: Callable[[Any, Send], Awaitable[None]]) -> Callable[..., An
         if timeline is None or timeline.done or timeline.sendings is not None:
             await stream(response, send)
             return
-        body = _Body(timeline, send)
+        body = None
+        with guarded(timeline.recorder):
+            body = _Body(timeline, send)
+        if body is None:
+            await stream(response, send)
+            return
         try:
             await stream(response, body.send)
         finally:
