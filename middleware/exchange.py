@@ -360,6 +360,8 @@ class Exchange:
                 end_ns = timeline.clock()
                 error = error or ("disconnect" if self._disconnected else "incomplete")
             scope = self._scope
+            if self.ended_ns:
+                timeline.close_at(self._last_entry(), end_ns)
             if self._gaps is not None:
                 self._gaps.write(timeline)
             if timeline.watched:
@@ -369,7 +371,6 @@ class Exchange:
                 self._send_wait_ns, self._chunks, _STATUSES.get(self._status, 0),
                 error.encode("utf-8", "replace") if error else b"",
                 template(scope) if "route" in scope or MOUNT_KEY in scope else b"",
-                self._last_entry() if self.ended_ns else -1,
             )  # fmt: skip
         except Exception as problem:
             if not self._timeline.done:
