@@ -85,6 +85,7 @@ EXEMPT = {
     "middleware/hooks/starlette.py:_mounted.noted": PASSES,
     "middleware/hooks/starlette.py:_routed.noted": PASSES,
     "middleware/probe/server.py:Probe._live": THREAD,
+    "middleware/runtime/stops.py:StopWatch._run": THREAD,
     "src/stagescope/embedded.py:EmbeddedAgent._live": THREAD,
     "middleware/recording/guard.py:guarded.__init__": "is the guard",
     "middleware/recording/guard.py:guarded.__enter__": "is the guard",
