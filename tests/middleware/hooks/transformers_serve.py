@@ -8,6 +8,7 @@ writes to the file TRUTH, for each `generate`, one line: begin and end, monotoni
 import json
 import sys
 import time
+from typing import Any
 
 from transformers import LlamaForCausalLM
 from transformers.cli.transformers import main
@@ -19,11 +20,11 @@ def plant(truth: str) -> None:
     """Let each forward pass take TOKEN_S longer, and each `generate` be written down."""
     forward, generate = LlamaForCausalLM.forward, LlamaForCausalLM.generate
 
-    def slowly(self, *args, **kwargs):
+    def slowly(self: Any, *args: Any, **kwargs: Any) -> Any:
         time.sleep(TOKEN_S)
         return forward(self, *args, **kwargs)
 
-    def noted(self, *args, **kwargs):
+    def noted(self: Any, *args: Any, **kwargs: Any) -> Any:
         begun = time.monotonic_ns()
         try:
             return generate(self, *args, **kwargs)
