@@ -125,7 +125,7 @@ class StageMiddleware:
                 await self._serve_first(scope, receive, send)
                 return
         # Guards are `try` blocks, which cost nothing until something is raised.
-        timeline = nesting = attached = None
+        timeline = exchange = nesting = attached = None
         try:
             if recorder is not None:
                 timeline = begin(recorder, scope)
@@ -140,7 +140,7 @@ class StageMiddleware:
             if fault(problem, recorder):
                 raise
         app = self.app  # In a local: `self.app(...)` would look for a method first.
-        if timeline is None:
+        if timeline is None or exchange is None:
             await app(scope, receive, send)
             return
         scope[SCOPE_KEY] = timeline

@@ -90,10 +90,11 @@ def timed(
     *submitted_ns* is when it was given to an executor, from when on it is in `queue.threadpool`; 0
     where that is recorded elsewhere.
     """
-    clock = None
+    clock, begun_ns, before = None, 0, (0, 0, 0)
     with guarded(timeline.recorder):
-        clock = thread_clock()
-        begun_ns, before = _now(), clock.read()
+        own = thread_clock()
+        begun_ns, before = _now(), own.read()
+        clock = own
         if submitted_ns and begun_ns - submitted_ns >= FLOOR_NS:
             timeline.mark(_THREADPOOL, submitted_ns, begun_ns)
     try:

@@ -346,13 +346,12 @@ _WAIT_BLOCKS = {
     fmt.CODE_QUEUED: "queued",
     fmt.CODE_BUSY: "busy",
 }
-_WAIT_KINDS = {
+_WAIT_KINDS: dict[int, tuple[str, int]] = {
     first + number: (kind, number)
     for first, kind in _WAIT_BLOCKS.items()
     for number in range(fmt.LOOPS)
     if first + number < fmt.CODE_MEMBER_TRACE
-}
-_WAIT_KINDS |= {fmt.CODE_OFF + at: ("off", times) for at, times in enumerate(fmt.TIMES_ON_CORE)}
+} | {fmt.CODE_OFF + at: ("off", times) for at, times in enumerate(fmt.TIMES_ON_CORE)}
 """What a fact's code says: its kind, and its number."""
 
 
