@@ -191,8 +191,7 @@ def test_waiting_in_a_failed_batch_is_by_request(server: TorchServe) -> None:
     waits = [waited_ns(record) for record in records]
     logged = re.findall(r"Waiting time ns: (\d+), Inference time", server.log_text())
     assert set(waits) == set(map(int, logged))
-    assert waits[0] - waits[1] > 30e6
-    assert waits[1] - waits[2] > 30e6
+    assert waits[0] > waits[1] > waits[2]
 
 
 def test_died_worker_leaves_what_it_died_in(server: TorchServe) -> None:
