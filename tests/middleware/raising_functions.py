@@ -22,8 +22,9 @@ from types import CodeType
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-os.environ["STAGESCOPE_AGENT"] = "off"
-os.environ["STAGESCOPE_RAISE"] = "0"
+if __name__ == "__main__":  # Before anything of ours is imported; never in the tests' own process.
+    os.environ["STAGESCOPE_AGENT"] = "off"
+    os.environ["STAGESCOPE_RAISE"] = "0"
 
 from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
