@@ -13,7 +13,7 @@ from typing import Any
 from transformers import LlamaForCausalLM
 from transformers.cli.transformers import main
 
-TOKEN_S = 0.015
+TOKEN_S = 0.04
 
 
 def plant(truth: str) -> None:
