@@ -174,7 +174,8 @@ def _interrupted_by(capture: Capture) -> Iterator[None]:
 
     def enough(number: int, frame: object) -> None:
         signal.signal(signal.SIGINT, before)
-        print("  enough: keeping what there is", file=sys.stderr, flush=True)
+        with suppress(OSError):  # Not by `print`: a signal may come within another one.
+            os.write(2, b"  enough: keeping what there is\n")
         capture.enough()
 
     before = signal.signal(signal.SIGINT, enough)
