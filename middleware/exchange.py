@@ -23,7 +23,7 @@ from stagescope.middleware.request_start import HEADERS as _STAMPS
 from stagescope.middleware.request_start import waited_ns
 from stagescope.middleware.route import MOUNT_KEY, template
 from stagescope.middleware.runtime.loop_waits import end_step
-from stagescope.middleware.sendings import JOINED_NS, Sendings
+from stagescope.middleware.sendings import Sendings
 from stagescope.middleware.server_timing import answers, header_value
 from stagescope.middleware.stage import mark
 from stagescope.middleware.types import Message, Receive, Scope, Send
@@ -47,6 +47,9 @@ assert ENDS == 32  # A literal below; a name costs a look-up for each request.
 
 _UNCHUNKED = ("http.response.pathsend", "http.response.zerocopysend")
 """Extensions by which the server itself reads the body from a file."""
+
+ONE_SENDING_NS = 1_000_000
+"""Head and whole body no further apart than this are one sending: what lies between is the server."""
 
 ERROR_GRACE_S = 0.1
 """How long the record of a 5xx waits for the exception behind it."""
@@ -279,7 +282,7 @@ class Exchange:
         if timeline.sendings is None:
             if message.get("more_body"):
                 self._sendings = Sendings(timeline, self._respond_index, self._sent_ns)
-            elif at_ns - self._sent_ns < JOINED_NS:
+            elif at_ns - self._sent_ns < ONE_SENDING_NS:
                 timeline.close_at(self._respond_index, 0)  # Open again: head and body are sent.
             else:
                 self._respond_index = timeline.open_at(_RESPOND, at_ns)
