@@ -60,22 +60,13 @@ class AttachedTimeline(Timeline):
     __slots__ = ("lent_ns", "names")
 
     def __init__(self, carrier: str, recorder: Recorder, clock: Callable[[], int]) -> None:
-        # Not the parent's __init__: that would take a slot of this process.
         trace, span, start, lent, at, run, path = carrier.split(";", 6)
-        self.recorder = recorder
-        self.clock = clock
-        self.trace_id = bytes.fromhex(trace)
-        self.span_id = bytes.fromhex(span)
-        self.start_ns = int(start)
+        self._begin_without_slot(
+            recorder, clock, int(start), bytes.fromhex(trace), bytes.fromhex(span), run.encode()
+        )
         self.lent_ns = int(lent)
         """When it was lent: the begin of the wait between the two processes."""
-        self.run = run.encode()
         self.watched = recorder.runs.has(self.run, self.lent_ns) if run else False
-        self.done = False
-        self.dropped = 0
-        self.chain = None
-        self.nesting = None
-        self.waits = 0
         self.indices = count()
         memory = _memory_of(path)
         slot = self.slot = Slot(memory, int(at))

@@ -113,6 +113,7 @@ class BorrowedNames:
         self._path = path
         self._memory = memory
         self._codes: dict[int, int] = {}
+        self._own: dict[int, int] = {}
 
     def code(self, own: int) -> int:
         """Return the code in that file for the code *own* of this process; `other` when it is full."""
@@ -121,7 +122,16 @@ class BorrowedNames:
         code = self._codes.get(own)
         if code is None:
             code = self._codes[own] = self._find_or_add(_name(own))
+            self._own[code] = own
         return code
+
+    def own(self, code: int) -> int:
+        """Return the code in this process, failed or not, of what was written as *code* there."""
+        if code >= fmt.CODE_SPECIAL:
+            return code
+        plain = code & ~fmt.CODE_FAILED
+        found = plain if plain <= len(KNOWN) else self._own.get(plain, fmt.CODE_OTHER)
+        return found | (code & fmt.CODE_FAILED)
 
     def _find_or_add(self, name: bytes) -> int:
         front = range(1, fmt.NAME_CAPACITY - fmt.BORROWED_NAMES + 1)
@@ -172,7 +182,7 @@ def _name(code: int) -> bytes:
 
 
 class BorrowedCodes:
-    """A lent slot's codes, as far as a timeline uses them: written as the file's owner knows them."""
+    """A lent slot's codes, as far as a timeline uses them: kept as the file's owner knows them."""
 
     __slots__ = ("_codes", "_names")
 
@@ -182,3 +192,9 @@ class BorrowedCodes:
 
     def __setitem__(self, index: int, code: int) -> None:
         self._codes[index] = self._names.code(code)
+
+    def __getitem__(self, index: int) -> int:
+        return self._names.own(self._codes[index])
+
+    def __len__(self) -> int:
+        return len(self._codes)

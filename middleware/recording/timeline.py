@@ -8,7 +8,7 @@ is computed here.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from contextvars import ContextVar
 from itertools import count
@@ -112,6 +112,32 @@ class Timeline:
             raise
         # The state last, so that a process killed in between leaves no half-written identity.
         raw[17] = 1
+
+    def _begin_without_slot(
+        self,
+        recorder: Recorder,
+        clock: Callable[[], int],
+        start_ns: int = 0,
+        trace_id: bytes = b"",
+        span_id: bytes = b"",
+        run: bytes = b"",
+    ) -> None:
+        """Be what `__init__` makes, but for a slot: for a timeline that is kept in another place.
+
+        It has no entry of its own: `stage` finds none in the views, and comes to `spill`.
+        """
+        self.recorder = recorder
+        self.clock = clock
+        self.start_ns = start_ns
+        self.trace_id = trace_id
+        self.span_id = span_id
+        self.run = run
+        self.watched = self.done = False
+        self.dropped = self.waits = 0
+        self.chain = self.lent = self.nesting = self.sendings = None
+        self.codes = NO_CODES
+        self.times = NO_TIMES
+        self.indices = count(ENDS)
 
     def open(self, code: int) -> int:
         """Open a stage now; give the entry that `close` closes."""

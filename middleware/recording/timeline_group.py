@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import count
 
-from stagescope.middleware.recording.slots import ENDS, NO_CODES, NO_TIMES
 from stagescope.middleware.recording.timeline import Timeline
 
 
@@ -18,26 +16,11 @@ class TimelineGroup(Timeline):
     __slots__ = ("_places", "timelines")
 
     def __init__(self, timelines: Sequence[Timeline]) -> None:
-        # Not the parent's __init__: that would take a slot.
-        first = timelines[0]
-        self.recorder = first.recorder
-        self.clock = first.clock
-        self.trace_id = first.trace_id
-        self.span_id = first.span_id
-        self.start_ns = first.start_ns
-        self.run = first.run
-        self.watched = first.watched
-        self.done = False
-        self.dropped = 0
-        self.chain = None
-        self.lent = None
-        self.nesting = None
-        self.waits = 0
-        self.sendings = None
-        # No entry of its own: `stage` finds none in the views, and comes to `spill`.
-        self.codes = NO_CODES
-        self.times = NO_TIMES
-        self.indices = count(ENDS)
+        one = timelines[0]
+        self._begin_without_slot(
+            one.recorder, one.clock, one.start_ns, one.trace_id, one.span_id, one.run
+        )
+        self.watched = one.watched
         self.timelines = tuple(timelines)
         self._places: dict[int, list[int]] = {}
 

@@ -21,14 +21,12 @@ from stagescope.middleware.recording.guard import guarded
 from stagescope.middleware.recording.timeline import Timeline, current
 from stagescope.middleware.runtime import stops, workers
 from stagescope.middleware.runtime.stamped_future import StampedFuture, answer
-from stagescope.middleware.runtime.thread_clock import ThreadClock, record
+from stagescope.middleware.runtime.thread_clock import FLOOR_NS, ThreadClock, record
 from stagescope.middleware.runtime.workers import Round
 from stagescope.recorder import format as fmt
 
 _now = time.monotonic_ns
 
-FLOOR_NS = 50_000
-"""What is shorter stays with its stage, unrecorded."""
 FACTS_A_FLOOR = 128
 """After so many facts of one request its floor doubles: a stream of tokens has thousands."""
 QUIET_S = 5.0
@@ -115,13 +113,13 @@ class LoopWatch:
     def keep_on(self) -> None:
         """Let the loop stamp, from now until no request of a load run has come for a while."""
         self._used_s = self._loop_time()
-        workers.switch_on(self)
         if self.clock.ident != get_ident():  # The loop runs in another thread than before.
             self.clock = ThreadClock()
             self.queued_ns = self.clock.read()[1]
             self.known_ns, self.known = _now(), self.clock.read()
         if not self._on:
             self._on = True
+            workers.switch_on(self)
             self.known_ns, self.known = _now(), self.clock.read()
             self._own_functions.update(self._replacements)
             self._set_timer(QUIET_S, self._check)

@@ -20,24 +20,22 @@ import queue
 import sys
 import threading
 import time
-from itertools import count
 from typing import TYPE_CHECKING, Any, cast
 from weakref import WeakKeyDictionary, WeakSet
 
 from stagescope.middleware.recording.guard import guarded
 from stagescope.middleware.recording.names import CODES
-from stagescope.middleware.recording.slots import ENDS, NO_CODES, NO_TIMES
 from stagescope.middleware.recording.timeline import Timeline, current
 from stagescope.middleware.runtime import cold_start
+from stagescope.middleware.runtime.thread_clock import FLOOR_NS
 from stagescope.recorder import format as fmt
+from stagescope.stages import stage_of
 
 if TYPE_CHECKING:
     import asyncio
 
 _now = time.monotonic_ns
 
-FLOOR_NS = 50_000
-"""What is shorter stays with the stage around it."""
 MOST_BLOCKS = 256
 """Blocks of one round that are remembered, the newest."""
 CLAIMS_APART = 16
@@ -47,7 +45,7 @@ stream, those of one name share an entry, and the time between them is in it."""
 _QUEUE = CODES["queue.worker"]
 _WAIT = CODES["batch.wait"]
 _UNMARKED = frozenset(
-    {0, fmt.CODE_OTHER, *(CODES[name] for name in CODES if name.partition(".")[0] == "respond")}
+    {0, fmt.CODE_OTHER, *(CODES[name] for name in CODES if stage_of(name) == "respond")}
 )
 
 
@@ -83,18 +81,7 @@ class Worker(Timeline):
     __slots__ = ("__weakref__", "_open", "gathered_ns", "is_task", "round")
 
     def __init__(self, *, is_task: bool) -> None:
-        # Not the parent's __init__: that would take a slot. No entry of its own either: `stage`
-        # finds none in the views, and comes to `spill` and `close_at`.
-        self.clock = _now
-        self.codes = NO_CODES
-        self.times = NO_TIMES
-        self.indices = count(ENDS)
-        self.run = b""
-        self.trace_id = self.span_id = b""
-        self.done = self.watched = False
-        self.chain = self.lent = self.nesting = None
-        self.dropped = self.waits = self.start_ns = 0
-        self.recorder = cast(Any, _Nowhere)
+        self._begin_without_slot(cast(Any, _Nowhere), _now)
         self.is_task = is_task
         self.round: Round | None = None
         self.gathered_ns = 0
@@ -104,12 +91,6 @@ class Worker(Timeline):
         """Begin the block *index*."""
         block = self._open[index] = Block(code, start)
         self._present_round().blocks.append(block)
-
-    def open_at(self, code: int, at_ns: int) -> int:
-        """Begin a block; return the number that ends it."""
-        index = next(self.indices)
-        self.spill(index, code, at_ns)
-        return index
 
     def close_at(self, index: int, at_ns: int, failed: bool = False) -> None:
         """End the block *index*."""
@@ -253,10 +234,7 @@ def at_work(timeline: Timeline, answers: list[Round]) -> Round | None:
 
 def claim(timeline: Timeline, done: Round, since_ns: int, ready_ns: int) -> None:
     """Charge to *timeline*, which waited from *since_ns* to *ready_ns*, what was done for it."""
-    if (
-        ready_ns - since_ns < FLOOR_NS
-        or timeline.innermost(0) & ~fmt.CODE_FAILED not in _unmarked()
-    ):
+    if ready_ns - since_ns < FLOOR_NS or _is_marked(timeline.innermost(0)):
         return
     blocks = [
         block
@@ -309,9 +287,9 @@ def _enter(timeline: Timeline, code: int, start_ns: int, end_ns: int) -> int:
     return index
 
 
-def _unmarked() -> frozenset[int]:
-    """Return the codes of stages that nobody marked: what they hold may be anything."""
-    return _UNMARKED | {CODES.get("endpoint", 0)}
+def _is_marked(code: int) -> bool:
+    """Return whether somebody says what stage *code* is; the rest of a request may be anything."""
+    return code not in _UNMARKED and code != CODES.get("endpoint")
 
 
 # Waking and waiting between threads: `queue.Queue`, `Event`, `Semaphore` and `Future` all come to

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -101,6 +102,52 @@ def test_a_workers_own_stage_names_are_its_own(tmp_path: Path) -> None:
     (record,) = recording.requests
     names = [span.stage for span in record.stages]
     assert names == ["shared", *["theirs", "shared", "theirs"] * 2]
+    recording.close()
+
+
+STREAMING = """
+import asyncio, sys, time
+from pathlib import Path
+from starlette.responses import StreamingResponse
+from stagescope import install, stage
+from stagescope.middleware.remote import attached
+from stagescope.testing.recording import Recording
+
+install("starlette")
+own = Recording(Path(sys.argv[1]))
+sent = []
+
+async def body():
+    time.sleep(0.01)
+    yield b"a"
+    with stage("theirs"):
+        time.sleep(0.01)
+    yield b"b"
+
+async def send(message):
+    sent.append(message.get("body"))
+
+scope = {"type": "http", "method": "GET", "path": "/", "asgi": {"spec_version": "2.4"}}
+with attached(sys.argv[2], own.recorder):
+    asyncio.run(StreamingResponse(body())(scope, None, send))
+assert sent == [None, b"a", b"b", b""], sent
+own.close()
+"""
+
+
+def test_a_worker_that_streams_writes_what_its_generator_did(tmp_path: Path) -> None:
+    """A response of Starlette in another process is timed as in the one that owns the record."""
+    recording = Recording(tmp_path)
+    with recording.request():
+        command = [sys.executable, "-c", STREAMING, str(tmp_path), inject() or ""]
+        environment = os.environ | {"STAGESCOPE_RAISE": "1"}
+        assert subprocess.run(command, timeout=60, check=False, env=environment).returncode == 0
+
+    (record,) = recording.requests
+    spent = record.self_ns()
+    assert spent["endpoint"] >= 10_000_000
+    assert spent["theirs"] >= 10_000_000
+    assert {"respond.first_byte", "respond.stream"} <= spent.keys()
     recording.close()
 
 
