@@ -13,10 +13,10 @@ from stagescope.load_run.client_file import ClientFile, read_client_file
 from stagescope.load_run.collect import collect_server_side
 from stagescope.load_run.locate import AgentLocation, locate
 from stagescope.load_run.plan import RunFolder
-from stagescope.load_run.run import RUNS, free_folder, keep_client, make_folder
+from stagescope.load_run.run import RUNS, completed, free_folder, keep_client, make_folder
 from stagescope.loadgen.health import timeouts
 from stagescope.loadgen.target import target
-from stagescope.runfolder.run import Plan, Run, this_host, write_run
+from stagescope.runfolder.run import Plan, Run, this_host
 from stagescope.runfolder.schema import SERVER
 
 
@@ -46,14 +46,7 @@ def join(
             f"the times in {file} are not on the monotonic clock of the server's host, so network "
             "is not split"
         )
-    run = replace(
-        run,
-        server_source=collected.source,
-        instrument=collected.instrument,
-        invalid_reasons=(*run.invalid_reasons, *collected.incomplete),
-    )
-    write_run(folder, run)
-    return RunFolder(folder, run, tuple(collected.problems))
+    return completed(folder, run, collected)
 
 
 def _run(run_id: str, file: Path, sent: ClientFile, url: str) -> Run:

@@ -67,6 +67,11 @@ def execute(plan: LoadPlan, url: str, watch: Watch | None = None) -> RunFolder:
         if place.reason:  # The server may have opened its recorder file at the first request.
             place = locate(named, aim, wait_s=HANDOVER_S)
         collected = _collect(folder, run_id, driver.log, place, before, inbox)
+    return completed(folder, run, collected)
+
+
+def completed(folder: Path, run: Run, collected: Collected) -> RunFolder:
+    """Write `run.json` anew, with what was collected of the server's side."""
     run = replace(
         run,
         server_source=collected.source,
