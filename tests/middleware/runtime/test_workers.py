@@ -95,27 +95,43 @@ def model(seconds: float = 0.2) -> float:
     return (time.monotonic() - begun) * 1e3
 
 
-@pytest.mark.parametrize("loop", LOOPS)
-def test_a_model_thread_that_answers_through_the_loop(
-    tmp_path: Path, loop: Callable[[], Any]
-) -> None:
-    """Each request has its own model call, and waited for those of the requests before it."""
+@contextmanager
+def model_thread(
+    answer: Callable[[Any], object],
+) -> Iterator[tuple[queue.Queue[Any], list[float]]]:
+    """Let a thread run the model for each future in a queue, and *answer* it then.
+
+    Yields the queue, and the ms that each call of the model took.
+    """
     jobs: queue.Queue[Any] = queue.Queue()
     took: list[float] = []
 
     def work() -> None:
         while (future := jobs.get(timeout=20)) is not None:
             took.append(model())
-            future.get_loop().call_soon_threadsafe(future.set_result, None)
+            answer(future)
+
+    with thread(work):
+        yield jobs, took
+        jobs.put(None)
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_a_model_thread_that_answers_through_the_loop(
+    tmp_path: Path, loop: Callable[[], Any]
+) -> None:
+    """Each request has its own model call, and waited for those of the requests before it."""
+
+    def through_the_loop(future: Any) -> None:
+        future.get_loop().call_soon_threadsafe(future.set_result, None)
 
     async def app(number: int) -> None:
         future = asyncio.get_running_loop().create_future()
         jobs.put(future)
         await future
 
-    with thread(work):
+    with model_thread(through_the_loop) as (jobs, took):
         found = served(tmp_path, loop, app, 3)
-        jobs.put(None)
 
     for number, stages in enumerate(found):
         assert stages["inference"] == pytest.approx(took[number], abs=NOISE_MS)
@@ -265,22 +281,14 @@ def test_an_endpoint_in_a_thread_that_waits_for_another_thread(
     tmp_path: Path, loop: Callable[[], Any]
 ) -> None:
     """A `def` endpoint blocks on a future that the model's thread sets."""
-    jobs: queue.Queue[Any] = queue.Queue()
-    took: list[float] = []
-
-    def work() -> None:
-        while (future := jobs.get(timeout=20)) is not None:
-            took.append(model())
-            future.set_result(None)
 
     def endpoint() -> None:
         future: Future[None] = Future()
         jobs.put(future)
         future.result(20)
 
-    with thread(work):
+    with model_thread(lambda future: future.set_result(None)) as (jobs, took):
         found = served(tmp_path, loop, lambda number: asyncio.to_thread(endpoint), 2)
-        jobs.put(None)
 
     waits = sorted(stages.get("queue.worker", 0) for stages in found)
     assert [stages["inference"] for stages in found] == pytest.approx(took, abs=NOISE_MS)
