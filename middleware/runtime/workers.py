@@ -21,7 +21,7 @@ import sys
 import threading
 import time
 from typing import TYPE_CHECKING, Any, cast
-from weakref import WeakKeyDictionary, WeakSet
+from weakref import WeakKeyDictionary, finalize
 
 from stagescope.middleware.recording.guard import guarded
 from stagescope.middleware.recording.names import CODES
@@ -151,8 +151,8 @@ class _Nowhere:
 
 on = False
 """Whether a load run lasts."""
-_users: WeakSet[object] = WeakSet()
-"""The event loops' watches for which it does."""
+_users: set[int] = set()
+"""The ids of the event loops' watches for which it does."""
 _local = threading.local()
 _tasks: WeakKeyDictionary[asyncio.Task[Any], Worker] = WeakKeyDictionary()
 _lock = threading.RLock()
@@ -336,9 +336,11 @@ def _notify(self: threading.Condition, n: int = 1) -> None:
 
 
 def switch_on(user: object) -> None:
-    """Let workers be seen, from now until *user* and all others have called `switch_off`."""
+    """Let workers be seen, until *user* and all others have called `switch_off` or are gone."""
     global on
-    _users.add(user)
+    if id(user) not in _users:
+        _users.add(id(user))
+        finalize(user, _without, id(user)).atexit = False
     if not on:
         on = True
         threading.Condition.wait = _wait  # type: ignore[method-assign]
@@ -348,6 +350,10 @@ def switch_on(user: object) -> None:
 
 def switch_off(user: object) -> None:
     """Let stages outside requests cost nothing again, and forget what was done."""
+    _without(id(user))
+
+
+def _without(user: int) -> None:
     global on
     _users.discard(user)
     if _users or not on:

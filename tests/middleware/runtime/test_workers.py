@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import gc
 import multiprocessing
 import queue
 import threading
@@ -24,10 +25,12 @@ from stagescope.middleware.runtime import workers
 from stagescope.middleware.stage import stage
 from stagescope.recorder.spool import RUNS_FOLDER
 from stagescope.records import RequestRecord
+from stagescope.testing import wait_until
 from stagescope.testing.recording import Recording
 
 LOOPS = [asyncio.new_event_loop, uvloop.new_event_loop]
 MS = 1_000_000
+PLAIN_WAIT = threading.Condition.wait
 NOISE_MS = 80
 """By so much a machine that does much else may be late; what is planted takes 200 ms."""
 App = Callable[[int], Awaitable[None]]
@@ -344,8 +347,7 @@ def test_outside_a_load_run_nothing_is_watched(tmp_path: Path) -> None:
 
 @pytest.fixture(autouse=True)
 def off() -> Iterator[None]:
-    """Let no test leave the watching on."""
+    """Nothing is watched any more once the event loops are gone."""
     yield
-    for user in list(workers._users):
-        workers.switch_off(user)
-    assert not workers.on
+    wait_until(lambda: gc.collect() >= 0 and not workers.on)
+    assert threading.Condition.wait is PLAIN_WAIT
