@@ -340,7 +340,7 @@ def switch_on(user: object) -> None:
     global on
     if id(user) not in _users:
         _users.add(id(user))
-        finalize(user, _without, id(user)).atexit = False
+        finalize(user, _gone, id(user)).atexit = False
     if not on:
         on = True
         threading.Condition.wait = _wait  # type: ignore[method-assign]
@@ -351,6 +351,11 @@ def switch_on(user: object) -> None:
 def switch_off(user: object) -> None:
     """Let stages outside requests cost nothing again, and forget what was done."""
     _without(id(user))
+
+
+def _gone(user: int) -> None:
+    with guarded():
+        _without(user)
 
 
 def _without(user: int) -> None:

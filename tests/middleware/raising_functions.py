@@ -119,6 +119,7 @@ EXEMPT = {
     "middleware/hooks/executors.py:_reporting.submitted": PASSES,
     "middleware/hooks/executors.py:_unpacking.unpacking": PASSES,
     "middleware/runtime/thread_clock.py:timed": PASSES,
+    "middleware/runtime/workers.py:_gone": COLLECTOR,
     "middleware/runtime/workers.py:_wait": PASSES,
     "middleware/runtime/workers.py:_notify": PASSES,
     "middleware/runtime/thread_clock.py:ThreadClock.__del__": COLLECTOR,
