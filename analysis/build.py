@@ -47,6 +47,8 @@ from stagescope.analysis.statistics import (
     figures,
     invalid_reasons,
 )
+from stagescope.analysis.verdict.evidence import Requests, gather
+from stagescope.analysis.verdict.judge import judge
 from stagescope.analysis.waits.build import RunWaits, with_waits
 from stagescope.records import State
 from stagescope.runfolder.run import Run
@@ -83,7 +85,7 @@ def _build(tables: RunTables) -> Report:
     resources = stage_resources(tables, since)
     waits = _waits(tables, chosen, spans, join, total, parts, resources)
     names = {part.name for part in stages}
-    return Report(
+    report = Report(
         folder=tables.folder,
         run=run,
         invalid_reasons=invalid_reasons(run, seen, unmatched, instrument),
@@ -100,6 +102,9 @@ def _build(tables: RunTables) -> Report:
         instrument=instrument,
         resources=resources,
     )
+    base = chosen.filter(in_breakdown(chosen)) if join.joined else None
+    evidence = gather(tables, report, Requests(tables, base), waits)
+    return replace(report, evidence=evidence, verdict=judge(evidence))
 
 
 def _seen(client: ir.Table, tables: RunTables) -> tuple[Client, int]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from stagescope.analysis.resources.model import Resources
+from stagescope.analysis.verdict.model import UNDETERMINED, Evidence, Verdict
 from stagescope.runfolder.run import Run
 
 SCHEMA = 2
@@ -237,6 +238,9 @@ class Report:
     instrument: Instrument
     resources: Resources | None
     """What the stages used; None where nothing was sampled."""
+    evidence: Evidence | None = None
+    """What the verdict was judged by; it is not in the JSON."""
+    verdict: Verdict = field(default_factory=lambda: Verdict(UNDETERMINED))
 
     @property
     def valid(self) -> bool:
@@ -256,6 +260,7 @@ class Report:
             "run": asdict(self.run),
             "valid": self.valid,
             "invalid_reasons": list(self.invalid_reasons),
+            "verdict": asdict(self.verdict),
             "client": asdict(self.client),
             "total": _part(self.total, "part", "parts"),
             "parts": [_part(part, "part", "parts") for part in self.parts],

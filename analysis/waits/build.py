@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import ibis
@@ -34,6 +34,9 @@ class RunWaits:
     parts: tuple[Part, ...]
     waits: tuple[Wait, ...] = ()
     held: tuple[Held, ...] = ()
+    served: Sequence[Served] = ()
+    """All requests with a place on a clock, and below what each waited, by its key."""
+    found: Mapping[str, Waits] = field(default_factory=dict[str, Waits])
 
 
 def with_waits(
@@ -54,11 +57,12 @@ def with_waits(
         row["server_span_id"]: row["sent_ns"]
         for row in rows(base.filter(base.one_clock).select("server_span_id", "sent_ns"))
     }
-    found = split(list(_served(tables, sent)))
+    served = list(_served(tables, sent))
+    found = split(served)
     by_column = _columns(order)
     causes = [cause for cause in CAUSES if any(_has(each, cause) for each in found.values())]
     if not causes:
-        return RunWaits(parts)
+        return RunWaits(parts, served=served, found=found)
     table = _stored(tables, base, found, by_column, causes)
     numbers = _Numbers(tables, table, by_column, causes, requests)
     kept = {row["server_span_id"] for row in rows(base.select("server_span_id"))}
@@ -69,6 +73,8 @@ def with_waits(
         tuple(numbers.part(part, slot) for part, slot in zip(parts, order, strict=True)),
         (*waits, *(wait for wait in named if wait is not None)),
         tuple(held),
+        served,
+        found,
     )
 
 

@@ -1,0 +1,176 @@
+"""What threads and event loops did for each stage, and how a stage's time grows with its crowd."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from stagescope.analysis.waits.requests import Interval, Served, Waits, cut, segments
+from stagescope.stages import stage_of
+
+Floats = npt.NDArray[np.float64]
+
+MOST_REQUESTS = 50_000
+"""Of more, as many are looked at, evenly spread: amounts are scaled up, crowds are not known."""
+LEAST_ALONE = 5
+LEAST_FOR_SLOPE = 30
+
+
+@dataclass(slots=True)
+class StageWork:
+    """One outer stage, all requests together; ns."""
+
+    loop_ns: float = 0.0
+    thread_ns: float = 0.0
+    off_ns: float = 0.0
+    """Of both: off its core, for whatever cause."""
+    visits: list[tuple[int, int, float]] = field(default_factory=list[tuple[int, int, float]])
+    """First opening, last end, and own time, a request."""
+
+
+@dataclass(frozen=True, slots=True)
+class Crowd:
+    """How a stage's own time goes with the others in it."""
+
+    alone_ms: float | None
+    per_other_ms: float | None
+    others: float
+    open_max: int
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What was at work in a run."""
+
+    requests: int
+    stages: Mapping[str, StageWork]
+    loop_busy: float | None
+    threads_busy: float
+    threads_max: int
+    threads_computing: float
+    gc_share: float
+
+
+def work(served: Sequence[Served], found: Mapping[str, Waits]) -> Work | None:
+    """Return what was at work for *served*; None where none of them has a fact."""
+    if not any(request.facts for request in served):
+        return None
+    step = -(-len(served) // MOST_REQUESTS)
+    looked_at = served[::step]
+    stages: dict[str, StageWork] = defaultdict(StageWork)
+    loops: dict[tuple[str, int], list[Interval]] = defaultdict(list)
+    threads: list[Interval] = []
+    pauses: dict[str, list[Interval]] = defaultdict(list)
+    computed = 0.0
+    for request in looked_at:
+        waits = found.get(request.key, Waits())
+        parts = segments(request)
+        _visits(request, parts, waits, stages)
+        off = _amounts(request)
+        for fact in request.facts:
+            bounds = request.start_ns + fact.start_ns, request.start_ns + fact.end_ns
+            length = bounds[1] - bounds[0]
+            if length <= 0:
+                continue
+            if fact.kind in ("ran", "thread"):
+                idle = min(off.get(fact.start_ns, 0), length)
+                for first, last, stage in cut(parts, *bounds):
+                    of = stages[stage_of(stage)]
+                    share = (last - first) / length
+                    of.off_ns += idle * share
+                    if fact.kind == "ran":
+                        of.loop_ns += last - first
+                    else:
+                        of.thread_ns += last - first
+            if fact.kind in ("ran", "busy"):
+                loops[request.process, fact.loop].append(bounds)
+            elif fact.kind == "thread":
+                threads.append(bounds)
+                computed += length - min(off.get(fact.start_ns, 0), length)
+            elif fact.kind == "gc":
+                pauses[request.process].append(bounds)
+    begin = min(request.start_ns for request in looked_at)
+    window = max(1, max(one.start_ns + one.duration_ns for one in looked_at) - begin)
+    for of in stages.values():
+        of.loop_ns, of.thread_ns, of.off_ns = (
+            step * value for value in (of.loop_ns, of.thread_ns, of.off_ns)
+        )
+    return Work(
+        requests=len(served),
+        stages=stages,
+        loop_busy=min(1.0, step * max(map(_union, loops.values())) / window) if loops else None,
+        threads_busy=step * sum(end - start for start, end in threads) / window,
+        threads_max=_most_at_once(threads),
+        threads_computing=step * computed / window,
+        gc_share=max(map(_union, pauses.values()), default=0) / window,
+    )
+
+
+def _amounts(request: Served) -> dict[int, int]:
+    """Return by the start of a stretch for how long its thread was on no core."""
+    sums: dict[int, int] = defaultdict(int)
+    for fact in request.facts:
+        if fact.kind in ("off", "queued"):
+            sums[fact.start_ns] += fact.end_ns - fact.start_ns
+    return sums
+
+
+def _visits(
+    request: Served,
+    parts: Iterable[tuple[int, int, str]],
+    waits: Waits,
+    stages: Mapping[str, StageWork],
+) -> None:
+    charged: dict[str, list[int]] = defaultdict(list)
+    spent: dict[str, float] = defaultdict(float)
+    for first, last, stage in parts:
+        outer = stage_of(stage)
+        charged[outer] += (first, last)
+        spent[outer] += last - first
+    for (stage, _), charge in waits.charges.items():
+        spent[stage_of(stage)] -= charge.ns
+    for outer, times in charged.items():
+        stages[outer].visits.append((min(times), max(times), max(0.0, spent[outer])))
+
+
+def crowd(visits: Sequence[tuple[int, int, float]]) -> Crowd | None:
+    """Return how own time goes with the number of others there; None of fewer than two visits."""
+    if len(visits) < 2:
+        return None
+    table: Floats = np.array(visits, dtype=np.float64)
+    table = table[np.argsort(table[:, 0], kind="stable")]
+    starts, own_ms = table[:, 0], table[:, 2] / 1e6
+    ended = np.searchsorted(np.sort(table[:, 1]), starts, side="right")
+    there = np.arange(len(starts)) - ended
+    alone = own_ms[there <= 0]
+    spread = float(there.var())
+    slope = None
+    if len(starts) >= LEAST_FOR_SLOPE and spread > 0:
+        slope = float(((there - there.mean()) * (own_ms - own_ms.mean())).mean() / spread)
+    return Crowd(
+        alone_ms=float(np.median(alone)) if len(alone) >= LEAST_ALONE else None,
+        per_other_ms=slope,
+        others=float(there.mean()),
+        open_max=int(there.max()) + 1,
+    )
+
+
+def _union(intervals: Sequence[Interval]) -> int:
+    total, until = 0, 0
+    for start, end in sorted(intervals):
+        total += max(0, end - max(start, until))
+        until = max(until, end)
+    return total
+
+
+def _most_at_once(intervals: Sequence[Interval]) -> int:
+    events = sorted((at, step) for start, end in intervals for at, step in ((start, 1), (end, -1)))
+    now = most = 0
+    for _, step in events:
+        now += step
+        most = max(most, now)
+    return most
