@@ -2,85 +2,96 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+
 import ibis
 
 from stagescope.analysis.report import Report
-from stagescope.analysis.resources.window import Window, amounts, run_window, samples_in
+from stagescope.analysis.resources.window import Window, run_window, samples_in
 from stagescope.analysis.sources import RunTables, rows
 from stagescope.analysis.verdict.model import GpuFacts, HostFacts
 
 IDLE = ("idle", "iowait")
+CPU_TIME = "system.cpu.time"
+THROTTLED = "stagescope.cgroup.cpu.throttled_time"
+CPU_LIMIT = "stagescope.cgroup.cpu.limit"
+LIMIT_HITS = "stagescope.cgroup.memory.limit_hits"
+FAULTS = "process.paging.faults"
+USED, WHOLE = "system.memory.usage", "system.memory.limit"
+
+
+@dataclass(frozen=True, slots=True)
+class _Series:
+    """The samples of one name and detail, over a run."""
+
+    amount: float
+    least: float
+    most: float
+    covered_s: float
 
 
 def host_facts(tables: RunTables, report: Report) -> HostFacts:
     """Return what the samples of the host say of the run's time."""
-    run = report.run
+    run, resources = report.run, report.resources
+    cores, driver = run.host.cores, run.driver.get("cpu_share")
     window = run_window(tables, None)
-    cores = run.host.cores
-    driver = run.driver.get("cpu_share")
-    if window is None:
+    if window is None or resources is None:
         return HostFacts(cores, None, None, driver, None, None, None, 0.0)
+    found = _series(tables, window)
     seconds = window.seconds
-    modes = amounts(tables.samples, window, "system.cpu.time", "detail")
-    busy = sum(spent for (mode,), spent in modes.items() if mode not in IDLE) if modes else None
-    throttled = amounts(tables.samples, window, "stagescope.cgroup.cpu.throttled_time", "detail")
-    resources = report.resources
-    memory = resources.memory if resources else None
-    cpu = resources.cpu if resources else None
-    covered = _covered(tables, window, "system.cpu.time")
+    modes = {detail: one for (name, detail), one in found.items() if name == CPU_TIME}
+    covered_s = max((one.covered_s for one in modes.values()), default=0.0)
+    busy = sum(one.amount for mode, one in modes.items() if mode not in IDLE)
+    memory, cpu = resources.memory, resources.cpu
+    throttled, hits, faults = (_amount(found, name) for name in (THROTTLED, LIMIT_HITS, FAULTS))
+    limits = [one.least for (name, _), one in found.items() if name == CPU_LIMIT]
+    used, whole = (
+        max((one.most for (of, _), one in found.items() if of == name), default=None)
+        for name in (USED, WHOLE)
+    )
     return HostFacts(
         cores=cores,
-        busy_cores=_scaled(busy, seconds * covered),
-        server_cores=cpu.cpu_s / resources.window_s if cpu and resources else None,
+        busy_cores=busy / covered_s if covered_s else None,
+        server_cores=cpu.cpu_s / resources.window_s if cpu else None,
         driver_cores=driver,
-        agent_cores=sum(one.core_share for one in resources.collectors) if resources else None,
-        cgroup_limit=_least(tables, window, "stagescope.cgroup.cpu.limit"),
-        throttled_share=_scaled(sum(throttled.values()), seconds) if throttled else None,
-        sampled_share=covered,
+        agent_cores=sum(one.core_share for one in resources.collectors),
+        cgroup_limit=min(limits, default=None),
+        throttled_share=None if throttled is None else throttled / seconds,
+        sampled_share=min(1.0, covered_s / seconds),
         rss_first_bytes=memory.rss_first_bytes if memory else None,
         rss_last_bytes=memory.rss_last_bytes if memory else None,
         leak_bytes_per_s=memory.slope_bytes_per_s if memory else None,
-        major_faults_per_s=_major_faults(tables, window),
-        memory_limit_hits=_sum(tables, window, "stagescope.cgroup.memory.limit_hits"),
-        memory_used_share=_memory_used(tables, window),
+        major_faults_per_s=None if faults is None else faults / seconds,
+        memory_limit_hits=hits,
+        memory_used_share=used / whole if used and whole else None,
     )
 
 
-def _scaled(amount: float | None, seconds: float) -> float | None:
-    return amount / seconds if amount is not None and seconds > 0 else None
+def _amount(found: Mapping[tuple[str, str], _Series], name: str) -> float | None:
+    sums = [
+        one.amount
+        for (of, detail), one in found.items()
+        if of == name and not (of == FAULTS and detail != "major")
+    ]
+    return sum(sums) if sums else None
 
 
-def _sum(tables: RunTables, window: Window, name: str) -> float | None:
-    found = amounts(tables.samples, window, name, "detail")
-    return sum(found.values()) if found else None
-
-
-def _major_faults(tables: RunTables, window: Window) -> float | None:
-    found = amounts(tables.samples, window, "process.paging.faults", "detail")
-    many = [amount for (kind,), amount in found.items() if kind == "major"]
-    return sum(many) / window.seconds if many else None
-
-
-def _least(tables: RunTables, window: Window, name: str) -> float | None:
-    found = samples_in(tables.samples, window, name)
-    (row,) = rows(found.aggregate(least=found.value.min()))
-    return None if row["least"] is None else float(row["least"])
-
-
-def _memory_used(tables: RunTables, window: Window) -> float | None:
-    used = samples_in(tables.samples, window, "system.memory.usage")
-    limit = samples_in(tables.samples, window, "system.memory.limit")
-    (most,) = rows(used.aggregate(most=used.value.max()))
-    (whole,) = rows(limit.aggregate(whole=limit.value.max()))
-    return most["most"] / whole["whole"] if most["most"] and whole["whole"] else None
-
-
-def _covered(tables: RunTables, window: Window, name: str) -> float:
-    """Return the share of *window* that the samples called *name* tell of."""
-    found = samples_in(tables.samples, window, name)
-    each = found.select("begin_ns", "end_ns").distinct()
-    (row,) = rows(each.aggregate(ns=ibis.greatest(each.end_ns - each.begin_ns, 0).sum()))
-    return min(1.0, float(row["ns"] or 0) / 1e9 / window.seconds)
+def _series(tables: RunTables, window: Window) -> dict[tuple[str, str], _Series]:
+    names = (CPU_TIME, THROTTLED, CPU_LIMIT, LIMIT_HITS, FAULTS, USED, WHOLE)
+    each = samples_in(tables.samples, window, *names)
+    sums = each.group_by(["name", "detail"]).aggregate(
+        amount=(each.value * each.part).sum(),
+        least=each.value.min(),
+        most=each.value.max(),
+        covered_ns=ibis.greatest(each.end_ns - each.begin_ns, 0).sum(),
+    )
+    return {
+        (row["name"], row["detail"]): _Series(
+            row["amount"], row["least"], row["most"], float(row["covered_ns"]) / 1e9
+        )
+        for row in rows(sums)
+    }
 
 
 def gpu_facts(report: Report) -> GpuFacts | None:

@@ -133,7 +133,7 @@ def _far_away(e: Evidence, spent: float, slowest: float) -> bool:
 
 def awaited(e: Evidence, stage: StageFacts) -> float:
     """Return what of a stage's own time is spent without a core, for no other request's sake."""
-    if stage.idle_ms is None:
+    if stage.idle_ms is None or (e.gpu is not None and e.gpu.stage == stage.name):
         return 0.0
     inner = sum(
         one.own_ms
