@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 
+from stagescope import settings
 from stagescope.errors import UsageError
 from stagescope.middleware.hooks import HOOKS
 from stagescope.middleware.patching import unwrap, wrapped_count
@@ -37,11 +38,15 @@ class Hook:
 def install(name: str) -> bool:
     """Install the hook of framework *name*; False where it stepped aside, which is logged once.
 
+    False too where `STAGESCOPE_HOOKS` switches it off.
+
     A second call does nothing. Raises UsageError where there is no such hook, or where the
     framework is not installed.
     """
     if name in _installed:
         return True
+    if is_switched_off(name):
+        return False
     if name not in HOOKS:
         raise UsageError(f"there is no hook for {name!r}; there are: {', '.join(sorted(HOOKS))}")
     try:
@@ -68,6 +73,12 @@ def install(name: str) -> bool:
             raise
         return False
     return True
+
+
+def is_switched_off(name: str) -> bool:
+    """Return whether `STAGESCOPE_HOOKS` names the hook, or its library, with a minus before it."""
+    off = settings.HOOKS.text().replace(" ", "").split(",")
+    return f"-{name}" in off or f"-{name.partition('.')[0]}" in off
 
 
 def install_loaded(names: Sequence[str]) -> None:

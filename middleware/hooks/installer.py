@@ -1,4 +1,4 @@
-"""The hooks of web frameworks and model loads, as `StageMiddleware` has them installed."""
+"""The hooks of web frameworks, model libraries and model loads, as `StageMiddleware` has them installed."""
 
 from __future__ import annotations
 
@@ -12,17 +12,24 @@ from stagescope.middleware.types import ASGIApp, Scope
 WEB_FRAMEWORKS = ("asyncio", "anyio", "starlette", "fastapi", "sse_starlette")
 """Their hooks are installed where the framework is loaded by the time that the app is wrapped."""
 
+MODEL_LIBRARIES = (
+    "catboost", "lightgbm", "onnxruntime", "sklearn.base", "transformers.generation.utils",
+    "transformers.pipelines", "xgboost",
+)  # fmt: skip
+"""Likewise, and again when the app starts: models are often loaded then."""
+
 
 class FrameworkHooks:
     """The installer that the public package passes to the middleware."""
 
     def wrapped(self) -> None:
-        """Install the hooks of the web frameworks that are loaded, and time model loads."""
-        install_loaded(WEB_FRAMEWORKS)
+        """Install the hooks of what is loaded, and time model loads."""
+        install_loaded(WEB_FRAMEWORKS + MODEL_LIBRARIES)
         wrap_loaded()
 
     def starting(self) -> None:
-        """Time the loads of model libraries that were loaded since."""
+        """Install the hooks of model libraries that were loaded since, and time their loads."""
+        install_loaded(MODEL_LIBRARIES)
         wrap_loaded()
 
     def opened(self, app: ASGIApp, scope: Scope, middleware: type[StageMiddleware]) -> None:

@@ -7,42 +7,73 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextvars import ContextVar, Token
 from threading import local
-from types import TracebackType
+from types import FunctionType, TracebackType
 from typing import Any
 
 from stagescope.middleware.hooks import LOADS
-from stagescope.middleware.patching import PATCHED
-from stagescope.middleware.recording.guard import guarded
+from stagescope.middleware.patching import PATCHED, wrap
+from stagescope.middleware.recording.guard import fault, guarded
 from stagescope.middleware.recording.names import CODES, intern
 from stagescope.middleware.recording.timeline import Timeline
 from stagescope.middleware.runtime.cold_start import is_cold
 from stagescope.middleware.runtime.workers import present
-from stagescope.middleware.stage import marked, stage
-from stagescope.stages import LOAD
+from stagescope.middleware.stage import marked, marked_call, stage
+from stagescope.recorder import format as fmt
+from stagescope.stages import LOAD, stage_of
 
 _INFERENCE = CODES["inference"]
+_STRUCTURE = frozenset(
+    {
+        0,
+        fmt.CODE_OTHER,
+        intern("endpoint"),
+        *(code for name, code in CODES.items() if stage_of(name) in ("queue", "respond")),
+        *(CODES[name] for name in ("preprocess.read", "preprocess.parse", "postprocess.serialize")),
+    }
+)
+"""Stages that hooks of web frameworks open around the app's code: a call within is recognised.
+
+Any other that is open is a mark of the app's or of a server's, and wins.
+"""
 
 _inside: ContextVar[Timeline | None] = ContextVar("stagescope_model_call", default=None)
 """The timeline whose model call this code is part of."""
 
 
+def _to_charge() -> Timeline | None:
+    """Return whom a recognised call is to be charged to; None inside another, and under a mark."""
+    timeline = present()
+    if timeline is None or timeline is _inside.get():
+        return None
+    return timeline if timeline.innermost(0) in _STRUCTURE else None
+
+
 class model_call:
-    """Charge what is inside to `inference`; inside another one, and outside a request, nothing."""
+    """Charge what is inside to `inference`; inside another one, and outside a request, nothing.
 
-    __slots__ = ("_stage", "_token")
+    Nothing is charged either where the app has marked what goes on, unless this *is* its mark.
+    """
 
-    _token: Token[Timeline | None] | None
+    __slots__ = ("_is_mark", "_stage", "_token")
+
+    _stage: stage
+
+    def __init__(self, *, is_mark: bool = False) -> None:
+        self._is_mark = is_mark
+        self._token: Token[Timeline | None] | None = None
 
     def __enter__(self) -> None:
-        timeline = present()
-        if timeline is None or timeline is _inside.get():
-            self._token = None
-            return
+        with guarded():
+            timeline = present() if self._is_mark else _to_charge()
+            if timeline is not None and timeline is not _inside.get():
+                self._begin(timeline, _INFERENCE)
+
+    def _begin(self, timeline: Timeline, code: int) -> None:
+        self._stage = stage.of_code(code)
         self._token = _inside.set(timeline)
-        self._stage = stage.of_code(_INFERENCE)
         self._stage.__enter__()
 
     def __exit__(
@@ -56,14 +87,57 @@ class model_call:
             _inside.reset(self._token)
 
 
-def timed_call(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Make each call of *function* a model call; for `hook.wrap`."""
+def timed_call(function: Callable[..., Any], code: int = _INFERENCE) -> Callable[..., Any]:
+    """Make each call of *function* a recognised call, charged to the stage *code*; for `wrap`.
+
+    Only the outermost of nested calls counts, and none under a mark: that one costs a look.
+    """
+    in_stage = marked_call(code)
 
     def timed(*args: Any, **kwargs: Any) -> Any:
-        with model_call():
+        timeline = None
+        try:
+            timeline = _to_charge()
+        except Exception as problem:
+            if fault(problem, None):
+                raise
+        if timeline is None:
             return function(*args, **kwargs)
+        token = _inside.set(timeline)
+        try:
+            with stage.of_code(code):
+                return in_stage(function, *args, **kwargs)
+        finally:
+            _inside.reset(token)
 
-    return marked(timed, _INFERENCE)
+    return timed
+
+
+def timed_part(function: Callable[..., Any], name: str) -> Callable[..., Any]:
+    """Charge *function* to the sub-stage *name* where it runs within a recognised call."""
+    code = intern(name)
+    in_stage = marked_call(code)
+
+    def timed(*args: Any, **kwargs: Any) -> Any:
+        if _inside.get() is None:
+            return function(*args, **kwargs)
+        with stage.of_code(code):
+            return in_stage(function, *args, **kwargs)
+
+    return timed
+
+
+def wrap_methods(owner: type, methods: Mapping[str, int]) -> None:
+    """Make recognised calls of those *methods* (name to code) that *owner* and its bases define."""
+    for base in owner.__mro__:
+        for name in methods.keys() & vars(base).keys():
+            timed = functools.partial(timed_call, code=methods[name])
+            found = vars(base)[name]
+            if isinstance(found, FunctionType):
+                wrap(base, name, timed)
+            elif isinstance(getattr(found, "fn", None), FunctionType):
+                # scikit-learn's `available_if`: a descriptor that gives a method, or none.
+                wrap(found, "fn", timed)
 
 
 # Times the load calls of frameworks as `load.FRAMEWORK` while the process is cold.

@@ -83,7 +83,7 @@ class Begin:
         around = tuple([call for call in _calls.get() if call.timeline is timeline])
         opened = None
         if not any(call.name == self.stage for call in around):
-            opened = model_call() if self.stage == "inference" else stage(self.stage)
+            opened = model_call(is_mark=True) if self.stage == "inference" else stage(self.stage)
             opened.__enter__()
         call = _Call(module, timeline, self.stage, opened, sys.exception())
         _calls.set((*around, call))
@@ -109,7 +109,7 @@ class End:
 
 def _around(compiled: Callable[..., Any], name: str) -> Callable[..., Any]:
     def timed(*args: Any, **kwargs: Any) -> Any:
-        with model_call() if name == "inference" else stage(name):
+        with model_call(is_mark=True) if name == "inference" else stage(name):
             return compiled(*args, **kwargs)
 
     setattr(timed, PATCHED, compiled)

@@ -214,11 +214,22 @@ class Timeline:
 
         An entry of the code *waiting* does not count: nothing is done meanwhile.
         """
-        found = 0
-        for _, code, _, end in self._entries():
-            if not end and code < fmt.CODE_SPECIAL and code != waiting:
-                found = code & ~fmt.CODE_FAILED
-        return found
+        try:
+            views = (
+                ((self.codes, self.times),)
+                if self.chain is None
+                else ((self.codes, self.times), *((s.codes, s.times) for s in self.chain))
+            )
+            for written, times in reversed(views):
+                # Newest first, and not by `_entries`: each call of a model library asks this.
+                codes = written.tolist()
+                for at in range((codes.index(0) if 0 in codes else len(codes)) - 1, -1, -1):
+                    code = codes[at]
+                    if not times[at + ENDS] and code < fmt.CODE_SPECIAL and code != waiting:
+                        return code & ~fmt.CODE_FAILED
+        except ValueError:
+            pass  # As in recode.
+        return 0
 
     def before_open(self) -> int:
         """Return a time before the start of every stage that is open; now where none is."""

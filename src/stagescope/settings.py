@@ -165,6 +165,10 @@ INGRESS = Setting(
     "ignores it: for a proxy whose clock is not that of this host.", read_by=SERVER,
     allowed=("0", "off"), form="seconds, or `0`", is_number=True,
 )  # fmt: skip
+HOOKS = Setting(
+    "HOOKS", "", "Switches hooks of frameworks and libraries off, for example `-sklearn,-xgboost` "
+    "(docs/hooks/README.md).", read_by=SERVER, form="names with a minus before each",
+)  # fmt: skip
 GIL = _switch(
     "GIL", "0", "Measures the wait for the interpreter's lock, ten times a second (docs/waits.md).",
     read_by=SERVER,
@@ -230,7 +234,7 @@ RAISE = _switch(
 )  # fmt: skip
 
 SETTINGS = (
-    SPOOL, DISABLE, EMBEDDED_AGENT, PROBE, SERVER_TIMING, APP_SPANS, INGRESS, GIL, DEVICE_STAGES,
+    SPOOL, DISABLE, EMBEDDED_AGENT, PROBE, SERVER_TIMING, APP_SPANS, INGRESS, HOOKS, GIL, DEVICE_STAGES,
     MEMORY_HISTORY, TORCHSERVE_LOG, SAMPLERS, STACKS, LOOP_LIMIT_MS, KERNELS, TRIGGERS,
     AGENT_BUDGET, GPU, GPM, GPU_RECORD, GPU_REPLAY, RUN, RUN_NOTES, RAISE,
 )  # fmt: skip
