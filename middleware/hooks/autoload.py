@@ -7,6 +7,7 @@ needs is loaded with its framework.
 from __future__ import annotations
 
 import sys
+from functools import cache
 
 from stagescope.middleware.hooks import HOOKS, LOADS
 from stagescope.middleware.run_notes import HOOK, PYTHON, note
@@ -26,14 +27,15 @@ class ImportWatch:
     """
 
     def __init__(self, names: Iterable[str], imported: Callable[[str], None]) -> None:
-        self._awaited = set(names)
+        self.awaited = set(names)
+        """May grow."""
         self._imported = imported
 
     def find_spec(
         self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
         """Find *name* by the other finders, if it is awaited; a look alone imports nothing."""
-        if name not in self._awaited:
+        if name not in self.awaited:
             return None
         spec = self._ask_others(name, path, target)
         # A loader that is a class serves many modules; no framework has such a one.
@@ -60,8 +62,8 @@ class ImportWatch:
         def exec_module(module: ModuleType) -> None:
             del loader.exec_module  # type: ignore[attr-defined]
             inner(module)
-            if name in self._awaited:
-                self._awaited.discard(name)
+            if name in self.awaited:
+                self.awaited.discard(name)
                 self._imported(name)
 
         try:
@@ -87,11 +89,27 @@ def install_hook(name: str) -> None:
     from stagescope.middleware.hooks.hook import install
     from stagescope.middleware.recording.guard import guarded
 
+    with guarded():
+        _await_third_party()
+
     if name in LOADS:
         with guarded():
             from stagescope.middleware.hooks.model_calls import wrap_loads
 
             wrap_loads(name)
     with guarded():
-        if name in HOOKS and install(name):
+        if (name in HOOKS or name not in LOADS) and install(name):
             note(HOOK + name)
+
+
+@cache
+def _await_third_party() -> None:
+    """Watch also for what other packages have hooks for; once, when there is a framework at all."""
+    from stagescope.middleware.hooks.hook import third_party
+
+    watch = next((one for one in sys.meta_path if isinstance(one, ImportWatch)), None)
+    for name in third_party():
+        if name in sys.modules:
+            install_hook(name)
+        elif watch is not None:
+            watch.awaited.add(name)

@@ -6,8 +6,9 @@ import logging
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, entry_points, version
 
 from stagescope import settings
 from stagescope.errors import UsageError
@@ -19,6 +20,9 @@ log = logging.getLogger("stagescope")
 
 
 _installed: set[str] = set()
+
+ENTRY_POINTS = "stagescope.hooks"
+"""Group under which other packages offer hooks: `"IMPORT NAME" = "module:HOOK"`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,10 +51,12 @@ def install(name: str) -> bool:
         return True
     if is_switched_off(name):
         return False
-    if name not in HOOKS:
-        raise UsageError(f"there is no hook for {name!r}; there are: {', '.join(sorted(HOOKS))}")
+    others = {} if name in HOOKS else third_party()
+    if name not in HOOKS and name not in others:
+        there = ", ".join(sorted(HOOKS | others))
+        raise UsageError(f"there is no hook for {name!r}; there are: {there}")
     try:
-        module, _, attribute = HOOKS[name].partition(":")
+        module, _, attribute = (HOOKS.get(name) or others[name]).partition(":")
         hook: Hook = getattr(import_module(module), attribute)
     except ModuleNotFoundError as missing:
         raise UsageError(
@@ -69,7 +75,12 @@ def install(name: str) -> bool:
         return False
     except Exception as error:
         unwrap(before)
-        if fault(error, None):
+        if name in others:
+            log.warning(
+                "stagescope: hook %s (%s) is switched off, it raised %r; the server runs without it",
+                name, module, error,
+            )  # fmt: skip
+        elif fault(error, None):
             raise
         return False
     return True
@@ -79,6 +90,13 @@ def is_switched_off(name: str) -> bool:
     """Return whether `STAGESCOPE_HOOKS` names the hook, or its library, with a minus before it."""
     off = settings.HOOKS.text().replace(" ", "").split(",")
     return f"-{name}" in off or f"-{name.partition('.')[0]}" in off
+
+
+@cache
+def third_party() -> dict[str, str]:
+    """Return the hooks that other packages offer: import name to module and attribute."""
+    offered = {point.name: point.value for point in entry_points(group=ENTRY_POINTS)}
+    return {name: value for name, value in offered.items() if name not in HOOKS}
 
 
 def install_loaded(names: Sequence[str]) -> None:

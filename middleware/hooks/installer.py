@@ -5,16 +5,18 @@ from __future__ import annotations
 import sys
 
 from stagescope.middleware.asgi import StageMiddleware
-from stagescope.middleware.hooks.hook import install_loaded
+from stagescope.middleware.hooks.hook import install_loaded, third_party
 from stagescope.middleware.hooks.model_calls import wrap_loaded
+from stagescope.middleware.recording.guard import guarded
 from stagescope.middleware.types import ASGIApp, Scope
 
 WEB_FRAMEWORKS = ("asyncio", "anyio", "starlette", "fastapi", "sse_starlette")
 """Their hooks are installed where the framework is loaded by the time that the app is wrapped."""
 
 MODEL_LIBRARIES = (
-    "catboost", "lightgbm", "onnxruntime", "sklearn.base", "transformers.generation.utils",
-    "transformers.pipelines", "xgboost",
+    "catboost", "keras", "lightgbm", "onnxruntime", "sentence_transformers", "sklearn.base",
+    "tensorflow.python.eager.polymorphic_function.polymorphic_function",
+    "transformers.generation.utils", "transformers.pipelines", "xgboost",
 )  # fmt: skip
 """Likewise, and again when the app starts: models are often loaded then."""
 
@@ -24,12 +26,14 @@ class FrameworkHooks:
 
     def wrapped(self) -> None:
         """Install the hooks of what is loaded, and time model loads."""
-        install_loaded(WEB_FRAMEWORKS + MODEL_LIBRARIES)
-        wrap_loaded()
+        install_loaded(WEB_FRAMEWORKS)
+        self.starting()
 
     def starting(self) -> None:
         """Install the hooks of model libraries that were loaded since, and time their loads."""
         install_loaded(MODEL_LIBRARIES)
+        with guarded():
+            install_loaded(tuple(third_party()))
         wrap_loaded()
 
     def opened(self, app: ASGIApp, scope: Scope, middleware: type[StageMiddleware]) -> None:

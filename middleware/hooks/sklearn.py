@@ -6,6 +6,7 @@ are classes of anybody's, so each class below `BaseEstimator` is wrapped when it
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -28,18 +29,17 @@ HANDS_ON = {"Pipeline", "BaseSearchCV", "FrozenEstimator"}
 
 def install() -> None:
     """Wrap the estimators that there are, and each that is defined from now on."""
-    from sklearn.base import BaseEstimator
-
-    for estimator in _subclasses(BaseEstimator):
+    base: Any = sys.modules["sklearn.base"].BaseEstimator
+    for estimator in _subclasses(base):
         _wrap(estimator)
 
-    def noticed(cls: type, **kwargs: Any) -> None:
-        super(BaseEstimator, cls).__init_subclass__(**kwargs)
+    def noticed(cls: type, /, **kwargs: Any) -> None:
+        super(base, cls).__init_subclass__(**kwargs)
         with guarded():
             _wrap(cls)
 
-    if "__init_subclass__" not in vars(BaseEstimator):
-        BaseEstimator.__init_subclass__ = classmethod(noticed)
+    if "__init_subclass__" not in vars(base):
+        base.__init_subclass__ = classmethod(noticed)
 
 
 def _wrap(estimator: type) -> None:
@@ -48,7 +48,8 @@ def _wrap(estimator: type) -> None:
 
 
 def _subclasses(base: type) -> Iterator[type]:
-    for subclass in base.__subclasses__():
+    subclasses: list[type] = base.__subclasses__()
+    for subclass in subclasses:
         yield subclass
         yield from _subclasses(subclass)
 

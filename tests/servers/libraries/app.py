@@ -53,12 +53,12 @@ def spent_ms(work: Callable[[], Any]) -> float:
 
 
 forest = RandomForestClassifier(60, n_jobs=2).fit(ROWS, LABELS)
-booster = xgboost.XGBClassifier(n_estimators=200).fit(ROWS, LABELS)
-light = lightgbm.LGBMClassifier(n_estimators=200, verbose=-1).fit(ROWS, LABELS)
-light_booster = lightgbm.train({"verbose": -1}, lightgbm.Dataset(ROWS, LABELS), 200)
-cat = catboost.CatBoostClassifier(200, verbose=0, allow_writing_files=False).fit(ROWS, LABELS)
+booster = xgboost.XGBClassifier(n_estimators=60).fit(ROWS, LABELS)
+light = lightgbm.LGBMClassifier(n_estimators=60, verbose=-1).fit(ROWS, LABELS)
+light_booster = lightgbm.train({"verbose": -1}, lightgbm.Dataset(ROWS, LABELS), 60)
+cat = catboost.CatBoostClassifier(60, verbose=0, allow_writing_files=False).fit(ROWS, LABELS)
 steps = make_pipeline(Slow(), LogisticRegression()).fit(ROWS, LABELS)
-many = np.repeat(ROWS, 20, axis=0)
+many = np.repeat(ROWS, 5, axis=0)
 matrix = xgboost.DMatrix(many)
 
 MODELS: dict[str, Callable[[], Any]] = {

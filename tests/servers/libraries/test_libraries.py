@@ -18,7 +18,7 @@ pytestmark = pytest.mark.server
 APP = Path(__file__).parent / "app.py"
 MODELS = ("sklearn", "sklearn_proba", "xgboost", "xgboost_booster", "lightgbm",
           "lightgbm_booster", "catboost")  # fmt: skip
-TIMES = 4
+TIMES = 2
 
 
 @pytest.fixture
@@ -64,7 +64,6 @@ def test_each_library_names_the_models_time(port: int, server_environment: dict[
         spool.close()
     for trace, (path, own) in measured.items():
         stages = stages_ms(records[trace][0])
-        print(path, own, stages)
         if path == "/pipeline":
             assert 20 <= stages["preprocess"] <= own["whole"]
             total = stages["preprocess"] + stages["inference"]
