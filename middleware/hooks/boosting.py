@@ -10,7 +10,7 @@ from stagescope.middleware.hooks.hook import Hook
 from stagescope.middleware.hooks.model_calls import wrap_methods
 from stagescope.middleware.recording.names import CODES
 
-METHODS = dict.fromkeys(
+METHODS: dict[str, int] = dict.fromkeys(
     ("predict", "inplace_predict", "predict_proba", "predict_log_proba", "apply"),
     CODES["inference"],
 )
