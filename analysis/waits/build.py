@@ -57,7 +57,7 @@ def with_waits(
         row["server_span_id"]: row["sent_ns"]
         for row in rows(base.filter(base.one_clock).select("server_span_id", "sent_ns"))
     }
-    served = list(_served(tables, sent))
+    served = list(served_requests(tables, sent))
     found = split(served)
     by_column = _columns(order)
     causes = [cause for cause in CAUSES if any(_has(each, cause) for each in found.values())]
@@ -78,7 +78,7 @@ def with_waits(
     )
 
 
-def _served(tables: RunTables, sent: Mapping[str, int]) -> Iterable[Served]:
+def served_requests(tables: RunTables, sent: Mapping[str, int]) -> Iterable[Served]:
     s = tables.server
     wanted = s.select("span_id", "ring_id", "start_ns", "duration_ns", "stages", "wait_facts")
     for row in rows(wanted):

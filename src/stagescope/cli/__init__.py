@@ -14,7 +14,18 @@ from typing import Any, Protocol, cast
 
 from stagescope.errors import EXIT_FAILED, StagescopeError
 
-COMMANDS = ("demo", "run", "agent", "load", "runs", "report", "capture", "stacks", "doctor")
+COMMANDS = (
+    "demo",
+    "run",
+    "agent",
+    "load",
+    "runs",
+    "report",
+    "whatif",
+    "capture",
+    "stacks",
+    "doctor",
+)
 
 
 class Command(Protocol):
