@@ -240,7 +240,7 @@ def _stage_change(base: Path, place: Path) -> float:
 
 def main() -> None:
     """Drive or judge."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description="Drive, or judge")
     parser.add_argument("what", choices=("drive", "judge"))
     parser.add_argument("folder", type=Path)
     names = [server.name for server in SERVERS]
