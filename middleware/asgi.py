@@ -6,7 +6,7 @@ import asyncio
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from stagescope import settings
 from stagescope.middleware import process
@@ -106,33 +106,21 @@ class StageMiddleware:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection scope, as ASGI says."""
         if scope["type"] != "http" or self._off or SCOPE_KEY in scope:
-            if self._off:
-                await self.app(scope, receive, send)
-            elif scope["type"] == "lifespan":
-                await self._live(scope, receive, send)
-            else:
-                if SCOPE_KEY in scope:
-                    say_once(TWICE)
-                await self.app(scope, receive, send)
+            await self._pass_on(scope, receive, send)
             return
         recorder = self._recorder
         if recorder is None or recorder.closed:
-            recorder, first = None, False
-            with guarded():
-                recorder = self.open(scope)
-                first = recorder is not None and cold_start.first_request()
-            if first:
-                await self._serve_first(scope, receive, send)
-                return
+            await self._open_and_serve(scope, receive, send)
+            return
         # Guards are `try` blocks, which cost nothing until something is raised.
-        timeline = exchange = nesting = attached = None
+        timeline = nesting = attached = None
+        exchange: Any = None
         try:
-            if recorder is not None:
-                timeline = begin(recorder, scope)
-                nesting = timeline.nesting
-                if nesting is not None:
-                    scope, attached = _nested(nesting, scope, recorder)
-                exchange = Exchange(timeline, scope, receive, send)
+            timeline = begin(recorder, scope)
+            nesting = timeline.nesting
+            if nesting is not None:
+                scope, attached = _nested(nesting, scope, recorder)
+            exchange = Exchange(timeline, scope, receive, send)
         except Exception as problem:
             if timeline is not None:
                 timeline.discard()
@@ -140,20 +128,18 @@ class StageMiddleware:
             if fault(problem, recorder):
                 raise
         app = self.app  # In a local: `self.app(...)` would look for a method first.
-        if timeline is None or exchange is None:
+        if timeline is None:
             await app(scope, receive, send)
             return
         scope[SCOPE_KEY] = timeline
         token = current.set(timeline)
         failure = ""
         try:
+            work = app(scope, exchange.receive, exchange.send)
             if timeline.watched:
-                work = app(scope, exchange.receive, exchange.send)
                 with guarded(recorder):
                     work = stepped(work, timeline)
-                await work
-            else:
-                await app(scope, exchange.receive, exchange.send)
+            await work
         except BaseException as error:
             with guarded(recorder):
                 failure = exchange.failed(error)
@@ -162,18 +148,35 @@ class StageMiddleware:
             if nesting is not None and attached is not None:
                 with guarded(recorder):
                     nesting.leave(attached)
-            try:
-                if not timeline.done:
+            if not timeline.done:
+                with guarded(recorder):
                     exchange.finish(failure)
-            except Exception as problem:
                 if not timeline.done:
                     timeline.discard()
-                if fault(problem, recorder):
-                    raise
             try:  # noqa: SIM105 - `suppress` costs a request 0.3 µs
                 current.reset(token)
             except ValueError:
                 pass  # Closed by the garbage collector, in another context.
+
+    async def _pass_on(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan" and not self._off:
+            await self._live(scope, receive, send)
+        else:
+            if SCOPE_KEY in scope and not self._off:
+                say_once(TWICE)
+            await self.app(scope, receive, send)
+
+    async def _open_and_serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+        recorder, first = None, False
+        with guarded():
+            recorder = self.open(scope)
+            first = recorder is not None and cold_start.first_request()
+        if first:
+            await self._serve_first(scope, receive, send)
+        elif recorder is None or recorder.closed:
+            await self.app(scope, receive, send)
+        else:
+            await self(scope, receive, send)
 
     async def _live(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Open the recorder before the first request, so that none waits for it; end with the app.

@@ -8,12 +8,7 @@ from sys import modules
 
 from stagescope.identity import parse_run, parse_traceparent
 from stagescope.middleware.chunk_gaps import ChunkGaps
-from stagescope.middleware.otel_context import (
-    Nesting,
-    app_tracing,
-    outer_span,
-    server_span_below,
-)
+from stagescope.middleware.otel_context import Nesting, caller, server_span_below
 from stagescope.middleware.recording.guard import fault, guarded
 from stagescope.middleware.recording.names import CODES
 from stagescope.middleware.recording.recorder import Recorder
@@ -33,6 +28,7 @@ _INGRESS = CODES["queue.ingress"]
 _READ = CODES["preprocess.read"]
 _RESPOND = CODES["respond"]
 
+_SAMPLED = fmt.FLAG_SAMPLED
 _LOOKED_AT = _STAMPS | {b"traceparent", b"baggage"}
 
 _QUERY = ord("?")
@@ -67,33 +63,22 @@ def begin(recorder: Recorder, scope: Scope) -> Timeline:
         recorder.upkeep(now_ns)
     parent = None
     run = b""
-    traceparents = 0
+    named = False
     for name, value in scope["headers"]:
         if name in _LOOKED_AT:  # One test for each of the headers that say nothing to us.
             if name == b"traceparent":
-                traceparents += 1
-                parent = parse_traceparent(value)
+                # As the specification asks: several are as good as none.
+                parent = None if named else parse_traceparent(value)
+                named = True
             elif name == b"baggage":
                 run = run or parse_run(value)
             elif start_ns == now_ns:
                 start_ns -= waited_ns(value, recorder.wall())
                 if start_ns <= 0:
                     start_ns = now_ns  # From before this host was up: a forged one.
-    if traceparents > 1:
-        parent = None  # As the specification asks: several are as good as none.
-    flags = fmt.FLAG_SAMPLED
-    outer = tracing = None
+    inside, tracing = False, None
     if "opentelemetry.trace" in modules:
-        outer = outer_span()
-        if outer is not None:
-            parent = outer
-            flags |= fmt.FLAG_INTERNAL
-        tracing = app_tracing(outer is not None)
-        if tracing is not None:
-            if outer is None and tracing.asks_propagator(parent is not None):
-                parent = tracing.extracted(scope["headers"])
-            if not tracing.nests(recorder.path, now_ns):
-                tracing = None
+        parent, inside, tracing = caller(parent, scope, recorder.path, now_ns)
     bits = recorder.random_bits
     method = scope["method"]
     if parent is None:
@@ -102,19 +87,17 @@ def begin(recorder: Recorder, scope: Scope) -> Timeline:
         sampled = tracing is None or tracing.samples(number, scope)
     else:
         trace_id, parent_id, sampled = parent
-    if not sampled:
-        flags &= ~fmt.FLAG_SAMPLED
     path = scope.get("raw_path") or scope["path"].encode("utf-8", "replace")
     if _QUERY in path:
         path = path[: path.index(_QUERY)]  # Some servers leave the query in; we never keep it.
     span_id = (bits(64) or 1).to_bytes(8, "big")
-    nesting = None
+    flags, nesting = _SAMPLED if sampled else 0, None
+    if inside:
+        flags |= fmt.FLAG_INTERNAL
     if tracing is not None:
         flags |= fmt.FLAG_NESTED
-        nesting = Nesting(
-            tracing, trace_id, span_id, start_ns,
-            sampled=sampled, inside=outer is not None, state=tracing.state(scope, outer is not None) if parent else None,
-        )  # fmt: skip
+        state = tracing.state(scope, inside) if parent else None
+        nesting = Nesting(tracing, trace_id, span_id, start_ns, sampled, inside, state)
     timeline = Timeline(
         recorder, fmt.KIND_REQUEST, start_ns, trace_id, span_id,
         parent_id, run, _METHODS.get(method) or method.encode("utf-8", "replace"),
@@ -245,7 +228,13 @@ class Exchange:
         more, body = message.get("more_body"), message.get("body")
         before = clock()
         try:
-            self._open_sending(message, before)
+            if more or timeline.sendings is not None or before - self._sent_ns >= ONE_SENDING_NS:
+                self._open_sending(message, before)
+            else:
+                try:
+                    timeline.times[self._respond_index + 32] = 0  # Open again.
+                except (IndexError, ValueError):
+                    timeline.close_at(self._respond_index, 0)
         except Exception as problem:
             if fault(problem, timeline.recorder):
                 raise
@@ -272,7 +261,11 @@ class Exchange:
             if more:
                 self._close_sending(after)
             else:
-                self.end(after)
+                self.ended_ns = after
+                if self._status < 500:
+                    self.finish("")  # As `end` does, without a call of it.
+                else:
+                    self.end(after)
         except Exception as problem:
             if fault(problem, timeline.recorder):
                 raise
@@ -282,8 +275,6 @@ class Exchange:
         if timeline.sendings is None:
             if message.get("more_body"):
                 self._sendings = Sendings(timeline, self._respond_index, self._sent_ns)
-            elif at_ns - self._sent_ns < ONE_SENDING_NS:
-                timeline.close_at(self._respond_index, 0)  # Open again: head and body are sent.
             else:
                 self._respond_index = timeline.open_at(_RESPOND, at_ns)
         if self._sendings is not None:
@@ -294,10 +285,6 @@ class Exchange:
             self._sendings.end(at_ns)
         elif self._timeline.sendings is None:
             self._timeline.close_at(self._respond_index, at_ns)
-
-    def _last_entry(self) -> int:
-        sendings = self._timeline.sendings
-        return self._respond_index if sendings is None else sendings.index
 
     def _further_chunk(self, after: int) -> None:
         if self._gaps is None:
@@ -358,13 +345,18 @@ class Exchange:
         """Write the record; *error* is the exception's class name, or empty."""
         try:
             timeline = self._timeline
-            end_ns = self.ended_ns
-            if not end_ns:
+            scope, end_ns = self._scope, self.ended_ns
+            if end_ns:
+                index = (
+                    self._respond_index if timeline.sendings is None else timeline.sendings.index
+                )
+                try:
+                    timeline.times[index + 32] = end_ns
+                except (IndexError, ValueError):
+                    timeline.close_at(index, end_ns)
+            else:
                 end_ns = timeline.clock()
                 error = error or ("disconnect" if self._disconnected else "incomplete")
-            scope = self._scope
-            if self.ended_ns:
-                timeline.close_at(self._last_entry(), end_ns)
             if self._gaps is not None:
                 self._gaps.write(timeline)
             if timeline.watched:

@@ -223,6 +223,32 @@ def _identity(context: Any) -> TraceParent | None:
     )
 
 
+def caller(
+    parent: TraceParent | None, scope: Scope, ring: Path | None, now_ns: int
+) -> tuple[TraceParent | None, bool, AppTracing | None]:
+    """Return a request's caller, whether that is a span of this process, and where to nest spans.
+
+    *parent* is what the request's `traceparent` says.
+    """
+    try:
+        # FastAPI loads OpenTelemetry whether the app uses it or not: the usual case first. Asking
+        # for the provider costs five times as much as a look at where it is kept.
+        trace: Any = sys.modules["opentelemetry.trace"]
+        context: Any = sys.modules["opentelemetry.context"]
+        if _found is None and trace._TRACER_PROVIDER is None and not context.get_current():
+            return parent, False, None
+    except (AttributeError, KeyError):
+        pass  # Kept elsewhere, or it is being loaded by another thread.
+    outer = outer_span()
+    tracing = app_tracing(outer is not None)
+    if tracing is not None:
+        if outer is None and tracing.asks_propagator(parent is not None):
+            parent = tracing.extracted(scope["headers"])
+        if not tracing.nests(ring, now_ns):
+            tracing = None
+    return outer or parent, outer is not None, tracing
+
+
 def app_tracing(span_seen: bool) -> AppTracing | None:
     """Return the app's OpenTelemetry; None where it has none, or none that makes spans.
 
@@ -235,11 +261,9 @@ def app_tracing(span_seen: bool) -> AppTracing | None:
 
 
 def _configured() -> bool:
-    trace: Any = sys.modules.get("opentelemetry.trace")
-    # FastAPI loads OpenTelemetry whether the app uses it or not; asking for the provider costs
-    # each request five times as much as a look at where it is kept, where it is kept there.
-    if trace is None or getattr(trace, "_TRACER_PROVIDER", trace) is None:
-        return False
+    trace: Any = sys.modules["opentelemetry.trace"]
+    if getattr(trace, "_TRACER_PROVIDER", trace) is None:
+        return False  # To ask for one would make one.
     try:
         kind = type(trace.get_tracer_provider())
     except AttributeError:
@@ -258,7 +282,6 @@ class Nesting:
         trace_id: bytes,
         span_id: bytes,
         start_ns: int,
-        *,
         sampled: bool,
         inside: bool,
         state: Any = None,
@@ -308,13 +331,10 @@ def server_span_below(scope: Scope) -> bool:
 
 def outer_span() -> TraceParent | None:
     """Return the current span's identity; None where the app has no OpenTelemetry or no span."""
-    trace: Any = sys.modules.get("opentelemetry.trace")
-    if trace is None:
-        return None
     try:
         if not sys.modules["opentelemetry.context"].get_current():
             return None  # The usual case, in a third of the time.
-        context = trace.get_current_span().get_span_context()
+        context = sys.modules["opentelemetry.trace"].get_current_span().get_span_context()
     except (AttributeError, KeyError):
         return None  # It is being imported at this moment, by another thread.
     if not context.is_valid:

@@ -8,7 +8,7 @@ is computed here.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from contextvars import ContextVar
 from itertools import count
@@ -60,8 +60,17 @@ class Timeline:
         "watched",
     )  # fmt: skip
 
+    chain: list[Slot] | None
+    lent: list[Slot] | None
+    nesting: Nesting | None
     claims: object
     """What came from workers (see runtime/workers.py); not set before there is any."""
+    sendings: Any
+    """The `Sendings` of its response, where that is a stream."""
+    waits: int
+    """Waits for a thread that got an entry of their own (see hooks/anyio.py)."""
+    watched: bool
+    """Whether its load run is open here: what costs more than 1 µs is done for such alone."""
 
     def __init__(
         self,
@@ -83,16 +92,9 @@ class Timeline:
         self.span_id = span_id
         self.run = run
         self.watched = recorder.runs.has(run, start_ns) if run else False
-        """Whether its load run is open here: what costs more than 1 µs is done for such alone."""
         self.done = False
-        self.dropped = 0
-        self.chain: list[Slot] | None = None
-        self.lent: list[Slot] | None = None
-        self.nesting: Nesting | None = None
-        self.waits = 0
-        """Waits for a thread that got an entry of their own (see hooks/anyio.py)."""
-        self.sendings: Any = None
-        """The `Sendings` of its response, where that is a stream."""
+        self.dropped = self.waits = 0
+        self.chain = self.lent = self.nesting = self.sendings = None
         self.indices = count()
         take_slot = recorder.take_slot
         try:
@@ -353,26 +355,25 @@ class Timeline:
         self.codes = NO_CODES
         self.times = NO_TIMES
         recorder, slot, chain = self.recorder, self.slot, self.chain
-        continuations = 0
+        further: Sequence[Slot] = ()
         try:
             if chain is not None or self.lent is not None:
                 # `done` is set, so no thread adds to these once it waits for the lock.
                 with _chain_lock:
-                    continuations = len(chain or ())
+                    further = [*(chain or ()), *(self.lent or ())]
             raw = slot.raw
             duration = end_ns - self.start_ns
             if duration < 0:  # noqa: PLR1730 - a call of max() would cost each request
                 duration = 0  # A clock that stepped back.
             _pack_finished(
                 raw, 240, duration, request_bytes, response_bytes, first_byte_ns,
-                send_wait_ns, chunks, self.dropped, status, continuations,
+                send_wait_ns, chunks, self.dropped, status, len(chain) if chain else 0,
             )  # fmt: skip
             if error or route:
                 _pack_words(raw, _WORDS_AT, error, route)
             raw[17] = 2
-            if continuations or self.lent is not None:
-                for further in (chain or []) + (self.lent or []):
-                    recorder.commit(further)
+            for each in further:
+                recorder.commit(each)
             recorder.commit(slot)
         except BaseException:
             self.discard()

@@ -51,6 +51,8 @@ COLLECTOR = "is called by the garbage collector, which ignores and prints what i
 EXEMPT = {
     "middleware/asgi.py:StageMiddleware.__init__": GUARDS,
     "middleware/asgi.py:StageMiddleware.__call__": PASSES,
+    "middleware/asgi.py:StageMiddleware._pass_on": PASSES,
+    "middleware/asgi.py:StageMiddleware._open_and_serve": PASSES,
     "middleware/asgi.py:StageMiddleware._live": PASSES,
     "middleware/asgi.py:StageMiddleware._serve_first": PASSES,
     "middleware/batch.py:batch.__init__": OBJECT,
