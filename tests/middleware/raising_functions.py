@@ -4,6 +4,8 @@ A process of its own, because hooks, tracer provider and cold start are a proces
 Usage: python -m tests.middleware.raising_functions SPOOL [PART OF A NAME]; a JSON line for each.
 """
 
+# pyright: reportPrivateUsage=false
+
 from __future__ import annotations
 
 import asyncio
