@@ -7,11 +7,22 @@ from pathlib import Path
 from typing import Protocol
 
 from stagescope.agent.events import Actions, EventQueue
-from stagescope.agent.overhead import Governor
 from stagescope.agent.sinks import Sink
 from stagescope.agent.store.recent import RecentRequests
 from stagescope.agent.store.telemetry import TelemetryBuffer
 from stagescope.records import Process
+
+
+class Permissions(Protocol):
+    """What the agent's budget allows now; see `overhead.Governor`."""
+
+    def allowed(self, what: str) -> bool:
+        """Return whether *what* may be done now: `capture`, `micro-capture`, `stacks`, `gpm`."""
+        ...
+
+    def stack_rate_factor(self) -> float:
+        """Return by what to multiply the rate of stacks: 1, 0.5, or 0 for none."""
+        ...
 
 
 class AgentContext(Protocol):
@@ -48,7 +59,7 @@ class AgentContext(Protocol):
         ...
 
     @property
-    def governor(self) -> Governor:
+    def permissions(self) -> Permissions:
         """What may be done now."""
         ...
 

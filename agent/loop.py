@@ -14,7 +14,15 @@ from stagescope import settings
 from stagescope.agent.checkpoint import Checkpoint
 from stagescope.agent.collectors import Collector, Metered, PeriodicTask
 from stagescope.agent.context import AgentContext
-from stagescope.agent.drain import FULL_BATCH, GROWING, PASSING, Drain, load_cursors, summed
+from stagescope.agent.drain import (
+    FULL_BATCH,
+    GROWING,
+    PASSING,
+    Cursors,
+    Drain,
+    load_cursors,
+    summed,
+)
 from stagescope.agent.events import Actions, EventQueue
 from stagescope.agent.log_once import LogOnce
 from stagescope.agent.overhead import OTHER, Governor, OwnCost, budget
@@ -52,6 +60,33 @@ def next_pause_s(last_s: float, *, records: int, more: bool) -> float:
     if records:
         return SHORTEST_PAUSE_S
     return min(LONGEST_PAUSE_S, max(SHORTEST_PAUSE_S, last_s * 1.5))
+
+
+class _Passes:
+    """Counts passes over the recorder files, so that a thread can wait for one that it saw begin."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._begun = self._finished = 0
+
+    def begin(self) -> int:
+        """Note that a pass begins; return its number."""
+        with self._changed:
+            self._begun += 1
+            return self._begun
+
+    def finish(self, number: int) -> None:
+        """Note that pass *number* has read all that there was."""
+        with self._changed:
+            self._finished = number
+            self._changed.notify_all()
+
+    def wait_for_next(self, timeout_s: float, *, wake: Callable[[], None]) -> bool:
+        """Wait until a pass that begins from now on is finished; False where it took longer."""
+        with self._changed:
+            wanted = self._begun + 1
+            wake()
+            return self._changed.wait_for(lambda: self._finished >= wanted, timeout_s)
 
 
 Samplers = Callable[[AgentContext], Sequence[Collector]]
@@ -97,54 +132,57 @@ class Agent:
             **sinks,
         }
         self._queued = [sink for sink in self.sinks.values() if isinstance(sink, QueuedSink)]
+        self._clock = clock
+        self._cpu_s = cpu_s
+        self._cpu_before_s = cpu_s()
+        self._cpu = 0.0
         cursors = load_cursors(spool)
         self._checkpoint = Checkpoint(spool, self.sinks, cursors, holds=holds)
-        self._drain = Drain(
-            spool,
-            cursors,
-            batch=SHARED_BATCH if shared else FULL_BATCH,
-            give_way=_release_the_interpreter if shared else _go_on,
-            has_room=lambda: all(sink.has_room for sink in self._queued),
-            note=self._checkpoint.note,
-            recall=self._recall,
-            clock=clock,
-        )
+        self._drain = self._make_drain(cursors)
         self.alive = self._drain.alive
         self.loop_ticks = self._drain.loop_ticks
         self.serving_since = self._drain.serving_since
         self.in_flight = self._drain.in_flight
         self.waits = self._drain.waits
-        self._clock = clock
-        self._cpu_s = cpu_s
-        self._cpu_before_s = cpu_s()
-        self.governor = Governor(
-            self.evidence.samples,
-            budget=budget(),
-            run_under_way=self.run_under_way,
-            clock=clock,
+        self.permissions = Governor(
+            self.evidence.samples, budget=budget(), run_under_way=self.run_under_way, clock=clock
         )
         made = samplers(self) if samplers else ()
-        self._samplers = [Metered(one, clock) for one in (*made, self.governor)]
-        self.governor.watch(self._samplers)
+        self._samplers = [Metered(one, clock) for one in (*made, self.permissions)]
+        self.permissions.watch(self._samplers)
         self._discover = self._task("discover", DISCOVER_S, self._look_around)
+        self._collectors = self._make_collectors()
+        self._stopping = False
+        self._wake = threading.Event()
+        self._passes = _Passes()
+        self._counts = {"faults": 0, "sleeps": 0, "late_ns": 0}
+        self._late_max_ns = 0
+        self._logged = LogOnce()
+        for sink in self._queued:
+            sink.call_when_settled(self._checkpoint.save_settled)
+
+    def _make_drain(self, cursors: Cursors) -> Drain:
+        return Drain(
+            self.spool,
+            cursors,
+            batch=SHARED_BATCH if self.shared else FULL_BATCH,
+            give_way=_release_the_interpreter if self.shared else _go_on,
+            has_room=lambda: all(sink.has_room for sink in self._queued),
+            note=self._checkpoint.note,
+            recall=self._recall,
+            clock=self._clock,
+        )
+
+    def _make_collectors(self) -> list[Metered]:
         save = partial(self._checkpoint.advance, self._drain)
-        self._collectors = [
+        own_cost = OwnCost(self.evidence.samples, self._own_cpu_s, self._clock)
+        return [
             self._discover,
             *self._samplers,
             self._task("tidy", TIDY_S, self.runs.forget_old),
             self._task("checkpoint", CHECKPOINT_S, save),
-            Metered(OwnCost(self.evidence.samples, self._own_cpu_s, clock), clock),
+            Metered(own_cost, self._clock),
         ]
-        self._stopping = False
-        self._wake = threading.Event()
-        self._passed = threading.Condition()
-        self._begun = self._finished = 0
-        self._counts = {"faults": 0, "sleeps": 0, "late_ns": 0}
-        self._late_max_ns = 0
-        self._cpu = 0.0
-        self._logged = LogOnce()
-        for sink in self._queued:
-            sink.call_when_settled(self._checkpoint.save_settled)
 
     def _task(self, name: str, period_s: float, do: Callable[[], None]) -> Metered:
         return Metered(PeriodicTask(name, period_s, do), self._clock)
@@ -210,19 +248,15 @@ class Agent:
 
     def step(self) -> bool:
         """Do what is due and read every file once; True where more is waiting."""
-        with self._passed:
-            self._begun += 1
-            number = self._begun
+        number = self._passes.begin()
         now = self._clock()
         for collector in self._collectors:
             if now >= collector.due_ns:
                 self._guarded(f"collecting {collector.name}", partial(collector.collect, now))
         more = self._guarded("reading recorder files", partial(self._drain.poll, self._deliver))
         self._cpu = self._cpu_s()
-        with self._passed:
-            if not more:
-                self._finished = number
-                self._passed.notify_all()
+        if not more:
+            self._passes.finish(number)
         return bool(more)
 
     def catch_up(self, timeout_s: float = 2.0) -> bool:
@@ -230,11 +264,8 @@ class Agent:
 
         So that an answer about a load run holds what its server had finished when it was asked.
         """
-        with self._passed:
-            wanted = self._begun + 1
-            self._discover.due_ns = 0  # also in files that are new
-            self._wake.set()
-            return self._passed.wait_for(lambda: self._finished >= wanted, timeout_s)
+        self._discover.due_ns = 0  # also in files that are new
+        return self._passes.wait_for_next(timeout_s, wake=self._wake.set)
 
     def counters(self) -> dict[str, float]:
         """Return what only grows: the agent's own counts, the writers' and the sinks'."""
@@ -254,7 +285,7 @@ class Agent:
             "cpu_s": self._cpu,
             **self.evidence.counters(),
             **self.notices.counters(),
-            **self.governor.counters(),
+            **self.permissions.counters(),
             **{key: n for one in self._samplers for key, n in one.counters().items()},
             **of_sinks,
         }
@@ -273,7 +304,7 @@ class Agent:
             }
             | self.runs.gauges()
             | self.evidence.samples.gauges()
-            | self.governor.gauges()
+            | self.permissions.gauges()
         )
 
     def costs(self) -> dict[str, dict[str, float]]:

@@ -99,7 +99,7 @@ def _has_nvml() -> bool:
 
 
 def _nvml(agent: AgentContext, environment: Mapping[str, str]) -> Callable[[], GpuProbe]:
-    may = partial(agent.governor.allowed, "gpm")
+    may = partial(agent.permissions.allowed, "gpm")
     allowed, say = counters_allowed(environment, may), LogOnce("gpu: ")
 
     def open_probe() -> GpuProbe:

@@ -179,7 +179,7 @@ def make(agent: AgentContext, environment: Mapping[str, str] = os.environ) -> li
     mode = settings.KERNELS.choice(environment)
     made = KernelCaptures(
         agent.spool, agent.alive, agent.evidence, micro=request_for(mode, device=NVIDIA.exists()),
-        allowed=agent.governor.allowed,
+        allowed=agent.permissions.allowed,
     )  # fmt: skip
     agent.actions.capture = made
     return [made]

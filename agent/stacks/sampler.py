@@ -230,7 +230,7 @@ class Stacks:
         self._begin(target, self._window_s, "window")
 
     def _begin(self, target: Target, seconds: float, reason: str) -> bool:
-        pace = self._agent.governor.stack_rate_factor()
+        pace = self._agent.permissions.stack_rate_factor()
         if not pace:
             return False
         sampler = self._chosen().of(target)

@@ -217,13 +217,13 @@ class Triggers:
         capture = self._agent.actions.capture
         if not self._chosen.kernels or capture is None or notice.kind not in OF_KERNELS:
             return None
-        if not self._agent.governor.allowed("capture"):
+        if not self._agent.permissions.allowed("capture"):
             return None
         return capture.start(ring, process, notice.kind)
 
     def _start_stacks(self, notice: Notice, ring: Path, process: Process) -> str | None:
         stacks = self._agent.actions.stacks
-        if stacks is None or not self._agent.governor.allowed("stacks"):
+        if stacks is None or not self._agent.permissions.allowed("stacks"):
             return None
         if not stacks.window(ring, process, notice.kind, WINDOW_S):
             return None
