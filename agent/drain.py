@@ -90,9 +90,9 @@ Note = Callable[[str, Cursor], None]
 RECALLED_SLOTS = 2048
 """How far before its place an agent looks for batches whose members may still come."""
 
-FULL_BATCH = 256
-"""Records read at once by an agent that has a process of its own."""
-TURN = 16 * FULL_BATCH
+FULL_BATCH = 64
+"""Records read at once by an agent that has a process of its own; its place is noted after each."""
+TURN = 64 * FULL_BATCH
 """Records read of one file before the next file has its turn."""
 
 

@@ -19,7 +19,6 @@ from stagescope.errors import UsageError
 from stagescope.exporters.otlp.environment import (
     CONSOLE,
     METRICS,
-    OTLP,
     TRACES,
     exporter_asked_for,
 )
@@ -100,10 +99,9 @@ def sinks_from_environment(environment: Mapping[str, str] = os.environ) -> Pipel
     return pipeline
 
 
-def sends_by_otlp_alone(environment: Mapping[str, str] = os.environ) -> bool:
-    """Return whether spans or metrics are sent by OTLP and none are printed, by the environment."""
-    asked = {_asked(signal, environment) for signal in (TRACES, METRICS)}
-    return OTLP in asked and CONSOLE not in asked
+def prints(environment: Mapping[str, str] = os.environ) -> bool:
+    """Return whether spans or metrics are printed to this process's output, by the environment."""
+    return CONSOLE in {_asked(signal, environment) for signal in (TRACES, METRICS)}
 
 
 def _asked(signal: str, environment: Mapping[str, str]) -> str:

@@ -5,14 +5,16 @@
   python benchmarks/disturbance.py --case beside     one case alone
 
 Bare and instrumented server run at once and are asked in turn, half a period apart, so that
-what the machine does meanwhile meets both. Every request is of a load run, so every span is
-kept; the back end is a process that reads what it is sent and looks at nothing.
+what the machine does meanwhile meets both. Every request is of a load run that is opened as a
+driver opens it, so every span is kept and stacks are sampled; the back end is a process that reads
+what it is sent and looks at nothing.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import os
 import socket
 import statistics
@@ -20,12 +22,19 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import aiohttp
 import psutil
 
+from stagescope.load_run.locate import AgentLocation, opened_run
+from stagescope.loadgen.target import target
+from stagescope.recorder.spool import SOCKET_NAME
+
+RUN = "disturbance"
+WARM_UP_S = 6.0
 APP = """
 from fastapi import FastAPI
 app = FastAPI()
@@ -34,15 +43,19 @@ def answer(): return 1
 """
 WITH_STAGES = APP + "from stagescope import StageMiddleware\napp.add_middleware(StageMiddleware)\n"
 BACK_END = """
-import sys
+import sys, time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     def do_POST(self):
-        self.rfile.read(int(self.headers["Content-Length"]))
-        self.send_response(503 if Path(sys.argv[2]).exists() else 200)
+        size = len(self.rfile.read(int(self.headers["Content-Length"])))
+        refuses = Path(sys.argv[2]).exists()
+        if not refuses:
+            with open(sys.argv[3], "a") as taken:
+                taken.write(f"{time.monotonic()} {size}\\n")
+        self.send_response(503 if refuses else 200)
         self.send_header("Content-Length", "0")
         self.end_headers()
     def log_message(self, *args):
@@ -84,16 +97,19 @@ class Processes:
     def __init__(self, case: Case, folder: Path) -> None:
         self.outage = folder / "outage"
         """The back end refuses while this file is there."""
+        self.taken = folder / "taken"
+        """A line for each request that the back end took: its time and its size."""
+        self.spool = folder / "spool"
         back_end, *self.ports = (free_port() for _ in range(3))
         endpoint = {"OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{back_end}"}
         environ = {
-            "STAGESCOPE_SPOOL": str(folder / "spool"),
+            "STAGESCOPE_SPOOL": str(self.spool),
             "STAGESCOPE_AGENT": case.agent,
             **(endpoint if case.exports else {}),
         }
         self._folder = folder
         self._started = [
-            self._start({}, "-c", BACK_END, str(back_end), str(self.outage)),
+            self._start({}, "-c", BACK_END, str(back_end), str(self.outage), str(self.taken)),
             self._serve(APP, self.ports[0], {}),
             self._serve(WITH_STAGES, self.ports[1], environ),
         ]
@@ -126,7 +142,7 @@ class Processes:
 async def measure(ports: list[int], seconds: float, rate: float) -> list[list[float]]:
     """Ask each port in turn on an open schedule; returns the latencies of each in ms."""
     taken: list[list[float]] = [[] for _ in ports]
-    headers = {"baggage": "stagescope.run=disturbance"}
+    headers = {"baggage": f"stagescope.run={RUN}"}
 
     async def ask(session: aiohttp.ClientSession, which: int) -> None:
         began = time.perf_counter()
@@ -143,17 +159,31 @@ async def measure(ports: list[int], seconds: float, rate: float) -> list[list[fl
     return taken
 
 
-async def wait_served(port: int) -> None:
-    """Wait until somebody listens."""
-    for _ in range(400):
-        try:
-            _, writer = await asyncio.open_connection("127.0.0.1", port)
-        except OSError:
-            await asyncio.sleep(0.1)
-        else:
-            writer.close()
+async def wait_until(is_so: Callable[[], bool], what: str) -> None:
+    """Wait half a minute at most."""
+    for _ in range(300):
+        if is_so():
             return
-    raise TimeoutError(f"nobody listens on {port}")
+        await asyncio.sleep(0.1)
+    raise TimeoutError(what)
+
+
+def is_served(port: int) -> bool:
+    """Return whether somebody listens."""
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):
+        return True
+    return False
+
+
+def export_rate(taken: Path, since: float, until: float, window: float) -> float:
+    """Return the most kB a second that the back end took in any *window* seconds of that time."""
+    lines = [line.split() for line in taken.read_text().splitlines()] if taken.exists() else []
+    sizes = [(float(at), int(size)) for at, size in lines if since <= float(at) < until]
+    firsts = [since + step for step in range(max(1, int(until - since - window) + 1))]
+    return max(
+        sum(size for at, size in sizes if first <= at < first + window) / window / 1e3
+        for first in firsts
+    )
 
 
 async def run_case(case: Case, args: argparse.Namespace) -> None:
@@ -162,22 +192,36 @@ async def run_case(case: Case, args: argparse.Namespace) -> None:
         processes = Processes(case, Path(folder))
         try:
             for port in processes.ports:
-                await wait_served(port)
-            await measure(processes.ports, 3.0, args.rate)
-            if args.outage:
-                processes.outage.touch()
-                await measure(processes.ports, args.outage, args.rate)
-                processes.outage.unlink()
-            for which, latencies in zip(
-                ("bare", case.name),
-                await measure(processes.ports, args.seconds, args.rate),
-                strict=True,
-            ):
-                p99 = statistics.quantiles(latencies, n=100)[98]
-                print(f"{which:<24}{statistics.median(latencies):8.2f}{p99:8.2f}"
-                      f"{max(latencies):8.2f}   n={len(latencies)}", flush=True)  # fmt: skip
+                await wait_until(lambda port=port: is_served(port), f"port {port}")  # type: ignore[misc]
+            if case.beside or case.agent != "off":
+                await wait_until((processes.spool / SOCKET_NAME).exists, "the agent")
+            aim = target(f"http://127.0.0.1:{processes.ports[1]}/")
+            with opened_run(AgentLocation(processes.spool), aim, RUN):
+                await measure_case(case, processes, args)
         finally:
             processes.close()
+
+
+async def measure_case(case: Case, processes: Processes, args: argparse.Namespace) -> None:
+    """Warm up, perhaps let the back end fail, and measure."""
+    began = time.monotonic()
+    await measure(processes.ports, WARM_UP_S, args.rate)
+    over = time.monotonic()
+    if args.outage:
+        processes.outage.touch()
+        await measure(processes.ports, args.outage, args.rate)
+        processes.outage.unlink()
+    back = time.monotonic()
+    latencies = await measure(processes.ports, args.seconds, args.rate)
+    for which, taken in zip(("bare", case.name), latencies, strict=True):
+        p99 = statistics.quantiles(taken, n=100)[98]
+        print(f"{which:<24}{statistics.median(taken):8.2f}{p99:8.2f}"
+              f"{max(taken):8.2f}   n={len(taken)}", flush=True)  # fmt: skip
+    if args.outage and case.exports:
+        steady = export_rate(processes.taken, began + 2, over, over - began - 2)
+        most = export_rate(processes.taken, back, time.monotonic(), 5.0)
+        print(f"  exports, kB/s: {steady:.0f} before the outage, {most:.0f} at most in 5 s after it "
+              f"({most / steady:.1f} times)", flush=True)  # fmt: skip
 
 
 def main() -> None:

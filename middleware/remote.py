@@ -21,6 +21,7 @@ from functools import lru_cache
 from itertools import count
 from pathlib import Path
 
+from stagescope.middleware.recording.guard import guarded
 from stagescope.middleware.recording.names import CODES, BorrowedCodes, BorrowedNames
 from stagescope.middleware.recording.recorder import Recorder
 from stagescope.middleware.recording.slots import Slot
@@ -117,7 +118,9 @@ def attached(
     carrier: str | None, recorder: Recorder, clock: Callable[[], int] = time.monotonic_ns
 ) -> Iterator[AttachedTimeline | None]:
     """Work for the lent timeline inside the block."""
-    timeline = extract(carrier, recorder, clock)
+    timeline = None
+    with guarded(recorder):
+        timeline = extract(carrier, recorder, clock)
     if timeline is None:
         yield None
         return
@@ -165,10 +168,17 @@ def carried(request_id: str) -> str:
 
     Outside a request it is given back as it is.
     """
+    identity: str | None = None
+    with guarded():
+        identity = _with_carrier(request_id)
+    return identity or request_id
+
+
+def _with_carrier(request_id: str) -> str | None:
     carrier = inject()
     timeline = current.get()
     if carrier is None or timeline is None or not timeline.lent:
-        return request_id
+        return None
     # The worker's first entry takes this one's place; until then, also if the worker never
     # comes, the request is seen to wait.
     slot = timeline.lent[-1]

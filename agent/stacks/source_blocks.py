@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +18,15 @@ PHASES = {"collate": "batch.collate", "inference": "inference"}
 """Methods of a batch that are phases, and the stage that each of them is."""
 CALLS = {"model_call": "inference"}
 """Context managers of ours that are always the same stage."""
+
+_MAY_OPEN = re.compile(
+    r"\b(?:stage|model_call)\s*\(|\b(?:stage|model_call)\s+as\b|\.(?:collate|inference)\s*\(\s*\)"
+)
+"""What a file with a block of a stage has in it.
+
+Others are not parsed: a tree is tens of thousands of objects, at which Python's garbage collector
+looks through the whole process, a served app's where the agent is a thread of it.
+"""
 
 _WAITS = ("sleep(", "select(", "acquire(", "recv(", "recv_into(", "accept(", "wait(")
 
@@ -35,7 +45,7 @@ def read_source(text: bytes) -> Source:
     """Read a file's *text*; what cannot be parsed has no blocks."""
     decoded = text.decode("utf-8", "replace")
     waits = frozenset(line for call in _WAITS for line in _lines_with(decoded, call))
-    if OURS not in decoded:
+    if OURS not in decoded or not _MAY_OPEN.search(decoded):
         return Source(waits=waits)
     try:
         tree = ast.parse(decoded)

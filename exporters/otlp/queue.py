@@ -14,14 +14,24 @@ from stagescope.exporters.otlp.environment import whole
 from stagescope.exporters.otlp.spans import BatchLink
 from stagescope.records import BatchRecord, Record, State
 
+FEW_SPANS = 256
+
 
 @dataclass(frozen=True, slots=True)
 class QueueLimits:
-    """How much waits, how much goes at once, and how long it waits to become that much."""
+    """How much waits, how much goes at once at most, and how long it waits to become a batch."""
 
     max_spans: int = 65_536
     batch_spans: int = 2_048
     delay_s: float = 1.0
+
+    def at_once(self, waiting: int) -> int:
+        """Return how many spans are sent at once where so many wait.
+
+        Few, since an agent that is killed sends again what was under way; more where a slow back
+        end would not keep up with few.
+        """
+        return min(self.batch_spans, max(FEW_SPANS, waiting // 16))
 
 
 def limits_from_environment(environ: Mapping[str, str] = os.environ) -> QueueLimits:
@@ -94,7 +104,7 @@ class SpanQueue:
                 return False
             self._waiting.append((waiting, spans, number))
             self._spans += spans
-            if self._spans >= self.limits.batch_spans:
+            if self._spans >= self.limits.at_once(0):
                 self._changed.notify()
         return True
 
@@ -152,11 +162,11 @@ class SpanQueue:
         return self._spans
 
     def _is_due(self) -> bool:
-        return self._closing or self._spans >= self.limits.batch_spans
+        return self._closing or self._spans >= self.limits.at_once(0)
 
     def _take_batch(self) -> list[Waiting]:
         taken: list[Waiting] = []
-        room = self.limits.batch_spans
+        room = self.limits.at_once(self._spans)
         while self._waiting and (not taken or self._waiting[0][1] <= room):
             waiting, spans, number = self._waiting.popleft()
             if not taken:

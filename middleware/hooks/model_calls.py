@@ -178,11 +178,15 @@ def _wrap(owner: Any, name: str, code: int) -> None:
 
 def _timed(inner: Callable[..., Any], code: int) -> Callable[..., Any]:
     def load(*args: Any, **kwargs: Any) -> Any:
-        if not is_cold() or getattr(_loading_now, "load", False):
+        opened: stage | None = None
+        with guarded():
+            if is_cold() and not getattr(_loading_now, "load", False):
+                opened = stage.of_code(code)
+        if opened is None:
             return inner(*args, **kwargs)
         _loading_now.load = True
         try:
-            with stage.of_code(code):
+            with opened:
                 return inner(*args, **kwargs)
         finally:
             _loading_now.load = False

@@ -13,6 +13,7 @@ from typing import Any
 from stagescope.middleware.hooks.hook import Hook
 from stagescope.middleware.hooks.model_calls import timed_call
 from stagescope.middleware.patching import wrap
+from stagescope.middleware.recording.guard import guarded
 from stagescope.middleware.recording.names import CODES
 from stagescope.middleware.recording.timeline import Timeline, current
 
@@ -35,15 +36,17 @@ def _timed_async(run_async: Callable[..., Any]) -> Callable[..., Any]:
     def timed(
         self: Any, output_names: Any, input_feed: Any, callback: Any, *args: Any, **kwargs: Any
     ) -> Any:
-        timeline = current.get()
-        if timeline is None:
-            return run_async(self, output_names, input_feed, callback, *args, **kwargs)
-        index = timeline.open(_INFERENCE)
-        closing = _closing(callback, timeline, index)
+        timeline, index, told = current.get(), None, callback
+        with guarded():
+            if timeline is not None:
+                index = timeline.open(_INFERENCE)
+                told = _closing(callback, timeline, index)
         try:
-            return run_async(self, output_names, input_feed, closing, *args, **kwargs)
+            return run_async(self, output_names, input_feed, told, *args, **kwargs)
         except Exception:
-            timeline.close_at(index, timeline.clock(), failed=True)
+            if timeline is not None and index is not None:
+                with guarded():
+                    timeline.close_at(index, timeline.clock(), failed=True)
             raise
 
     return timed
@@ -52,7 +55,8 @@ def _timed_async(run_async: Callable[..., Any]) -> Callable[..., Any]:
 def _closing(callback: Callable[..., Any], timeline: Timeline, index: int) -> Callable[..., Any]:
     @functools.wraps(callback)
     def called_back(results: Any, user_data: Any, error: str) -> Any:
-        timeline.close_at(index, timeline.clock(), failed=bool(error))
+        with guarded():
+            timeline.close_at(index, timeline.clock(), failed=bool(error))
         token = current.set(timeline)
         try:
             return callback(results, user_data, error)

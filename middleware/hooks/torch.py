@@ -35,6 +35,12 @@ def time_module(module: M, stage: str = "inference") -> M:
     compiling: inside a compiled region there is nothing to see, so a module that is compiled
     later is not timed. A second call changes nothing. Gives *module* back.
     """
+    with guarded():
+        _time(module, stage)
+    return module
+
+
+def _time(module: nn.Module, stage: str) -> None:
     compiled = getattr(module, "_compiled_call_impl", None)
     if compiled is not None:  # `module.compile()`: hooks would be part of what is compiled.
         if not hasattr(compiled, PATCHED):
@@ -42,7 +48,6 @@ def time_module(module: M, stage: str = "inference") -> M:
     elif not any(isinstance(hook, Begin) for hook in _pre_hooks(module)):
         module.register_forward_pre_hook(Begin(stage), prepend=True)
         module.register_forward_hook(End(), always_call=True)
-    return module
 
 
 def _pre_hooks(module: nn.Module) -> Iterable[object]:
@@ -74,9 +79,9 @@ class Begin:
     def __call__(self, module: nn.Module, args: object) -> None:
         if _is_compiling():
             return
-        timeline = present()
-        if timeline is not None:
-            with guarded(timeline.recorder):
+        with guarded():
+            timeline = present()
+            if timeline is not None:
                 self._begin(module, timeline)
 
     def _begin(self, module: nn.Module, timeline: Timeline) -> None:
@@ -103,8 +108,7 @@ class End:
             if call.opened is not None:
                 error = sys.exception()
                 kind = type(error) if error is not None and error is not call.before else None
-                with guarded(call.timeline.recorder):
-                    call.opened.__exit__(kind, None, None)
+                call.opened.__exit__(kind, None, None)
 
 
 def _around(compiled: Callable[..., Any], name: str) -> Callable[..., Any]:

@@ -15,6 +15,7 @@ from stagescope.middleware.decorators import Steps
 from stagescope.middleware.hooks.hook import Hook
 from stagescope.middleware.hooks.model_calls import model_call, timed_call
 from stagescope.middleware.patching import wrap
+from stagescope.middleware.recording.guard import guarded
 from stagescope.middleware.recording.names import CODES
 from stagescope.middleware.recording.timeline import Timeline, current
 from stagescope.middleware.stage import stage
@@ -171,7 +172,8 @@ def _with_subclasses(base: type) -> Iterator[type]:
 
 def _wrapping_init(init: Callable[..., None]) -> Callable[..., None]:
     def wrapping(self: Any, *args: Any, **kwargs: Any) -> None:
-        wrap_methods(type(self))
+        with guarded():
+            wrap_methods(type(self))
         init(self, *args, **kwargs)
 
     return wrapping

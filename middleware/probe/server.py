@@ -118,6 +118,7 @@ class Probe:
     def _live(self) -> None:
         with guarded(self._recorder):
             self._accept()
+        self._listener.close()  # after a fault: who asks is refused and does not wait
 
     def _accept(self) -> None:
         while True:
@@ -130,12 +131,12 @@ class Probe:
             Thread(target=self._serve, args=(connection,), name=THREAD_NAME, daemon=True).start()
 
     def _serve(self, connection: socket.socket) -> None:
-        with guarded(self._recorder):
+        with connection, guarded(self._recorder):
             self._converse(connection)
         self._open.discard(connection)
 
     def _converse(self, connection: socket.socket) -> None:
-        with connection, suppress(OSError):
+        with suppress(OSError):
             asker = Connection(connection, self._recorder)
             connection.settimeout(5.0)
             question = _question(connection)

@@ -1,7 +1,9 @@
-"""The agent on a thread of the served process: the default where no agent process is there.
+"""The agent that a served process starts: the default where no agent process is there.
 
-Of several workers on one spool exactly one drains; the others stand by and take over when it
-ends. To an agent process the one that drains yields.
+A thread of the server starts a helper process, and does the work itself only where there can be
+none: what an agent allocates makes Python's garbage collector look through the whole app, and
+what it computes takes the interpreter's lock. Of several workers on one spool exactly one drains;
+the others stand by and take over when it ends. To an agent process the one that drains yields.
 
 The agent's own modules are imported on that thread: on the served app's they would hold its event
 loop for a fifth of a second.
@@ -43,6 +45,9 @@ END_S: Final = 0.25
 READY_S: Final = 30.0
 """How long a helper may take to import, to get the spool and to say that it drains."""
 
+HELPER_AFTER_S: Final = 0.5
+"""How long a server lives before it starts a helper: one that ends sooner is a test of the app."""
+
 READY: Final = b"ready\n"
 HOLD_S: Final = 3.0
 """How long a helper tries for the spool that its server found free."""
@@ -52,7 +57,7 @@ _running: dict[Path, EmbeddedAgent] = {}
 
 
 class Helper:
-    """The embedded agent in a process of its own, as its server sees it; used where it exports.
+    """The embedded agent in a process of its own, as its server sees it.
 
     It lives no longer than its server, which holds the other end of its standard input.
     """
@@ -126,7 +131,7 @@ class EmbeddedAgent:
         self._in_helper = in_helper
         self._ready_s = ready_s
         self._helper: Helper | None = None
-        self._helper_fails = False
+        self._helper_fails = settings.EMBEDDED_AGENT.choice() == "thread"
         self._spool = spool
         self._standby_s = standby_s
         self._stopped = threading.Event()
@@ -172,17 +177,21 @@ class EmbeddedAgent:
     def _live(self) -> None:
         try:
             from stagescope.agent.lock import EMBEDDED, try_hold
-            from stagescope.agent.pipeline import sends_by_otlp_alone
+            from stagescope.agent.pipeline import prints
 
-            while not self._stopped.is_set():
+            self._helper_fails = self._helper_fails or prints()
+            while True:
+                if not self._helper_fails:
+                    self._stopped.wait(HELPER_AFTER_S)
                 ensure_spool(self._spool)
                 hold = try_hold(self._spool, EMBEDDED)
-                if hold and sends_by_otlp_alone() and not self._helper_fails:
+                if hold and not self._helper_fails and not self.stopped:
                     hold.release()
                     self._drain_beside()
                 elif hold:
                     self.drain(hold)
-                self._stopped.wait(self._standby_s)
+                if self._stopped.wait(self._standby_s):
+                    return
         except (StagescopeError, OSError, ImportError) as problem:
             _log.warning("stagescope's embedded agent is off: %s", problem)
         except Exception:
@@ -196,7 +205,7 @@ class EmbeddedAgent:
             helper = Helper(self._spool)
         except (OSError, subprocess.SubprocessError) as problem:
             self._helper_fails = True
-            _log.info("spans are sent from a thread of the server: %s", problem)
+            _log.info("the agent is a thread of the server: %s", problem)
             return
         self._helper = helper
         if self.stopped:
@@ -210,9 +219,7 @@ class EmbeddedAgent:
         if status and not self.stopped:
             self._helper_fails = True
             why = f"was not ready within {self._ready_s:g} s" if late else f"ended with {status}"
-            _log.warning(
-                "the process that sends spans %s; a thread of the server sends them now", why
-            )
+            _log.warning("the agent's process %s; it is a thread of the server now", why)
 
     def drain(self, hold: SpoolLock, on_ready: Callable[[], object] = lambda: None) -> None:
         """Drain until `stop`, or until the spool is wanted by an agent process."""
@@ -239,8 +246,9 @@ class EmbeddedAgent:
             try:
                 self._agent = agent
                 on_ready()
-                if not self._stopped.is_set():
-                    agent.run()
+                if self.stopped:  # told so before there was an agent to tell: it reads, and ends
+                    agent.stop()
+                agent.run()
             finally:
                 self._agent = None
                 self._server.stop()
@@ -328,6 +336,8 @@ def main() -> int:
     """Be a helper: drain the spool until standard input ends."""
     for number in (signal.SIGINT, signal.SIGTERM):  # its server gets them too, and ends it
         signal.signal(number, signal.SIG_IGN)
+    with contextlib.suppress(OSError):  # it never takes a core from a server that has work
+        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
     with output_that_never_blocks() as output:
         _help(Path(sys.argv[1]), output)
     return 0

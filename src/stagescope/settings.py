@@ -143,8 +143,9 @@ DISABLE = _switch(
     read_by=SERVER,
 )  # fmt: skip
 EMBEDDED_AGENT = Setting(
-    "AGENT", "on", "`off`: no agent is started by the served process; run `stagescope agent`.",
-    read_by=SERVER, allowed=("on", "off"),
+    "AGENT", "on", "`thread`: the agent that a served process starts is a thread of it and no "
+    "process of its own; `off`: none is started, run `stagescope agent` (docs/agent.md).",
+    read_by=SERVER, allowed=("on", "thread", "off"),
 )  # fmt: skip
 PROBE = Setting(
     "PROBE", "on", "`off`: no socket for questions of the agent, so stacks come from py-spy "

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from stagescope.agent.api.client import AgentClient
@@ -231,7 +232,40 @@ def test_twenty_starts_and_stops_leave_nothing(spool: Path) -> None:
 
 
 @pytest.fixture
-def receiver(monkeypatch: pytest.MonkeyPatch) -> Iterator[OtlpReceiver]:
+def as_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody says how the agent is to be embedded; the suite as a whole does."""
+    monkeypatch.delenv("STAGESCOPE_AGENT")
+
+
+@pytest.mark.usefixtures("as_by_default")
+def test_by_default_it_is_a_process_of_its_own(spool: Path) -> None:
+    """The server's interpreter reads, decodes and parses nothing; its stop ends the process."""
+    agent = start_embedded_agent(spool)
+    wait_until(lambda: agent.drains, 30)
+    found = holder(spool)
+    with write_ring(spool / "a.ring", 20, run_id="run"):
+        assert AgentClient(spool / "agent.sock").run_counts("run").requests == 20
+        policy = os.sched_getscheduler(int(found["pid"]))
+        agent.stop()
+
+    assert found["kind"] == "embedded"
+    assert found["pid"] != os.getpid()
+    assert policy == os.SCHED_BATCH
+    assert holder(spool) == {}
+
+
+@pytest.mark.usefixtures("as_by_default")
+def test_a_server_that_ends_at_once_starts_no_process(spool: Path) -> None:
+    """As in a test of the app: what it recorded is read by a thread, at its end."""
+    with write_ring(spool / "a.ring", 20, run_id="run"):
+        agent = start_embedded_agent(spool)
+        agent.stop()
+    assert psutil.Process().children() == []
+    assert (spool / "runs" / "run.ndjson").read_text().count('"kind":"request"') == 20
+
+
+@pytest.fixture
+def receiver(as_by_default: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[OtlpReceiver]:
     """A back end, to which the environment points."""
     with OtlpReceiver() as receiver:
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", receiver.http_endpoint)
@@ -239,7 +273,7 @@ def receiver(monkeypatch: pytest.MonkeyPatch) -> Iterator[OtlpReceiver]:
 
 
 def test_where_it_exports_a_helper_process_does(spool: Path, receiver: OtlpReceiver) -> None:
-    """Spans are built and sent outside the served process; its stop flushes and ends the helper."""
+    """Spans are built and sent outside the served process; its stop flushes."""
     agent = start_embedded_agent(spool)
     wait_until(lambda: agent.drains, 30)
     found = holder(spool)
@@ -290,11 +324,11 @@ def test_the_helper_of_a_server_that_is_killed_ends(spool: Path, receiver: OtlpR
     "variables",
     [
         {"OTEL_TRACES_EXPORTER": "console"},
-        {"OTEL_METRICS_EXPORTER": "prometheus"},
+        {"STAGESCOPE_AGENT": "thread"},
         {"OTEL_TRACES_EXPORTER": "console", "OTEL_METRICS_EXPORTER": "otlp"},
     ],
 )
-def test_what_is_printed_or_fetched_needs_no_helper(
+def test_what_is_printed_or_a_thread_by_choice_needs_no_helper(
     spool: Path, variables: dict[str, str], receiver: OtlpReceiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The server's own thread drains, and what it prints is on the server's output."""
@@ -348,7 +382,7 @@ def test_a_helper_that_does_not_get_ready_is_given_up(
     with write_ring(spool / "a.ring", 5, run_id="run"):
         agent.stop()
     assert len([span for span in receiver.spans if span.kind == "server"]) == 5
-    assert "the process that sends spans was not ready within 0.5 s; a thread" in caplog.text
+    assert "the agent's process was not ready within 0.5 s; it is a thread" in caplog.text
 
 
 def test_nothing_that_a_helper_prints_can_block_it() -> None:

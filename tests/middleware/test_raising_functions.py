@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 
-from tests.middleware.raising_functions import EXEMPT, ROOT
+from tests.middleware.raising_functions import EXEMPT, NOT_REACHED, ROOT
 from tests.support.planted_faults import targets
 
 pytestmark = pytest.mark.timeout(900)  # Hundreds of servers' lives in the first one's fixture.
@@ -21,19 +22,32 @@ STAYS_OPEN = {"middleware/runtime/cold_start.py:end": 1}
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """Let each function raise in a process of its own: at every call, then at the second alone."""
-    ended = subprocess.run(
-        [sys.executable, "-m", "tests.middleware.raising_functions", tmp_path_factory.mktemp("x")],
-        cwd=ROOT, capture_output=True, text=True, timeout=900, check=False,
-    )  # fmt: skip
-    assert ended.returncode == 0, ended.stderr[-4000:]
-    return [json.loads(line) for line in ended.stdout.splitlines()]
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-m", "tests.middleware.raising_functions",
+             tmp_path_factory.mktemp(kind), kind],
+            cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for kind in ("apps", "models")
+    ]  # fmt: skip
+    try:
+        with ThreadPoolExecutor() as readers:
+            said = list(readers.map(lambda one: one.communicate(timeout=900), running))
+    finally:
+        for one in running:
+            one.kill()
+            one.wait()
+    assert [one.returncode for one in running] == [0, 0], said[0][1][-4000:] + said[1][1][-4000:]
+    return [
+        json.loads(line) for output, _ in said for line in output.splitlines() if line[0] == "{"
+    ]
 
 
 def test_unplanted_apps_answer_as_without_us(rows: list[dict[str, Any]]) -> None:
-    """Plain, in a load run, beside the app's OpenTelemetry, and behind a real uvicorn."""
+    """Plain, in a load run, beside the app's OpenTelemetry, with models, behind a real uvicorn."""
     plain = [row for row in rows if row.get("name") == ""]
-    assert [row["mode"] for row in plain] == ["plain", "run", "spans", "served"]
-    assert [(row["differs"], row["lost"]) for row in plain] == [("", 0)] * 4
+    assert [row["mode"] for row in plain] == ["plain", "run", "spans", "served", "models"]
+    assert [(row["differs"], row["lost"]) for row in plain] == [("", 0)] * 5
 
 
 def test_no_function_that_raises_reaches_the_app(rows: list[dict[str, Any]]) -> None:
@@ -56,3 +70,16 @@ def test_what_is_exempt_exists() -> None:
     ours = [*(ROOT / "middleware").rglob("*.py"), *(ROOT / "src" / "stagescope").glob("*.py")]
     names = {target.name for target in targets(ROOT, ours)}
     assert sorted(EXEMPT.keys() - names) == []
+
+
+def test_every_file_of_the_middleware_is_tried(rows: list[dict[str, Any]]) -> None:
+    """Or it is left out by name, with a reason."""
+    tried = {row["name"].partition(":")[0] for row in rows if row.get("hits")}
+    tried |= {name.partition(":")[0] for name in EXEMPT}
+    files = {
+        target.name.partition(":")[0]
+        for target in targets(ROOT, sorted((ROOT / "middleware").rglob("*.py")))
+    }
+    left = {file for file in files - tried if not file.startswith(tuple(NOT_REACHED))}
+    assert left == set()
+    assert [part for part in NOT_REACHED if not any(file.startswith(part) for file in files)] == []

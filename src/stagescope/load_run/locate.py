@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -26,6 +27,7 @@ from stagescope.recorder.spool import (
 
 HANDOVER_S = 2.0
 """A server that hands over to new workers (gunicorn's reload) opens a recorder file a little later."""
+POLL_S = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +57,8 @@ def locate(named: AgentLocation, aim: Target | None, *, wait_s: float = 0.0) -> 
 
     A named agent or spool with an agent is taken as it is. Else the process that listens on the
     target's port says by its open recorder file which spool it is; then a default spool counts.
-    Where there is none, the reason says why: it waits *wait_s* for a recorder file first.
+    Where there is none, the reason says why: it waits *wait_s* for a recorder file first, and then
+    for an agent.
     """
     place = named
     if place.agent_url or (place.spool and place.socket.exists()):
@@ -74,7 +77,12 @@ def locate(named: AgentLocation, aim: Target | None, *, wait_s: float = 0.0) -> 
     found = spool_of_listener(aim.port, wait_s=wait_s)
     if found.spool and not found.deleted:
         place = replace(place, spool=found.spool)
-        return place if place.socket.exists() else replace(place, reason=_no_agent(found))
+        deadline = time.monotonic() + wait_s
+        while not place.socket.exists():  # A server that was just started starts its agent.
+            if time.monotonic() >= deadline:
+                return replace(place, reason=_no_agent(found))
+            time.sleep(POLL_S)
+        return place
     return _in_a_default_spool(place) or replace(
         place, reason=_nothing_recorded(found, aim.port, place.spool or default_spool())
     )
