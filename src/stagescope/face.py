@@ -13,8 +13,8 @@ class StageMiddleware(asgi.StageMiddleware):
     """Record where each request's time goes, and start an agent that reads the records where none runs.
 
     One line is enough: `app = StageMiddleware(app)` or `app.add_middleware(StageMiddleware)`.
-    The records are read by `stagescope agent` where one runs for this spool, else by the same
-    code on a thread of this process (`STAGESCOPE_AGENT=off` forbids that).
+    The records are read by `stagescope agent` where one runs for this spool, else by a process
+    that this one starts (`STAGESCOPE_AGENT=off` forbids that).
     """
 
     __doc__ = (__doc__ or "") + (asgi.StageMiddleware.__doc__ or "")
@@ -32,7 +32,7 @@ class StageMiddleware(asgi.StageMiddleware):
 
 
 def start_embedded(spool: Path) -> asgi.Companion | None:
-    """Start the agent in this process, loading it only now."""
+    """Start the agent of this process, loading what starts it only now."""
     from stagescope.embedded import start_embedded_agent
 
     return start_embedded_agent(spool)
