@@ -157,11 +157,11 @@ EXEMPT = {
 """What may raise through to the app, or ends what is above it, with a reason each."""
 
 REAL_SERVERS = "its framework has an environment of its own: tests/servers run it for real"
-ASKED_ALONE = "answers a question of the probe, whose guard is above it, and takes seconds"
-DEVICES = (
-    "times devices: it is reached where torch has one, from hooks and answers that are guarded"
+PROBED = "answers the probe, below its guard, for seconds or where torch has a device"
+STARTED = (
+    "is installed as a server starts, below the guard of `install`, and not in an app's process"
 )
-SERVERS = "wraps the app of a server that is started, below the guard of `install`"
+BATCHERS = "is used by hooks of batching servers alone: tests/servers run them for real"
 NOT_REACHED = {
     "middleware/hooks/bentoml.py": REAL_SERVERS,
     "middleware/hooks/litserve/": REAL_SERVERS,
@@ -169,6 +169,17 @@ NOT_REACHED = {
     "middleware/hooks/pytriton.py": REAL_SERVERS,
     "middleware/hooks/ray/": REAL_SERVERS,
     "middleware/hooks/torchserve/": REAL_SERVERS,
+    "middleware/bootstrap/": STARTED,
+    "middleware/hooks/asgi_servers.py": STARTED,
+    "middleware/hooks/autoload.py": STARTED,
+    "middleware/hooks/wrapping.py": STARTED,
+    "middleware/recording/deferred.py": REAL_SERVERS,
+    "middleware/recording/timeline_group.py": BATCHERS,
+    "middleware/runtime/observers.py": PROBED,
+    "middleware/torch/capture.py": PROBED,
+    "middleware/torch/device_time.py": PROBED,
+    "middleware/torch/ledger.py": PROBED,
+    "middleware/torch/profiler.py": PROBED,
 }
 """Files none of whose functions is tried here, with a reason each."""
 
