@@ -135,7 +135,7 @@ def _body(report: Report) -> list[RenderableType]:
     for number, rest in (("share", ""), ("slowest", "1 %")):
         table.add_column(number, justify="right", no_wrap=True, min_width=7)
         table.add_column(rest, no_wrap=True, min_width=BAR_WIDTH)
-    parts = _shown_parts(report)
+    parts = shown_parts(report)
     largest = max(parts, key=lambda part: part.mean_ms)
     for part in parts:
         _row(table, part, label(part.name), "bold yellow" if part is largest else "")
@@ -156,7 +156,7 @@ CAUSE_LABELS = {
 }
 
 
-def _shown_parts(report: Report) -> list[Part]:
+def shown_parts(report: Report) -> list[Part]:
     """Return the rows: each part's own time, and the waits that were taken off, which sum alike."""
     if not report.waits or report.total is None:
         return list(report.parts)

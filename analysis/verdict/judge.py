@@ -216,11 +216,6 @@ def _cost(e: Evidence, chosen: Finding) -> Cost:
 def _more(e: Evidence, chosen: Finding, mixed: str) -> list[str]:
     """Return what else says so."""
     found: list[str] = [mixed] if mixed else []
-    if e.overloaded:
-        found.append(
-            f"the server did not keep up: {e.in_flight_middle:,} requests in flight in the "
-            f"middle of the run, {e.in_flight_end:,} at its end"
-        )
     stage = e.stage(chosen.stage)
     if stage is not None and stage.computed_ms is not None:
         found.append(
@@ -229,6 +224,11 @@ def _more(e: Evidence, chosen: Finding, mixed: str) -> list[str]:
         )
     law = e.achieved_per_s * e.mean_ms / 1e3
     found.append(f"by Little's law {law:,.1f} requests were in flight on average")
+    if e.overloaded:
+        found.append(
+            f"the server did not keep up: {e.in_flight_middle:,} requests in flight in the "
+            f"middle of the run, {e.in_flight_end:,} at its end"
+        )
     return found
 
 

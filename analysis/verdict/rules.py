@@ -7,6 +7,7 @@ entry points of the group `stagescope.verdicts`, are asked of every run (judge.p
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 from stagescope.analysis.verdict.model import (
@@ -64,6 +65,11 @@ def of_mean(e: Evidence, cost_ms: float) -> str:
     return f"{cost_ms:,.1f} of {e.mean_ms:,.1f} ms ({share:.0%})"
 
 
+def place(where: str) -> str:
+    """Return a line with its file's name alone: `function (file:line)`."""
+    return re.sub(r"\(.*/", "(", where)
+
+
 def untestable(kind: str, why: str) -> Finding:
     """Return that *kind* can't be judged, since evidence lacks."""
     return Finding(kind, UNTESTABLE, why.partition(":")[0], missing=why)
@@ -90,11 +96,11 @@ def event_loop(e: Evidence) -> Finding:
         status = CONTRIBUTING
     busy = f", the loop {e.loop_busy:.0%} busy" if e.loop_busy is not None else ""
     holder = f", {wait.holder_share:.0%} of it for {wait.holder}" if wait.holder else ""
-    place = f" ({wait.where})" if wait.where and wait.holder else ""
+    line = f", {place(wait.where)}" if wait.where and wait.holder else ""
     return Finding(
         EVENT_LOOP,
         status,
-        f"requests waited {of_mean(e, wait.mean_ms)} for the event loop{holder}{place}{busy}",
+        f"requests waited {of_mean(e, wait.mean_ms)} for the event loop{holder}{line}{busy}",
         cost, slowest, wait.p50_ms, wait.holder, "event loop", e.loop_busy, wait.where,
         sure=wait.low_ms >= wait.mean_ms / 2 and (e.loop_busy or 0.0) >= NEAR_LIMIT,
     )  # fmt: skip

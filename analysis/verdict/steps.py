@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 
 from stagescope.analysis.verdict import model as m
 from stagescope.analysis.verdict.model import Evidence, Finding, Step
+from stagescope.analysis.verdict.rules import place
 
 MOST = 3
 PAGE = "docs/verdicts.md"
@@ -20,7 +21,7 @@ def next_steps(e: Evidence, found: Finding) -> tuple[Step, ...]:
 
 def _place(found: Finding) -> str:
     stage = f"`{found.stage}`" if found.stage else "what holds it"
-    return f"{stage} ({found.where})" if found.where else stage
+    return f"{stage}, {place(found.where)}," if found.where else stage
 
 
 def _client(e: Evidence, found: Finding) -> list[str]:
@@ -45,16 +46,13 @@ def _network(e: Evidence, found: Finding) -> list[str]:
 
 def _event_loop(e: Evidence, found: Finding) -> list[str]:
     stage = e.stage(found.stage)
-    took = f", {stage.loop_ms:,.1f} ms a request on the loop" if stage and stage.loop_ms else ""
+    took = f" ({stage.loop_ms:,.1f} ms a request there)" if stage and stage.loop_ms else ""
     per_s = 1e3 / stage.loop_ms if stage and stage.loop_ms else 0.0
-    bound = f": one process bears at most {per_s:,.0f} requests/s so" if per_s else ""
+    bound = f": one process bears at most {per_s:,.0f} requests/s" if per_s else ""
     return [
-        (
-            f"take {_place(found)} off the event loop{took}: `await anyio.to_thread.run_sync(...)`, "
-            "or a process pool where it computes in Python"
-        ),
+        f"take {_place(found)} off the event loop{took}: into a thread or a process",
         f"serve with more worker processes (`--workers 2`){bound}",
-        f"make it shorter: each ms less there saves up to {_times(e, stage)} ms of mean latency",
+        f"make it shorter: each ms less saves up to {_times(e, stage)} ms of mean latency",
     ]
 
 

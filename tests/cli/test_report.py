@@ -22,8 +22,8 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_text(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The table goes to standard output, without colour in a pipe."""
-    assert main(["report", str(folder)]) == EXIT_DONE
+    """With --full the table goes to standard output too, without colour in a pipe."""
+    assert main(["report", str(folder), "--full"]) == EXIT_DONE
 
     out = capsys.readouterr().out
     assert "client latency   20.000" in out
@@ -78,7 +78,7 @@ def test_a_stage_that_nobody_recorded_is_unknown(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A stage without a mark is a dash with a footnote, and null in JSON: never 0."""
-    assert main(["report", str(folder)]) == EXIT_DONE
+    assert main(["report", str(folder), "--full"]) == EXIT_DONE
     out = capsys.readouterr().out
     (batch,) = (line for line in out.splitlines() if line.startswith("batch "))
     assert "0.000" not in batch

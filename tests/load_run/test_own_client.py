@@ -95,7 +95,7 @@ def sent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sent]:
 def report_on(sent: Sent, file: Path, out: Path, *more: str) -> int:
     """Run `stagescope report` on a file of the client's."""
     places = ["--spool", str(sent.spool), "--out", str(out), *more]
-    return main(["report", "--client-file", str(file), "--run", sent.run_id, *places])
+    return main(["report", "--full", "--client-file", str(file), "--run", sent.run_id, *places])
 
 
 def test_the_documented_client_is_joined_with_the_agents_records(

@@ -150,11 +150,11 @@ def drive(url: str, image: bytes, rate: float, seconds: float, *, spool: Path, o
 
 
 def print_comparison(folders: Sequence[Path]) -> None:
-    """Print the runs' tables side by side, and below them what grew from each to the next."""
+    """Print the runs' verdicts, their tables side by side, and below them what grew from each to the next."""
     from rich.console import Console
 
     from stagescope.analysis.build import build_report
-    from stagescope.analysis.table import side_by_side
+    from stagescope.analysis.screen import side_by_side
 
     Console().print(side_by_side([build_report(folder) for folder in folders]))
 
@@ -269,7 +269,7 @@ def _what_next(out: Path, finished: Sequence[Path], server_name: str) -> str:
     return f"""
 run folders: {" ".join(map(str, finished))}
 next:
-  one run in full, with sub-stages and batches; for programs, add --format json
+  one run: why, and what to do; --full has every table, --format json is for programs
     stagescope report {last}
   the same server on port 8000, to load as you like
     python -m {package} &

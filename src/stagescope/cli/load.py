@@ -1,4 +1,4 @@
-"""Load a server at a fixed rate and print where each request's time went.
+"""Load a server at a fixed rate and print what holds it back, and where the time went.
 
 Requests are sent by the clock, whatever the server does (open loop), and latency counts from
 the moment that the plan meant, so a server that stalls cannot hide it.
@@ -20,11 +20,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from stagescope.agent.api.address import read_token
+from stagescope.cli.report import add_full, print_reports
 from stagescope.errors import EXIT_DONE, EXIT_USAGE
 from stagescope.load_run import LoadPlan, run_load
 from stagescope.loadgen.progress import Progress, Watch
 
-HELP = "load a server at a fixed rate and print the table"
+HELP = "load a server at a fixed rate and print what holds it back"
 
 
 def prepare_parser(parser: argparse.ArgumentParser) -> None:
@@ -91,20 +92,20 @@ def _places(parser: argparse.ArgumentParser) -> None:
         "grpc://127.0.0.1:4317 or http://127.0.0.1:4318; used where no agent has records",
     )  # fmt: skip
     group.add_argument("--format", choices=("text", "json"), default="text")
+    add_full(parser)
     group.add_argument("--quiet", action="store_true", help="no progress on standard error")
 
 
 def run(args: argparse.Namespace) -> int:
     """Run it, print the table, and say where the folder is."""
-    from stagescope.cli.report import print_reports
-
     with progress(args.quiet) as watch:
         folder = run_load(_plan(args), args.url, watch)
     for note in folder.notes:
         print(f"stagescope load: {note}", file=sys.stderr)
     if not args.quiet:
         print(f"run folder: {folder.path}", file=sys.stderr)
-    return EXIT_DONE if print_reports([folder.path], args.format)[0].valid else EXIT_USAGE
+    (report,) = print_reports([folder.path], args.format, full=args.full)
+    return EXIT_DONE if report.valid else EXIT_USAGE
 
 
 def _plan(args: argparse.Namespace) -> LoadPlan:

@@ -1,15 +1,17 @@
-"""Print where the time of stored load runs went: one table, or JSON.
+"""Print what holds a server back, and where the time of stored load runs went; or JSON.
 
 Reads a run folder that `stagescope load` wrote (`run.json` and its Parquet tables), of this or
 an older version, joins the client's records with the server's, and splits client latency into
 client wait, connect, network, the server's stages, and what nothing explains.
-Of several runs it prints mean and p99 side by side, and which part grew from each to the next.
+Of one run it prints a first screen: the verdict, why, and what to do; with --full all tables.
+Of several runs it prints each verdict, mean and p99 side by side, and which part grew.
 With --client-file it makes the run folder first: it joins the requests that a client of your own
 sent, and wrote down as docs/own-client.md says, with what the agent recorded of them.
 With --live it reads no folder: it asks the agent what the last minute of requests looked like.
 
 examples:
   stagescope report runs/20250101-120000
+  stagescope report runs/20250101-120000 --full
   stagescope report runs/demo/low runs/demo/middle runs/demo/over
   stagescope report --client-file requests.jsonl --run 20250101-120000-0123456789abcdef
   stagescope report --live
@@ -50,6 +52,7 @@ def prepare_parser(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--format", choices=FORMATS, default="text", help="text for people, json for machines"
     )
+    add_full(parser)
     own = parser.add_argument_group("requests of a client of your own (docs/own-client.md)")
     own.add_argument(
         "--client-file", type=Path, metavar="FILE", help="its requests: .jsonl, .csv or .parquet"
@@ -71,6 +74,13 @@ def prepare_parser(parser: argparse.ArgumentParser) -> None:
     add_agent_arguments(parser)
 
 
+def add_full(parser: argparse.ArgumentParser) -> None:
+    """Add the option that prints the long tables."""
+    parser.add_argument(
+        "--full", action="store_true", help="the long tables too: every part, stage and resource"
+    )
+
+
 def add_agent_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options that name an agent."""
     group = parser.add_argument_group("which agent to ask, where one is asked")
@@ -87,7 +97,7 @@ def run(args: argparse.Namespace) -> int:
         folders: list[Path] = [_joined(args)]
     elif not (folders := args.dirs):
         raise UsageError("give a run folder, or --live for the last minute of a running server")
-    reports = print_reports(folders, args.format)
+    reports = print_reports(folders, args.format, full=args.full)
     return EXIT_DONE if all(report.valid for report in reports) else EXIT_USAGE
 
 
@@ -175,21 +185,28 @@ def _ms(value: float | None) -> str:
     return "–" if value is None else f"{value:,.2f}"
 
 
-def print_reports(folders: Sequence[Path], fmt: str = "text") -> Sequence[Report]:
+def print_reports(
+    folders: Sequence[Path], fmt: str = "text", *, full: bool = False
+) -> Sequence[Report]:
     """Print the report of the runs in *folders* as *fmt*, `text` or `json`, and return them.
 
-    Several are a table side by side, or a JSON list. Raise UsageError where a folder cannot be
+    One is its first screen, and where *full* the long tables below; several are a table side by
+    side, or a JSON list. Raise UsageError where a folder cannot be
     read, or the `load` extra is missing.
     """
     with needs("load"):
         from rich.console import Console
 
         from stagescope.analysis.build import build_report
-        from stagescope.analysis.table import render, side_by_side
+        from stagescope.analysis.screen import FirstScreen, side_by_side
+        from stagescope.analysis.table import render
     reports = [build_report(folder) for folder in folders]
     if fmt == "json":
         found = [report.to_json() for report in reports]
         print(json.dumps(found if len(found) > 1 else found[0], indent=2))
     else:
-        Console().print(render(reports[0]) if len(reports) == 1 else side_by_side(reports))
+        console = Console()
+        console.print(FirstScreen(reports[0]) if len(reports) == 1 else side_by_side(reports))
+        for report in reports if full else ():
+            console.print("", render(report))
     return reports
