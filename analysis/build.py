@@ -49,6 +49,7 @@ from stagescope.analysis.statistics import (
 )
 from stagescope.analysis.verdict.evidence import Requests, gather
 from stagescope.analysis.verdict.judge import judge
+from stagescope.analysis.verdict.tail import tail
 from stagescope.analysis.waits.build import RunWaits, with_waits
 from stagescope.records import State
 from stagescope.runfolder.run import Run
@@ -103,8 +104,14 @@ def _build(tables: RunTables) -> Report:
         resources=resources,
     )
     base = chosen.filter(in_breakdown(chosen)) if join.joined else None
-    evidence = gather(tables, report, Requests(tables, base), waits)
-    return replace(report, evidence=evidence, verdict=judge(evidence))
+    requests = Requests(tables, base)
+    evidence = gather(tables, report, requests, waits)
+    return replace(
+        report,
+        evidence=evidence,
+        verdict=judge(evidence),
+        tail=tail(evidence, requests, waits.served, waits.found),
+    )
 
 
 def _seen(client: ir.Table, tables: RunTables) -> tuple[Client, int]:

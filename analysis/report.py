@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from stagescope.analysis.resources.model import Resources
-from stagescope.analysis.verdict.model import UNDETERMINED, Evidence, Verdict
+from stagescope.analysis.verdict.model import UNDETERMINED, Evidence, Tail, Verdict
 from stagescope.runfolder.run import Run
 
 SCHEMA = 2
@@ -104,6 +104,10 @@ class Latency:
     p95_ms: float
     p99_ms: float
     max_ms: float
+    p50_interval_ms: tuple[float, float] | None = None
+    """Between which the true median lies, at 95 %; None: too few requests, as for the two below."""
+    p95_interval_ms: tuple[float, float] | None = None
+    p99_interval_ms: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,6 +242,8 @@ class Report:
     instrument: Instrument
     resources: Resources | None
     """What the stages used; None where nothing was sampled."""
+    tail: Tail | None = None
+    """Why the slowest 1 % are slow; None where there are too few to tell."""
     evidence: Evidence | None = None
     """What the verdict was judged by; it is not in the JSON."""
     verdict: Verdict = field(default_factory=lambda: Verdict(UNDETERMINED))
@@ -261,6 +267,7 @@ class Report:
             "valid": self.valid,
             "invalid_reasons": list(self.invalid_reasons),
             "verdict": asdict(self.verdict),
+            "tail": None if self.tail is None else asdict(self.tail),
             "client": asdict(self.client),
             "total": _part(self.total, "part", "parts"),
             "parts": [_part(part, "part", "parts") for part in self.parts],

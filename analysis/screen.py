@@ -13,11 +13,13 @@ from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderR
 from rich.text import Text
 
 from stagescope.analysis import table
+from stagescope.analysis.intervals import least
 from stagescope.analysis.report import Client, Latency, Part, Report
 from stagescope.analysis.table import CAUSE_LABELS, bar, label, shown_parts
-from stagescope.analysis.verdict.model import NONE, UNDETERMINED, Cost, Verdict
+from stagescope.analysis.verdict.model import NONE, UNDETERMINED, Cost, Tail, TailRequest, Verdict
 
 LINES = 24
+WATERFALL = 40
 LEAST_ROWS = 5
 EVIDENCE = 2
 LABEL = 9
@@ -72,11 +74,12 @@ def _head(report: Report, width: int) -> list[Text]:
     title = f"{run.plan.method} {run.plan.url}".strip() or f"run {run.run_id}"
     if run.client_file:
         title += f", requests of {run.client_file}"
+    counted = report.client.answered - report.client.profiled
     return [
         *_believed(report, width),
         *_labelled("load", textwrap.shorten(title, width - LABEL, placeholder="…"), width, "bold"),
         *_labelled("rate", _rate(report), width),
-        *_labelled("latency", _latency(report.client.latency), width),
+        *_labelled("latency", _latency(report.client.latency, counted), width),
     ]
 
 
@@ -121,13 +124,26 @@ def _capacity(client: Client) -> str:
     return "it kept up"
 
 
-def _latency(latency: Latency | None) -> str:
+def _latency(latency: Latency | None, counted: int) -> str:
     if latency is None:
         return "unknown: no request was answered"
     return (
-        f"p50 {short(latency.p50_ms)} ms, p95 {short(latency.p95_ms)}, "
-        f"p99 {short(latency.p99_ms)}, max {short(latency.max_ms)}, from the intended time"
+        f"p50 {_sure(latency.p50_ms, latency.p50_interval_ms)} ms, "
+        f"p95 {_sure(latency.p95_ms, latency.p95_interval_ms)}, {_p99(latency, counted)}, "
+        f"max {short(latency.max_ms)}"
     )
+
+
+def _sure(milliseconds: float, interval: tuple[float, float] | None) -> str:
+    if interval is None:
+        return short(milliseconds)
+    return f"{short(milliseconds)} ({short(interval[0])} to {short(interval[1])})"
+
+
+def _p99(latency: Latency, counted: int) -> str:
+    if latency.p99_interval_ms is None:
+        return f"p99 unknown: {least(0.99) - counted:,} requests more needed"
+    return f"p99 {_sure(latency.p99_ms, latency.p99_interval_ms)}"
 
 
 def _verdict(verdict: Verdict, width: int) -> list[Text]:
@@ -209,3 +225,26 @@ def _verdicts(reports: Sequence[Report]) -> Iterator[Text]:
         yield Text.assemble((f"{name}: ", "bold"), (headline(report.verdict), style))
         for sentence in report.verdict.evidence[:1]:
             yield Text(f"  {sentence}")
+
+
+def slowest(found: Tail) -> Group:
+    """Say why the slowest are slow, and draw some of them."""
+    lines = [
+        Text(f"the slowest {found.requests:,} requests, {short(found.mean_ms)} ms", style="bold"),
+        *(Text(f"  - {reason}") for reason in found.reasons),
+    ]
+    for one in found.exemplars:
+        lines += [Text(), *_waterfall(one)]
+    return Group(*lines)
+
+
+def _waterfall(one: TailRequest) -> list[Text]:
+    head = f"{one.trace_id}, {short(one.latency_ms)} ms, sent at {one.since_start_s:.1f} s"
+    lines = [Text(head, style="dim")]
+    for name, begun, length in one.spans:
+        before = round(WATERFALL * min(max(begun / one.latency_ms, 0.0), 1.0))
+        drawn = max(1, round(WATERFALL * length / one.latency_ms))
+        cells = (" " * before + "█" * drawn)[:WATERFALL].ljust(WATERFALL)
+        lines.append(Text(f"  {name[:18]:18} {cells} {short(length):>10}"))
+    notes = "; ".join(one.notes)
+    return [*lines, Text(f"  {notes}", style="dim")] if notes else lines

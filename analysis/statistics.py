@@ -7,13 +7,14 @@ Percentiles are of each column by itself, interpolated linearly between the two 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
 import ibis
 import ibis.expr.types as ir
 
+from stagescope.analysis.intervals import ranks
 from stagescope.analysis.report import Batches, Client, Instrument, Latency, Unmatched
 from stagescope.analysis.sources import RunTables, rows, rows_together
 from stagescope.runfolder.run import Run
@@ -89,7 +90,8 @@ def client_side(client: ir.Table, run: Run) -> tuple[Client, int]:
     failed = sum(row["n"] for row in outcomes if not row["answered"])
     profiled = sum(row["profiled"] for row in outcomes if row["answered"])
     timed = measured.filter(measured.answered & ~measured.profiled)
-    latency, service = _latencies(timed) if answered > profiled else (None, None)
+    counted = answered - profiled
+    latency, service = _latencies(timed, counted) if counted > 0 else (None, None)
     return Client(
         planned=int(run.driver.get("planned", 0)),
         count=answered + failed,
@@ -145,13 +147,18 @@ def _sums(outcomes: list[dict[str, Any]], key: str, *, answered: bool) -> dict[s
     return dict(sorted(sums.items(), key=lambda item: (-item[1], item[0])))
 
 
-def _latencies(answered: ir.Table) -> tuple[Latency, Latency]:
+def _latencies(answered: ir.Table, count: int) -> tuple[Latency, Latency]:
     t = answered.select(
         intended=answered.last_byte_ns - answered.intended_ns,
         sent=answered.last_byte_ns - answered.sent_ns,
     )
+    bounds = [ranks(count, quantile) for quantile in QUANTILES]
+    # By method 7 the value of rank k is the quantile k / (n - 1).
+    wanted = [rank / (count - 1) for pair in bounds if pair for rank in pair]
     asked: dict[str, ir.Value] = {}
     for name in t.columns:
+        if wanted:
+            asked[f"{name}_bounds"] = t[name].quantile(wanted)
         asked[f"{name}_mean"] = t[name].mean()
         asked[f"{name}_quantiles"] = t[name].quantile(list(QUANTILES))
         asked[f"{name}_max"] = t[name].max()
@@ -162,10 +169,19 @@ def _latencies(answered: ir.Table) -> tuple[Latency, Latency]:
             row[f"{name}_mean"] / 1e6,
             *quantiles_ms(row[f"{name}_quantiles"]),
             row[f"{name}_max"] / 1e6,
+            *_intervals(bounds, row.get(f"{name}_bounds", [])),
         )
         for name in t.columns
     )
     return latency, service
+
+
+def _intervals(
+    bounds: Sequence[tuple[int, int] | None], found_ns: Sequence[float]
+) -> Iterator[tuple[float, float] | None]:
+    values = iter(found_ns)
+    for pair in bounds:
+        yield (next(values) / 1e6, next(values) / 1e6) if pair else None
 
 
 def batch_figures(tables: RunTables, since_ns: int | None) -> Batches:

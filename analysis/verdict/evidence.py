@@ -14,7 +14,7 @@ from stagescope.analysis.resources.model import StageUse
 from stagescope.analysis.sources import RunTables, rows
 from stagescope.analysis.verdict.machine import gpu_facts, host_facts
 from stagescope.analysis.verdict.model import Evidence, GroupFacts, StageFacts, WaitFacts
-from stagescope.analysis.verdict.work import StageWork, Work, crowd, work
+from stagescope.analysis.verdict.work import StageWork, Work, crowd, forming_ms, work
 from stagescope.analysis.waits.build import RunWaits
 from stagescope.stages import OTHER
 
@@ -72,6 +72,7 @@ def gather(tables: RunTables, report: Report, requests: Requests, waits: RunWait
     client, join, run = report.client, report.join, report.run
     total = report.total
     cold_ms, cold_requests = _cold(latency)
+    forming = _forming(tables, waits)
     size_of, sizes = _sizes(requests, latency)
     return Evidence(
         valid=report.valid,
@@ -105,7 +106,9 @@ def gather(tables: RunTables, report: Report, requests: Requests, waits: RunWait
         batch_size=report.batches.mean_size,
         batch_max=report.batches.max_size,
         batches=report.batches.count,
-        batch_wait_ms=report.batches.mean_wait_ms,
+        forming_ms=_mean(forming),
+        forming_p50_ms=float(np.median(forming)) if len(forming) else 0.0,
+        forming_slowest_ms=_slowest(forming),
         batch_busy=_batch_busy(report),
         host=host_facts(tables, report),
         gpu=gpu_facts(report),
@@ -213,6 +216,20 @@ def _line(use: StageUse | None) -> str:
     """Return the line that was seen most in a stage, one that computed before one that waited."""
     frames = [stack.frame for stack in use.stacks] if use else []
     return frames[0] if frames else ""
+
+
+def _forming(tables: RunTables, waits: RunWaits) -> Floats:
+    """Return of each request for how long it waited for its batch while no batch was at work."""
+    if not waits.served:
+        return np.array([], dtype=np.float64)
+    busy = []
+    for row in rows(tables.batches.select("start_ns", "duration_ns", "stages")):
+        waited = [span["end_ns"] for span in row["stages"] or () if span["stage"] == "batch.wait"]
+        begin = row["start_ns"] + max(waited, default=0)
+        busy.append((begin, row["start_ns"] + row["duration_ns"]))
+    if not busy:
+        return np.array([], dtype=np.float64)
+    return np.array(forming_ms(waits.served, busy), dtype=np.float64)
 
 
 def _batch_busy(report: Report) -> float | None:

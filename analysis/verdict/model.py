@@ -230,7 +230,10 @@ class Evidence:
     batch_size: float
     batch_max: int
     batches: int
-    batch_wait_ms: float
+    forming_ms: float
+    """For how long requests waited for their batch while no batch was at work, on average."""
+    forming_p50_ms: float
+    forming_slowest_ms: float
     batch_busy: float | None
     """Share of the run's time in which a batch was at work."""
     host: HostFacts

@@ -258,22 +258,18 @@ def batching(e: Evidence) -> Finding:
     """The batcher's own delay, not its worker, is what requests wait for."""
     if not e.batches:
         return Finding(BATCHING, RULED_OUT, "no batch was formed")
-    waited = _sub(e, "batch.wait")
-    if waited is None:
-        return Finding(BATCHING, RULED_OUT, "no request waited for a batch to form")
+    if not measured(e):
+        return untestable(BATCHING, NO_WAITS)
+    cost = e.forming_ms
+    stage = "batch" if (e.stage("batch.wait") or e.stage("queue.batch")) else ""
     return Finding(
         BATCHING,
-        status_of(e, waited.own_ms, waited.own_slowest_ms),
-        f"requests waited {of_mean(e, waited.own_ms)} for their batch to form, "
-        f"of {e.batch_size:.1f} on average and {e.batch_max} at most",
-        waited.own_ms, waited.own_slowest_ms, waited.own_p50_ms, "batch", "batch delay", None,
-        sure=e.batch_size < 0.75 * max(e.batch_max, 2) or waited.own_ms > 0.5 * e.mean_ms,
+        status_of(e, cost, e.forming_slowest_ms),
+        f"requests waited {of_mean(e, cost)} for their batch to form while no batch was at work; "
+        f"it had {e.batch_size:.1f} members on average, {e.batch_max} at most",
+        cost, e.forming_slowest_ms, e.forming_p50_ms, stage, "batch delay", None,
+        sure=(e.batch_busy or 0.0) < NEAR_LIMIT,
     )  # fmt: skip
-
-
-def _sub(e: Evidence, *names: str) -> StageFacts | None:
-    found = [one for one in (e.stage(name) for name in names) if one is not None and one.own_ms > 0]
-    return max(found, key=lambda one: one.own_ms, default=None)
 
 
 def crowded(stage: StageFacts) -> float:
@@ -290,10 +286,11 @@ def model_capacity(e: Evidence) -> Finding:
     """The model's workers are busy, and requests queue for them."""
     if not e.stages:
         return untestable(MODEL_CAPACITY, NO_WAITS)
-    queues = [one for one in (e.stage("queue.worker"), e.stage("queue.batch")) if one is not None]
-    queued = sum(one.own_ms for one in queues)
-    slowest = sum(one.own_slowest_ms for one in queues)
-    p50 = sum(one.own_p50_ms for one in queues)
+    names = ("queue.worker", "queue.batch", "batch.wait")
+    queues = [one for one in map(e.stage, names) if one is not None]
+    queued = max(0.0, sum(one.own_ms for one in queues) - e.forming_ms)
+    slowest = max(0.0, sum(one.own_slowest_ms for one in queues) - e.forming_slowest_ms)
+    p50 = max(0.0, sum(one.own_p50_ms for one in queues) - e.forming_p50_ms)
     model = e.stage("inference")
     inside = crowded(model) if model else 0.0
     idle = 0.0 if model is None or model.idle_ms is None else model.idle_ms

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -159,12 +160,44 @@ def crowd(visits: Sequence[tuple[int, int, float]]) -> Crowd | None:
     )
 
 
-def _union(intervals: Sequence[Interval]) -> int:
-    total, until = 0, 0
+def forming_ms(served: Sequence[Served], busy: Sequence[Interval]) -> list[float]:
+    """Return of each request for how long it waited for its batch while no batch was at work.
+
+    *busy* is when batches were, absolute. That is the batcher's own delay; the rest of the wait
+    is for a worker.
+    """
+    merged = _merged(busy)
+    ends = [end for _, end in merged]
+    found = []
+    for request in served:
+        spent = 0
+        for name, first, last in request.stages:
+            if name in FORMING:
+                start, end = request.start_ns + first, request.start_ns + last
+                spent += end - start
+                for since, until in merged[bisect_right(ends, start) :]:
+                    if since >= end:
+                        break
+                    spent -= min(until, end) - max(since, start)
+        found.append(spent / 1e6)
+    return found
+
+
+FORMING = ("queue.batch", "batch.wait")
+
+
+def _merged(intervals: Sequence[Interval]) -> list[Interval]:
+    merged: list[Interval] = []
     for start, end in sorted(intervals):
-        total += max(0, end - max(start, until))
-        until = max(until, end)
-    return total
+        if merged and start <= merged[-1][1]:
+            merged[-1] = merged[-1][0], max(end, merged[-1][1])
+        else:
+            merged.append((start, end))
+    return merged
+
+
+def _union(intervals: Sequence[Interval]) -> int:
+    return sum(end - start for start, end in _merged(intervals))
 
 
 def _most_at_once(intervals: Sequence[Interval]) -> int:

@@ -61,7 +61,7 @@ def test_its_order(report: Report) -> None:
 
     order = ["valid", "load", "rate", "latency", "verdict", "where", "do", "more"]
     assert [word for word in starts if word in order] == order
-    text = "\n".join(lines)
+    text = " ".join("\n".join(lines).split())
     assert "98% used (high confidence), costs 812 ms of p50, 12,346 of p99, 40 requests/s" in text
 
 

@@ -198,7 +198,7 @@ def print_reports(
         from rich.console import Console
 
         from stagescope.analysis.build import build_report
-        from stagescope.analysis.screen import FirstScreen, side_by_side
+        from stagescope.analysis.screen import FirstScreen, side_by_side, slowest
         from stagescope.analysis.table import render
     reports = [build_report(folder) for folder in folders]
     if fmt == "json":
@@ -209,4 +209,6 @@ def print_reports(
         console.print(FirstScreen(reports[0]) if len(reports) == 1 else side_by_side(reports))
         for report in reports if full else ():
             console.print("", render(report))
+            if report.tail:
+                console.print("", slowest(report.tail))
     return reports
