@@ -13,6 +13,7 @@ from functools import partial
 import pytest
 
 from stagescope.errors import UsageError
+from stagescope.exporters.otlp.queue import QueueLimits
 from stagescope.exporters.otlp.sender import OtlpSpans, otlp_from_environment
 from stagescope.exporters.tail_sampling import Share, TailSampler
 from stagescope.records import Record
@@ -295,3 +296,10 @@ def test_close_twice_and_accept_after(protocol: str, receiver: OtlpReceiver) -> 
 
     assert sink.counters()["dropped_closed_spans"] == SPANS_EACH
     assert (sink.accepted, sink.settled) == (2, 2)
+
+
+def test_few_spans_are_sent_at_once_while_few_wait() -> None:
+    """What an agent that is killed sends again is little; a slow back end is given more at once."""
+    limits = QueueLimits()
+    assert [limits.at_once(waiting) for waiting in (0, 4096, 8192, 65_536)] == [256, 256, 512, 2048]
+    assert QueueLimits(batch_spans=100).at_once(65_536) == 100
