@@ -11,6 +11,7 @@ from statistics import median
 from typing import Final, NamedTuple
 
 from stagescope import semconv as names
+from stagescope.exporters.record_waits import waits_of
 from stagescope.records import BatchRecord, ColdStartRecord, RequestRecord, State
 from stagescope.stages import OTHER, stage_of
 
@@ -112,6 +113,9 @@ class ServiceStats:
         self._batch_sizes: dict[str, Histogram] = defaultdict(partial(Histogram, SIZE_BOUNDS))
         self._batch_seconds: dict[str, Histogram] = defaultdict(Histogram)
         self._stalls: Counter[tuple[str, str]] = Counter()
+        self._own: dict[str, Histogram] = defaultdict(Histogram)
+        self._waits: dict[tuple[str, str], Histogram] = defaultdict(Histogram)
+        """By stage and cause."""
         self.profiled = 0
         """Requests that overlap a capture; they are in no histogram."""
         self._cold_starts: dict[str, Histogram] = defaultdict(Histogram)
@@ -141,12 +145,28 @@ class ServiceStats:
         for stall in record.stalls:
             key = counted_as.get(stall.stage) or self._new_stage(stall.stage), stall.cause
             self._stalls[key] += stall.stall_ns
+        if record.wait_facts:
+            self._add_waits(record, spent)
         if has_trace:
             self._add_with_exemplars(record, route, spent)
             return
         self._request_histogram(record).add(record.duration_ns)
         for stage, charged_ns in spent.items():
             route.stages[stage].add(charged_ns)
+
+    def _add_waits(self, record: RequestRecord, spent: dict[str, int]) -> None:
+        waits = waits_of(record)
+        if waits is None:
+            return
+        own, waited = dict(spent), Counter[tuple[str, str]]()
+        for wait in waits:
+            stage = self._counted_as.get(wait.stage) or self._new_stage(wait.stage)
+            own[stage] -= wait.stall_ns
+            waited[stage, wait.cause] += wait.stall_ns
+        for stage, own_ns in own.items():
+            self._own[stage].add(own_ns)
+        for key, waited_ns in waited.items():
+            self._waits[key].add(waited_ns)
 
     def add_batch(self, record: BatchRecord) -> None:
         """Count a batch."""
@@ -188,7 +208,11 @@ class ServiceStats:
                 for stage, histogram in own.items():
                     yield (route, stage), histogram
             return
+        if metric == names.METRIC_STAGE_WAIT:
+            yield from self._waits.items()
+            return
         by_label = {
+            names.METRIC_STAGE_OWN: self._own,
             names.METRIC_WORKER_DURATION: self._workers,
             names.METRIC_BATCH_SIZE: self._batch_sizes,
             names.METRIC_BATCH_DURATION: self._batch_seconds,

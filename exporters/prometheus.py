@@ -177,6 +177,8 @@ class StageCollector(Collector):
             names.METRIC_REQUEST_DURATION,
             names.METRIC_STAGE_DURATION,
             names.METRIC_SUB_STAGE_DURATION,
+            names.METRIC_STAGE_OWN,
+            names.METRIC_STAGE_WAIT,
             names.METRIC_WORKER_DURATION,
             names.METRIC_BATCH_DURATION,
             names.METRIC_BATCH_SIZE,

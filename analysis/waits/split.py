@@ -22,12 +22,10 @@ from stagescope.analysis.waits.requests import (
     segments,
     stage_at,
 )
-from stagescope.stages import WaitFact
+from stagescope.stages import TIMER_SLACK_NS, WaitFact
 
 CAUSES = ("stopped", "gc", "cpu", "event_loop", "gil")
 """In the order in which an instant is charged."""
-TIMER_SLACK_NS = 1_100_000
-"""Both loops sleep in whole milliseconds: a timer that is so late was not held up by anybody."""
 PAUSES = CAUSES[:2]
 """Those that hold up all threads of a process."""
 UNKNOWN_HOLDER = ""

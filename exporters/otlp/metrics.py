@@ -46,6 +46,7 @@ _ATTRIBUTES: Final = {
     "sub_stage": names.STAGE,
     "worker": names.PROCESS_PID,
     "model": names.MODEL,
+    "cause": names.WAIT_CAUSE,
     "until": names.COLD_START_UNTIL,
 }
 """Of a label of a histogram."""

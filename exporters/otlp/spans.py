@@ -18,6 +18,7 @@ from opentelemetry.trace import Link, SpanContext, SpanKind, TraceFlags
 from opentelemetry.trace.status import Status, StatusCode
 
 from stagescope import semconv as names
+from stagescope.exporters.record_waits import waits_of
 from stagescope.identity import stage_span_id
 from stagescope.records import (
     BatchRecord,
@@ -114,14 +115,24 @@ def _common_attributes(record: Record) -> Iterator[tuple[str, Value]]:
         yield names.DIED_IN_STAGE, last_stage(record)
 
 
-def stage_attributes(stage: StageSpan, stalls: Sequence[StageStall] = ()) -> dict[str, Value]:
-    """Return the attributes of a stage's span; *stalls* are those of this opening."""
+def stage_attributes(
+    stage: StageSpan,
+    stalls: Sequence[StageStall] = (),
+    waits: Sequence[StageStall] | None = None,
+) -> dict[str, Value]:
+    """Return the attributes of a stage's span; *stalls* and *waits* are those of this opening.
+
+    *waits* are None where they are not known.
+    """
     told: dict[str, Value] = {names.STAGE: stage.stage, names.STAGE_SELF_NS: stage.self_ns}
     if stage.open:
         told[names.STAGE_OPEN] = True
     for stall in stalls:
         if name := names.STAGE_STALLS.get(stall.cause):
             told[name] = stall.stall_ns
+    if waits is not None:
+        told[names.STAGE_OWN_NS] = stage.self_ns - sum(wait.stall_ns for wait in waits)
+        told |= {names.STAGE_WAITS[wait.cause]: wait.stall_ns for wait in waits}
     return told
 
 
@@ -274,6 +285,7 @@ def _stage_spans(record: Record, own: ReadableSpan) -> Iterator[ReadableSpan]:
     contexts: list[SpanContext] = []
     died = record.state is State.DIED
     stalls = record.stalls if isinstance(record, RequestRecord) else ()
+    waits = waits_of(record) if isinstance(record, RequestRecord) else None
     for index, (stage, parent) in enumerate(
         zip(record.stages, enclosing(record.stages), strict=True)
     ):
@@ -288,13 +300,19 @@ def _stage_spans(record: Record, own: ReadableSpan) -> Iterator[ReadableSpan]:
             context,
             own_context if parent is None else contexts[parent],
             own.resource,
-            stage_attributes(stage, [stall for stall in stalls if stall.opening == index]),
+            stage_attributes(
+                stage, _of(stalls, index), None if waits is None else _of(waits, index)
+            ),
             kind=SpanKind.INTERNAL,
             status=_FAILED if stage.failed or (died and stage.open) else _UNSET,
             start_time=begin + start,
             end_time=begin + end,
             instrumentation_scope=own.instrumentation_scope,
         )
+
+
+def _of(stalls: Sequence[StageStall], opening: int) -> list[StageStall]:
+    return [stall for stall in stalls if stall.opening == opening]
 
 
 def clamped(stage: StageSpan, duration_ns: int) -> tuple[int, int]:

@@ -55,12 +55,18 @@ BATCH_MEMBERS_DROPPED: Final = "model_server.batch.members_dropped"
 
 COLD_START_READY_NS: Final = "model_server.cold_start.ready_ns"
 COLD_START_UNTIL: Final = "model_server.cold_start.until"
+WAIT_CAUSE: Final = "model_server.wait.cause"
 STATUS_CLASS: Final = "model_server.status_class"
 STAGE_STALLS: Final = {
     "loop": "model_server.stage.stall.loop_ns",
     "gc": "model_server.stage.stall.gc_ns",
 }
 """By the cause of a stall."""
+STAGE_OWN_NS: Final = "model_server.stage.own_ns"
+STAGE_WAITS: Final = {
+    cause: f"model_server.stage.wait.{cause}_ns" for cause in ("event_loop", "cpu", "gc", "stopped")
+}
+"""By the cause of a wait."""
 
 METRIC_REQUEST_DURATION: Final = "http.server.request.duration"
 METRIC_ACTIVE_REQUESTS: Final = "http.server.active_requests"
@@ -70,6 +76,8 @@ METRIC_WORKER_DURATION: Final = "model_server.worker.request.duration"
 METRIC_BATCH_SIZE: Final = "model_server.batch.size"
 METRIC_BATCH_DURATION: Final = "model_server.batch.duration"
 METRIC_STAGE_STALL: Final = "model_server.stage.stall"
+METRIC_STAGE_OWN: Final = "model_server.stage.own"
+METRIC_STAGE_WAIT: Final = "model_server.stage.wait"
 METRIC_PROFILED: Final = "model_server.profiled_requests"
 METRIC_COLD_START: Final = "model_server.cold_start.duration"
 METRIC_COLD_START_STAGE: Final = "model_server.cold_start.stage.duration"
@@ -113,6 +121,14 @@ class Attribute:
     on: tuple[str, ...]
     doc: str
     stability: str = OURS
+
+
+_WAITED: Final = {
+    "event_loop": "A least: it could have gone on, and other code ran on the event loop.",
+    "cpu": "Its thread was ready to run and had no core.",
+    "gc": "The garbage collector ran.",
+    "stopped": "The whole process was stopped.",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,6 +197,14 @@ ATTRIBUTES: Final = (
     Attribute(STAGE_STALLS["gc"], "int", "ns", (STAGE_SPAN,),
               "What of this opening's time passed while the garbage collector ran. Absent where "
               "there was none."),
+    Attribute(STAGE_OWN_NS, "int", "ns", (STAGE_SPAN,),
+              "A most: what is left of `model_server.stage.self_ns` without the waits below "
+              "(docs/waits.md). Absent outside load runs."),
+    *(
+        Attribute(name, "int", "ns", (STAGE_SPAN,),
+                  f"{_WAITED[cause]} Absent where it did not wait, and outside load runs.")
+        for cause, name in STAGE_WAITS.items()
+    ),
     Attribute(COLD_START_READY_NS, "int", "ns", (COLD_START_SPAN,),
               "From the start of the process until the app could serve; absent where it never "
               "could."),
@@ -280,6 +304,17 @@ METRICS: Final = (
         ("service", "stage", "cause"),
         "What requests charged to a stage while the event loop was late (`loop`) or the garbage "
         "collector ran (`gc`).",
+    ),
+    MetricName(
+        METRIC_STAGE_OWN, "model_server_stage_own_seconds", "histogram", "s", ("service", "stage"),
+        "What one request of a load run charged to one stage without the waits of the next metric; "
+        "at most, see `model_server.stage.own_ns`.",
+    ),
+    MetricName(
+        METRIC_STAGE_WAIT, "model_server_stage_wait_seconds", "histogram", "s",
+        ("service", "stage", "cause"),
+        "What one request of a load run waited within one stage for one cause: `event_loop`, `cpu`, "
+        "`gc`, `stopped`; those that did not wait are not counted.",
     ),
     MetricName(
         METRIC_PROFILED, "model_server_profiled_requests", "counter", "", ("service",),

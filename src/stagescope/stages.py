@@ -144,6 +144,10 @@ class StageStall(NamedTuple):
     stall_ns: int
 
 
+TIMER_SLACK_NS = 1_100_000
+"""Event loops sleep in whole milliseconds: a timer that is so late was not held up by anybody."""
+
+
 class WaitFact(NamedTuple):
     """One fact from which waits are separated from work, see docs/waits.md."""
 

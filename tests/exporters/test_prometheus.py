@@ -22,7 +22,7 @@ from stagescope.exporters.prometheus import AgentFigures, StageMetrics
 from stagescope.exporters.tail_sampling import Share, TailSampler
 from stagescope.recorder.format import WAITS
 from stagescope.semconv import METRICS
-from stagescope.stages import StageStall
+from stagescope.stages import StageStall, WaitFact
 from stagescope.testing.records import (
     PROCESS,
     SPAN_ID,
@@ -30,6 +30,9 @@ from stagescope.testing.records import (
     batch_record,
     cold_start_record,
     request_record,
+)
+from stagescope.testing.records import (
+    WAITS as WAIT_FACTS,
 )
 
 OPENMETRICS = "application/openmetrics-text; version=1.0.0"
@@ -74,6 +77,28 @@ def test_stage_seconds_add_up() -> None:
     assert set(counts.values()) == {1}
     (whole,) = samples(read["http_server_request_duration_seconds"], "_sum")
     assert sum(sums.values()) == pytest.approx(whole.value)
+
+
+def test_own_time_and_waits_of_a_load_run_sum_to_its_stages() -> None:
+    """Requests of a load run have both histograms, others neither; a wait of 0 is not counted."""
+    run = request_record(run_id="r1", wait_facts=WAIT_FACTS)
+    not_watched = request_record(run_id="r2", wait_facts=WAIT_FACTS[3:])
+    read = families(counted(run, request_record(), not_watched))
+    own = {s.labels["stage"]: s for s in samples(read["model_server_stage_own_seconds"], "_sum")}
+    waits = {
+        (s.labels["stage"], s.labels["cause"]): s.value
+        for s in samples(read["model_server_stage_wait_seconds"], "_sum")
+    }
+
+    assert waits == pytest.approx(
+        {("preprocess", "cpu"): 0.0002, ("inference", "event_loop"): 0.003,
+         ("inference", "gc"): 0.001, ("respond", "stopped"): 0.0001}
+    )  # fmt: skip
+    assert own["inference"].value == pytest.approx(0.003)
+    assert own["inference"].labels == {"service": "resnet-api", "stage": "inference"}
+    assert sum(s.value for s in own.values()) + sum(waits.values()) == pytest.approx(0.01)
+    counts = samples(read["model_server_stage_own_seconds"], "_count")
+    assert {sample.value for sample in counts} == {1}
 
 
 def test_request_labels_are_bounded_words() -> None:
@@ -145,7 +170,9 @@ def test_batches_in_flight_and_own_counts() -> None:
 
 def test_metrics_are_in_the_table() -> None:
     """What is shown is what the published table names, with its labels and units."""
-    stalled = request_record(stalls=(StageStall(3, "inference", "gc", 1_000_000),))
+    stalled = request_record(
+        stalls=(StageStall(3, "inference", "gc", 1_000_000),), wait_facts=WAIT_FACTS
+    )
     figures = AgentFigures(
         in_flight=lambda: {"resnet-api": 1}, waits=lambda: {"resnet-api": dict.fromkeys(WAITS, 1)}
     )
@@ -211,7 +238,10 @@ def test_names_without_end_are_bounded() -> None:
     metrics = StageMetrics(figures=AgentFigures(in_flight=lambda: serving))
     for index in range(1_000):
         own = (stage._replace(stage=f"mine{index}.part", start_ns=0, end_ns=10, self_ns=10),)
-        metrics.accept([request_record(stages=own, duration_ns=10, route=f"/{index}")])
+        waited = (WaitFact("ready", 0, 2, 6),)
+        metrics.accept(
+            [request_record(stages=own, duration_ns=10, route=f"/{index}", wait_facts=waited)]
+        )
         metrics.accept([batch_record(model=f"m{index}")])
     for index in range(200):
         metrics.accept([request_record(process=replace(PROCESS, service=f"s{index}"))])
@@ -220,6 +250,10 @@ def test_names_without_end_are_bounded() -> None:
 
     assert len({s.labels["stage"] for s in stages}) == 48
     assert len({s.labels["route"] for s in stages}) == 51
+    for name, each in (("own", 6e-9), ("wait", 4e-9)):
+        series = samples(read[f"model_server_stage_{name}_seconds"], "_sum", service="resnet-api")
+        assert len({s.labels["stage"] for s in series}) <= 48
+        assert sum(s.value for s in series) == pytest.approx(each * 1_000)
     parts = samples(read["model_server_sub_stage_duration_seconds"], "_sum", service="resnet-api")
     assert len({s.labels["sub_stage"] for s in parts}) <= 48
     assert sum(s.value for s in stages) == pytest.approx(10e-9 * 1_000)

@@ -8,20 +8,46 @@ from __future__ import annotations
 
 import os
 import random
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
+from statistics import fmean
 
 import pytest
 
+from stagescope.semconv import (
+    LOAD_RUN_ID,
+    METRIC_STAGE_OWN,
+    METRIC_STAGE_WAIT,
+    STAGE,
+    STAGE_OWN_NS,
+    STAGE_SELF_NS,
+    STAGE_WAITS,
+    WAIT_CAUSE,
+)
+from stagescope.testing import wait_until
 from tests.planted_time.planted import LOOPS, SHAPES, Outcome, Shape, lines, outcome, served
+from tests.support.otlp import OtlpReceiver, ReceivedSpan
+from tests.support.otlp_points import ReceivedPoint
 
 _choice = random.Random(int(os.environ.get("PLANTED_SEED", "1")))
 _ON_THE_LOOP = ("child_task", "task_group", "in_steps", "postprocess_holds")
 CHOSEN = [("blocking", 0.8), *((path, 0.3) for path in _choice.sample(_ON_THE_LOOP, 2))]
 
 
+@pytest.fixture(scope="module")
+def receiver() -> Iterator[OtlpReceiver]:
+    """What the agents send their spans and metrics to."""
+    with OtlpReceiver() as receiver, pytest.MonkeyPatch.context() as environment:
+        environment.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", receiver.http_endpoint)
+        environment.setenv("OTEL_METRIC_EXPORT_INTERVAL", "500")
+        yield receiver
+
+
 @pytest.fixture(scope="module", params=LOOPS)
-def server(request: pytest.FixtureRequest) -> Iterator[tuple[str, tuple[int, Path]]]:
+def server(
+    request: pytest.FixtureRequest, receiver: OtlpReceiver
+) -> Iterator[tuple[str, tuple[int, Path]]]:
     """The servers on one of the loops."""
     with served(request.param) as place:
         yield request.param, place
@@ -66,6 +92,47 @@ def test_the_wait_is_the_event_loops_and_preprocess_held_it(
     by_stage = {holder.stage: holder.share for holder in wait.held_by}
     assert max(by_stage, key=lambda stage: by_stage[stage]) == "preprocess"
     assert found.network_ms <= max(5.0, 0.1 * found.waited_ms)
+
+
+def test_what_is_exported_of_a_load_run_tells_own_time_and_waits_apart(
+    server: tuple[str, tuple[int, Path]], receiver: OtlpReceiver, tmp_path: Path
+) -> None:
+    """A back end gets the loop's waits of the report on the spans, and as histograms."""
+    found = run(server, "headline", 1.5, tmp_path)
+    run_id = found.report.run.run_id
+
+    def spans_of_the_run() -> dict[str, list[ReceivedSpan]]:
+        spans = receiver.spans
+        traces = {s.trace_id for s in spans if s.attributes.get(LOAD_RUN_ID) == run_id}
+        by_name = defaultdict(list)
+        for span in spans:
+            if span.trace_id in traces:
+                by_name[span.name].append(span)
+        return by_name
+
+    answered = found.report.client.answered
+    wait_until(lambda: len(spans_of_the_run()["inference"]) == answered, 20)
+    told = [span.attributes for span in spans_of_the_run()["inference"]]
+    inference = found.report.part("inference")
+    assert inference is not None
+    assert inference.own is not None
+    waited_ms = fmean(each.get(STAGE_WAITS["event_loop"], 0) for each in told) / 1e6
+    assert waited_ms >= 0.7 * inference.own.waits["event_loop"]
+    for each in told:
+        waits = [each.get(name, 0) for name in STAGE_WAITS.values()]
+        assert each[STAGE_OWN_NS] + sum(waits) == each[STAGE_SELF_NS]
+
+    def histogram(name: str, cause: str | None) -> list[ReceivedPoint]:
+        return [
+            point
+            for point in receiver.points
+            if point.name == name
+            and point.attributes[STAGE] == "inference"
+            and point.attributes.get(WAIT_CAUSE) == cause
+        ]
+
+    wait_until(lambda: bool(histogram(METRIC_STAGE_WAIT, "event_loop")), 20)
+    assert histogram(METRIC_STAGE_OWN, None)
 
 
 def test_a_process_that_was_stopped_waits_for_that_and_not_for_its_loop(

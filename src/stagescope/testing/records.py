@@ -16,7 +16,7 @@ from stagescope.records import (
     RequestRecord,
     State,
 )
-from stagescope.stages import StageSpan, partition
+from stagescope.stages import StageSpan, WaitFact, partition
 
 PROCESS = Process(
     ring_id="ab" * 16,
@@ -44,6 +44,17 @@ SIX_STAGES = (
     ("respond", 9_500_000, 9_900_000),
 )
 """(name, start, end) in ns since the request's start: a request of 10 ms."""
+
+
+WAITS = (
+    WaitFact("ran", 0, 100_000, 900_000),
+    WaitFact("queued", 0, 100_000, 300_000),
+    WaitFact("due", 0, 2_500_000, 7_600_000),
+    WaitFact("gc", -1, 6_600_000, 7_600_000),
+    WaitFact("stopped", -1, 9_600_000, 9_700_000),
+)
+"""Of the request of SIX_STAGES: it waited 0.2 ms for a core in preprocess, 3 ms for the loop and 1 ms
+for the collector in inference, 0.1 ms in respond while the process was stopped."""
 
 
 def stage_spans(stages: Sequence[tuple[str, int, int]], duration_ns: int) -> tuple[StageSpan, ...]:

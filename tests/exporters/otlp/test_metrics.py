@@ -17,7 +17,7 @@ from stagescope.exporters.prometheus import StageMetrics
 from stagescope.exporters.sample_series import Series, Shown
 from stagescope.samples import AMOUNT, LEVEL, SampleName
 from stagescope.testing import wait_until
-from stagescope.testing.records import batch_record, request_record
+from stagescope.testing.records import WAITS, batch_record, request_record
 from tests.support.evidence import sample
 from tests.support.otlp import Behaviour, OtlpReceiver
 from tests.support.otlp_points import ReceivedPoint
@@ -72,6 +72,31 @@ def sink_from_environment(shown: Callable[[], Shown] = read_now) -> OtlpMetrics:
 
 def of_name(receiver: OtlpReceiver, name: str) -> list[ReceivedPoint]:
     return [point for point in receiver.points if point.name == name]
+
+
+def test_waits_arrive_as_histograms(protocol: str, receiver: OtlpReceiver) -> None:
+    """Own time by stage, and waits by stage and cause, of the requests of a load run."""
+    metrics = StageMetrics()
+    metrics.accept([request_record(), request_record(run_id="r1", wait_facts=WAITS)])
+    sink = otlp_metrics_from_environment(metrics, read_now)
+    assert sink is not None
+    sink.close(10)
+    waits = {
+        (point.attributes["model_server.stage"], point.attributes["model_server.wait.cause"]): point
+        for point in of_name(receiver, "model_server.stage.wait")
+    }
+    (own,) = [
+        point
+        for point in of_name(receiver, "model_server.stage.own")
+        if point.attributes["model_server.stage"] == "inference"
+    ]
+
+    assert (own.kind, own.unit, own.count) == ("histogram", "s", 1)
+    assert waits.keys() == {
+        ("preprocess", "cpu"), ("inference", "event_loop"), ("inference", "gc"),
+        ("respond", "stopped"),
+    }  # fmt: skip
+    assert waits["inference", "event_loop"].count == 1
 
 
 def test_samples_arrive_as_gauges_and_sums(protocol: str, receiver: OtlpReceiver) -> None:

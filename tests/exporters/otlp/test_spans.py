@@ -20,11 +20,12 @@ from stagescope.semconv import (
     REQUEST_SPAN,
     STAGE_SPAN,
 )
-from stagescope.stages import StageStall
+from stagescope.stages import StageStall, WaitFact
 from stagescope.testing.records import (
     PROCESS,
     SPAN_ID,
     TRACE_ID,
+    WAITS,
     batch_record,
     cold_start_record,
     request_record,
@@ -195,6 +196,33 @@ def test_resource_is_the_served_process(monkeypatch: pytest.MonkeyPatch) -> None
     assert resource["deployment.environment.name"] == "staging"
 
 
+def test_own_time_and_waits_are_on_the_stages_of_a_load_run() -> None:
+    """Each stage has what it waited for by cause, and what is left; both sum to its self time."""
+    _, *children = spans_of(request_record(run_id="r1", wait_facts=WAITS))
+    told = {
+        child.name: {
+            key.removeprefix("model_server.stage."): value
+            for key, value in (child.attributes or {}).items()
+            if ".wait." in key or key.endswith(".own_ns")
+        }
+        for child in children
+    }
+
+    assert told["preprocess"] == {"own_ns": 600_000, "wait.cpu_ns": 200_000}
+    assert told["inference"] == {
+        "own_ns": 3_000_000, "wait.event_loop_ns": 3_000_000, "wait.gc_ns": 1_000_000,
+    }  # fmt: skip
+    assert told["respond"] == {"own_ns": 300_000, "wait.stopped_ns": 100_000}
+    assert told["postprocess"] == {"own_ns": 500_000}
+
+
+@pytest.mark.parametrize("facts", [(), WAITS[3:]])
+def test_where_steps_were_not_watched_there_are_neither(facts: tuple[WaitFact, ...]) -> None:
+    """Outside an opened load run own time and waits are absent, not 0: they are not known."""
+    for span in spans_of(request_record(wait_facts=facts)):
+        assert not [key for key in span.attributes or {} if ".wait." in key or ".own" in key]
+
+
 def test_every_attribute_is_in_the_table() -> None:
     """What spans carry is in the published table, on that kind of span and of that type."""
     request = request_record(
@@ -208,6 +236,7 @@ def test_every_attribute_is_in_the_table() -> None:
     request = replace(
         request,
         stalls=tuple(StageStall(0, "queue", cause, 5) for cause in ("gc", "loop", "capture")),
+        wait_facts=WAITS,
     )
     cold = cold_start_record(state=State.DIED, stages_dropped=1)
     own, *children = spans_of(request)
@@ -216,7 +245,7 @@ def test_every_attribute_is_in_the_table() -> None:
         (key, place, type(value).__name__)
         for place, span in [
             (REQUEST_SPAN, own),
-            (STAGE_SPAN, children[0]),
+            *((STAGE_SPAN, child) for child in children),
             (BATCH_SPAN, of_batch),
             (COLD_START_SPAN, of_cold),
         ]
