@@ -62,6 +62,14 @@ def run(server: tuple[str, tuple[int, Path]], path: str, load: float, folder: Pa
     return found
 
 
+@pytest.fixture(scope="module")
+def headline(
+    server: tuple[str, tuple[int, Path]], tmp_path_factory: pytest.TempPathFactory
+) -> Outcome:
+    """What was found where preprocess computes on the loop, of 1.5 times the server's capacity."""
+    return run(server, "headline", 1.5, tmp_path_factory.mktemp("headline"))
+
+
 @pytest.mark.parametrize(("path", "load"), CHOSEN)
 def test_each_stage_takes_itself_what_was_measured_in_the_server(
     server: tuple[str, tuple[int, Path]], path: str, load: float, tmp_path: Path
@@ -80,11 +88,9 @@ def test_each_stage_takes_itself_what_was_measured_in_the_server(
     assert sum(rows) + sum(waits) == pytest.approx(report.total.mean_ms, rel=1e-9)
 
 
-def test_the_wait_is_the_event_loops_and_preprocess_held_it(
-    server: tuple[str, tuple[int, Path]], tmp_path: Path
-) -> None:
+def test_the_wait_is_the_event_loops_and_preprocess_held_it(headline: Outcome) -> None:
     """Where preprocess computes on the loop, the report says event loop, and by whom it was held."""
-    found = run(server, "headline", 1.5, tmp_path)
+    found = headline
 
     (wait,) = [wait for wait in found.report.waits if wait.cause == "event_loop"]
     assert wait.mean_ms + found.machine_ms + found.wait_ms("gc") >= 0.8 * found.waited_ms
@@ -95,25 +101,24 @@ def test_the_wait_is_the_event_loops_and_preprocess_held_it(
 
 
 def test_what_is_exported_of_a_load_run_tells_own_time_and_waits_apart(
-    server: tuple[str, tuple[int, Path]], receiver: OtlpReceiver, tmp_path: Path
+    headline: Outcome, receiver: OtlpReceiver
 ) -> None:
     """A back end gets the loop's waits of the report on the spans, and as histograms."""
-    found = run(server, "headline", 1.5, tmp_path)
-    run_id = found.report.run.run_id
+    report = headline.report
 
     def spans_of_the_run() -> dict[str, list[ReceivedSpan]]:
         spans = receiver.spans
-        traces = {s.trace_id for s in spans if s.attributes.get(LOAD_RUN_ID) == run_id}
+        traces = {s.trace_id for s in spans if s.attributes.get(LOAD_RUN_ID) == report.run.run_id}
         by_name = defaultdict(list)
         for span in spans:
             if span.trace_id in traces:
                 by_name[span.name].append(span)
         return by_name
 
-    answered = found.report.client.answered
+    answered = report.client.answered
     wait_until(lambda: len(spans_of_the_run()["inference"]) == answered, 20)
     told = [span.attributes for span in spans_of_the_run()["inference"]]
-    inference = found.report.part("inference")
+    inference = report.part("inference")
     assert inference is not None
     assert inference.own is not None
     waited_ms = fmean(each.get(STAGE_WAITS["event_loop"], 0) for each in told) / 1e6
