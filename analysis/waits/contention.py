@@ -178,12 +178,11 @@ class OffCore:
             off = work.off - sum(
                 max(0, min(last, work.end) - max(first, work.start)) for first, last in stops
             )
-            high = min(
-                off,
-                self.computing(work.start, work.end, request.key, steps=True),
-                (work.times + 1) * SWITCH_NS,
-            )
+            computing = self.computing(work.start, work.end, request.key, steps=True)
+            high = min(off, computing, (work.times + 1) * SWITCH_NS)
             if high > 0:
-                likely = (3 + work.yields) * self._contenders(work) * SWITCH_NS
+                others = self._contenders(work)
+                likely = max(work.times - 1, 1) * SWITCH_NS * others / (others + 1)
+                likely *= computing / (work.end - work.start)
                 beyond = off - self._usual.get(work.name, off)
                 yield work, max(0, min(beyond, high, round(likely))), high

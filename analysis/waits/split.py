@@ -10,6 +10,7 @@ from bisect import bisect_left, bisect_right
 from collections import defaultdict
 from collections.abc import Sequence
 from statistics import median
+from typing import NamedTuple
 
 from stagescope.analysis.waits.contention import SWITCH_NS, Occupancy, OffCore
 from stagescope.analysis.waits.requests import (
@@ -42,6 +43,16 @@ def split(requests: Sequence[Served]) -> dict[str, Waits]:
     return found
 
 
+class Await(NamedTuple):
+    """Something outside that a request awaited from *start* to *end*."""
+
+    loop: Occupancy
+    start: int
+    since: int
+    """It was not ready before: from here on others held the loop."""
+    end: int
+
+
 class _Process:
     def __init__(self, requests: Sequence[Served]) -> None:
         self._requests = requests
@@ -49,8 +60,9 @@ class _Process:
         self._loops = self._occupancies()
         self._pauses = {cause: _Pauses(requests, cause) for cause in PAUSES}
         self._off = OffCore(requests, self._segments)
-        self._free_awaits = self._seen_free()
+        self._usual_awaits = self._seen_awaits()
         self._free_gaps = self._seen_free_gaps()
+        self._slack = self._timers_slack()
 
     def _occupancies(self) -> dict[int, Occupancy]:
         ran: dict[int, list[tuple[int, int, str, str]]] = defaultdict(list)
@@ -79,18 +91,35 @@ class _Process:
         numbers = (fact.loop for fact in request.facts if fact.kind == "ran")
         return self._loop(next(numbers, -1))
 
-    def _seen_free(self) -> dict[str, int]:
-        """Return by stage what it awaited from outside, typically, while the loop was free."""
-        seen: dict[str, list[int]] = defaultdict(list)
+    def _awaits(self, request: Served) -> dict[str, list[Await]]:
+        """Return by stage what *request* awaited from outside, and how it could have been ready."""
+        found: dict[str, list[Await]] = defaultdict(list)
+        for fact in request.facts:
+            if fact.kind == "awaited":
+                start, end = request.start_ns + fact.start_ns, request.start_ns + fact.end_ns
+                since = self._loop(fact.loop).busy_since(start, end, request.key)
+                stage = stage_at(self._segments[request.key], start)
+                found[stage].append(Await(self._loop(fact.loop), start, since, end))
+        return found
+
+    def _seen_awaits(self) -> dict[str, int]:
+        """Return by stage what a request awaits in it from outside, typically.
+
+        From those that found the loop free; where they are few, from those that took least.
+        """
+        free: dict[str, list[int]] = defaultdict(list)
+        all_: dict[str, list[int]] = defaultdict(list)
         for request in self._requests:
-            for fact in request.facts:
-                if fact.kind == "awaited":
-                    start, end = request.start_ns + fact.start_ns, request.start_ns + fact.end_ns
-                    if self._loop(fact.loop).busy_since(start, end, request.key) == end:
-                        seen[stage_at(self._segments[request.key], start)].append(end - start)
+            for stage, awaits in self._awaits(request).items():
+                whole = sum(one.end - one.start for one in awaits)
+                all_[stage].append(whole)
+                if all(one.since == one.end for one in awaits):
+                    free[stage].append(whole)
         return {
-            stage: round(median(all_)) for stage, all_ in seen.items() if len(all_) >= LEAST_FREE
-        }
+            stage: round(median(sorted(lengths)[:LEAST_FREE]))
+            for stage, lengths in all_.items()
+            if len(lengths) >= LEAST_FREE
+        } | {stage: round(median(seen)) for stage, seen in free.items() if len(seen) >= LEAST_FREE}
 
     def _seen_free_gaps(self) -> int:
         gaps = [
@@ -101,6 +130,20 @@ class _Process:
             and not self._off.computing(request.sent_ns, request.start_ns, request.key)
         ]
         return round(median(gaps)) if len(gaps) >= LEAST_FREE else 0
+
+    def _timers_slack(self) -> int:
+        """Return by how much timers come late, typically, that nobody holds up."""
+        late = [
+            end - start
+            for request in self._requests
+            for fact in request.facts
+            if fact.kind == "due"
+            for start, end in ((request.start_ns + fact.start_ns, request.start_ns + fact.end_ns),)
+            if not self._loop(fact.loop).holders(start, end, request.key)
+            and not self._off.computing(start, end, request.key)
+        ]
+        usual = round(median(late)) if len(late) >= LEAST_FREE else TIMER_SLACK_NS // 2
+        return min(usual, TIMER_SLACK_NS)
 
     def split(self) -> dict[str, Waits]:
         return {request.key: self._of(request) for request in self._requests}
@@ -121,8 +164,10 @@ class _Process:
                     within = one.at(inside.start_ns), one.at(inside.end_ns)
                     one.spread("cpu", within, amount, amount, amount)
         for fact in request.facts:
-            if fact.kind in ("ready", "due", "awaited"):
+            if fact.kind in ("ready", "due"):
                 self._loop_wait(one, fact)
+        for stage, awaits in self._awaits(request).items():
+            self._awaited(one, stage, awaits)
         if request.sent_ns < request.start_ns:
             self._before_first_line(one)
         stops = self._pauses["stopped"].during(request)
@@ -132,19 +177,31 @@ class _Process:
 
     def _loop_wait(self, one: _Request, fact: WaitFact) -> None:
         loop, start, end = self._loop(fact.loop), one.at(fact.start_ns), one.at(fact.end_ns)
-        if fact.kind == "ready":
-            one.loop(loop, one.lock(start, self._locked(one, loop, start, end)), end)
-        elif fact.kind == "due":
-            late = end - start
-            known = sum(loop.holders(start, end, one.key).values())
-            start = end - max(min(known, late), late - TIMER_SLACK_NS, 0)
-            one.loop(loop, one.lock(start, self._locked(one, loop, start, end)), end)
-        else:
-            since = loop.busy_since(start, end, one.key)
-            if since < end:
-                usual = self._free_awaits.get(stage_at(one.parts, start), end - start)
-                ready = min(max(start + usual, since), end)
-                one.loop(loop, ready, end, low_from=end, high_from=since)
+        late, early = start, start
+        if fact.kind == "due":
+            # A timer that nobody holds up is late too: but for what is known to have held it up.
+            known = end - sum(loop.holders(start, end, one.key).values())
+            late = max(start, min(start + TIMER_SLACK_NS, known, end))
+            start = max(start, min(start + self._slack, known, end))
+        if locked := self._locked(one, loop, start, end):
+            early = start = one.lock(start, locked)
+        one.loop(loop, start, end, max(late, start), early)
+
+    def _awaited(self, one: _Request, stage: str, awaits: Sequence[Await]) -> None:
+        """Charge what *one* waited for the loop after something outside, in all of a stage.
+
+        It was not ready while the loop was free, so the rest of what is usual lay in the time in
+        which the loop was held. Where nothing is known of the usual, half of that time.
+        """
+        waited = sum(each.since - each.start for each in awaits)
+        unsure = sum(each.end - each.since for each in awaits)
+        if not unsure:
+            return
+        usual = self._usual_awaits.get(stage, waited + unsure // 2)
+        share = min(max(usual - waited, 0) / unsure, 1.0)
+        for each in awaits:
+            ready = each.since + round(share * (each.end - each.since))
+            one.loop(each.loop, ready, each.end, low_from=each.end, high_from=each.since)
 
     def _before_first_line(self, one: _Request) -> None:
         """The network has what the loop was free for, or what it takes when the loop is free."""

@@ -1,10 +1,9 @@
 """Who ran on the event loop, and who could have gone on but had to wait for it.
 
-Only requests of a load run that is open here are watched. Each step of such a request, from where the loop resumes
-it until it awaits again, is timed; and what it awaits is stamped with when it was ready. Both are
-entries of the request's own record (`CODE_RAN` and its neighbours); docs/waits.md says what is
-made of them. The stamps need four functions of the loop, replaced on the loop itself and only
-while a load run lasts.
+Only requests of a load run that is open here are watched. Each step of such a request, from where
+the loop resumes it until it awaits again, is timed; what it awaits is stamped with when it was
+ready. Both are entries of the request's record (`CODE_RAN` and its neighbours; docs/waits.md). The
+stamps need four functions of the loop, replaced on the loop itself while a load run lasts.
 """
 
 from __future__ import annotations
@@ -20,7 +19,12 @@ from typing import Any
 from stagescope.middleware.recording.guard import guarded
 from stagescope.middleware.recording.timeline import Timeline, current
 from stagescope.middleware.runtime import stops, workers
-from stagescope.middleware.runtime.stamped_future import StampedFuture, answer
+from stagescope.middleware.runtime.stamped_future import (
+    StampedFuture,
+    answer,
+    answers_of,
+    made_ready_by,
+)
 from stagescope.middleware.runtime.thread_clock import FLOOR_NS, ThreadClock, record
 from stagescope.middleware.runtime.workers import Round
 from stagescope.recorder import format as fmt
@@ -37,7 +41,7 @@ LONGEST_S = 600.0
 BREAK_NS = 300_000
 """Between two steps the loop's own code runs; only longer breaks are recorded."""
 BUSY_SHARE = 0.9
-"""The loop slept in a break in which its thread had, or waited for, a core for less than this."""
+"""The loop slept in a break in which its thread slept, and had or awaited a core for less than this."""
 LONG_NS = 300_000
 """So much work in a break in which it slept too is recorded as its end."""
 _MOST_EDGES = 4096
@@ -97,12 +101,7 @@ class LoopWatch:
         """What a request started beside itself, by the id of its timeline."""
         self.edges: dict[int, int] = {}
         """When another thread made a future ready, by its id; for futures that have no stamp."""
-        self.clock = ThreadClock()
-        self.queued_ns = self.clock.read()[1]
-        """The thread's time in a run queue when its last step ended."""
-        self.known_ns = _now()
-        """Until when what ran on the loop is recorded, and the thread's clock then."""
-        self.known = self.clock.read()
+        self._begin_anew()
         self._on = False
         self._used_s = 0.0
         self._set_timer = loop.call_later
@@ -113,16 +112,30 @@ class LoopWatch:
     def keep_on(self) -> None:
         """Let the loop stamp, from now until no request of a load run has come for a while."""
         self._used_s = self._loop_time()
-        if self.clock.ident != get_ident():  # The loop runs in another thread than before.
-            self.clock = ThreadClock()
-            self.queued_ns = self.clock.read()[1]
-            self.known_ns, self.known = _now(), self.clock.read()
+        if not self._on or self.clock.ident != get_ident():  # It runs in another thread now.
+            self._begin_anew()
         if not self._on:
             self._on = True
             workers.switch_on(self)
-            self.known_ns, self.known = _now(), self.clock.read()
             self._own_functions.update(self._replacements)
             self._set_timer(QUIET_S, self._check)
+
+    def _begin_anew(self) -> None:
+        """Know nothing of what ran before now."""
+        self.clock = ThreadClock()
+        self.read_ns, self.reading = _now(), self.clock.read()
+        """When the thread's clock was read last, and what it said."""
+        self.known_ns, self.known = self.read_ns, self.reading
+        """Until when what ran on the loop is recorded, and the thread's clock then."""
+
+    def read(self, at_ns: int) -> tuple[int, int, int]:
+        """Return what the thread's clock says at *at_ns*, which is now, or said just before.
+
+        A reading costs more than all else that is done at a step.
+        """
+        if at_ns - self.read_ns >= FLOOR_NS:
+            self.read_ns, self.reading = at_ns, self.clock.read()
+        return self.reading
 
     def _check(self) -> None:
         with guarded():
@@ -143,28 +156,13 @@ class LoopWatch:
 
     def edge(self, callback: Any, args: tuple[Any, ...]) -> None:
         """Note that another thread asks the loop to call *callback*, which may set a future."""
-        target = args[0] if args else None
-        if not asyncio.isfuture(target):
-            target = getattr(callback, "__self__", None)
-            waiting = getattr(target, "_getters", None)  # `(queue.put_nowait, item)`
-            if waiting:
-                target = waiting[0]
+        target = made_ready_by(callback, args)
         if isinstance(target, StampedFuture):
             target.stamp(exact=True)
         elif asyncio.isfuture(target):
             if len(self.edges) >= _MOST_EDGES:
                 self.edges.clear()
-            self.edges.setdefault(id(target), _now())
-
-
-def _answers(awaited: Any) -> list[Round]:
-    """Return what workers did before they made *awaited* ready."""
-    if isinstance(awaited, StampedFuture):
-        return [awaited.answer] if awaited.answer is not None else []
-    found: list[Round] = []
-    for child in getattr(awaited, "_children", None) or ():  # `asyncio.gather`
-        found += _answers(child)
-    return found
+            self.edges[id(target)] = _now()
 
 
 def _replacements(
@@ -275,38 +273,38 @@ class Steps(Coroutine[Any, Any, Any]):
             awaited = self._awaited = run(*args)
         except BaseException:
             self.ended_ns = _now()
+            watch.running = before
             with guarded(self._timeline.recorder):
                 self.ran_until(self._timeline, self.ended_ns)
                 self._leave()
             raise
-        finally:
-            watch.running = before
-            with guarded(self._timeline.recorder):
-                watch.queued_ns = watch.clock.read()[1]
         self._since_ns = _now()
+        watch.running = before
         with guarded(self._timeline.recorder):
             self.ran_until(self._timeline, self._since_ns)
         return awaited
 
     def _begin(self, *, alone: bool) -> None:
         """Note that a step begins; not *alone* where it is within another one."""
-        begun_ns = self._begun_ns = _now()
-        used = self._used = self._watch.clock.read()
+        watch = self._watch
+        begun_ns, before = _now(), watch.reading
+        used = self._used = watch.read(begun_ns)
         worked = self._since_ns and self._resumed(begun_ns)
-        if alone and begun_ns - self._watch.known_ns > BREAK_NS:
+        self._begun_ns = begun_ns
+        if alone and begun_ns - watch.known_ns > BREAK_NS:
             self._break(begun_ns, used)
-        if not worked and (queued_ns := used[1] - self._watch.queued_ns) >= self._floor_ns:
+        if not worked and (queued_ns := used[1] - before[1]) >= self._floor_ns:
             # The kernel woke the loop's thread, and no core was free: for a request's first step
             # before its timeline begins.
             self._fact(fmt.CODE_QUEUED, max(self._since_ns, begun_ns - queued_ns), begun_ns)
 
     def ran_until(self, timeline: Timeline, at_ns: int) -> None:
         """Record the step that is under way, where it is *timeline*'s."""
+        watch = self._watch
+        used = watch.read(at_ns)
         if timeline is not self._timeline or timeline.done:
             return
         if at_ns - self._begun_ns >= self._floor_ns:
-            watch = self._watch
-            used = watch.clock.read()
             record(timeline, fmt.CODE_RAN + watch.number, self._begun_ns, at_ns, self._used, used)
             watch.known_ns, watch.known = at_ns, used
             self._count()
@@ -317,7 +315,7 @@ class Steps(Coroutine[Any, Any, Any]):
         since_ns, before = watch.known_ns, watch.known
         watch.known_ns, watch.known = at_ns, used
         busy_ns = used[0] + used[1] - before[0] - before[1]
-        if busy_ns < BUSY_SHARE * (at_ns - since_ns):
+        if used[2] > before[2] and busy_ns < BUSY_SHARE * (at_ns - since_ns):
             if busy_ns < LONG_NS:
                 return
             since_ns = at_ns - busy_ns
@@ -333,7 +331,7 @@ class Steps(Coroutine[Any, Any, Any]):
         if at_ns - since_ns < self._floor_ns or self._timeline.done:
             return False
         with guarded(self._timeline.recorder):
-            answers = _answers(awaited)
+            answers = answers_of(awaited)
             if working := workers.at_work(self._timeline, answers):
                 # A model that streams: whatever the request itself waits for, that goes on.
                 workers.claim(self._timeline, working, since_ns, at_ns)
@@ -348,13 +346,17 @@ class Steps(Coroutine[Any, Any, Any]):
                 self._fact(fmt.CODE_READY, since_ns, at_ns)
             return
         ready_ns, due_ns, exact = self._ready(awaited)
+        if ready_ns < since_ns:
+            # It was made ready while the step that awaits it still ran, or its thread had no core
+            # on the way back to the loop; what is older is of another future with the same id.
+            ready_ns = since_ns if ready_ns >= self._begun_ns > 0 else 0
         for done in answers:
             workers.claim(self._timeline, done, since_ns, min(ready_ns or at_ns, at_ns))
         if self._others_due(at_ns) > max(ready_ns, due_ns):
             return  # Without the loop's wait the request would have waited for that task.
-        if due_ns and since_ns <= due_ns <= ready_ns:
-            self._fact(fmt.CODE_DUE, due_ns, at_ns)
-        elif not ready_ns or not since_ns <= ready_ns <= at_ns:
+        if due_ns and due_ns <= ready_ns:
+            self._fact(fmt.CODE_DUE, max(due_ns, since_ns), at_ns)
+        elif not ready_ns or ready_ns > at_ns:
             self._fact(fmt.CODE_AWAITED, since_ns, at_ns)
         else:
             if not exact:

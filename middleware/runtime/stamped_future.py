@@ -83,6 +83,27 @@ class StampedFuture(asyncio.Future[Any]):
                     worker.adopt(done)
 
 
+def made_ready_by(callback: Any, args: tuple[Any, ...]) -> Any:
+    """Return the future that a call of *callback* with *args* makes ready, as far as can be seen."""
+    target = args[0] if args else None
+    if not asyncio.isfuture(target):
+        target = getattr(callback, "__self__", None)
+        waiting = getattr(target, "_getters", None)  # `(queue.put_nowait, item)`
+        if waiting:
+            target = waiting[0]
+    return target
+
+
+def answers_of(awaited: Any) -> list[Round]:
+    """Return what workers did before they made *awaited* ready."""
+    if isinstance(awaited, StampedFuture):
+        return [awaited.answer] if awaited.answer is not None else []
+    found: list[Round] = []
+    for child in getattr(awaited, "_children", None) or ():  # `asyncio.gather`
+        found += answers_of(child)
+    return found
+
+
 _QUEUE_GET = asyncio.Queue.get_nowait.__code__
 
 

@@ -159,7 +159,7 @@ class WaitFact(NamedTuple):
     no request; the garbage collector ran, `gc`, or the process was `stopped`."""
     loop: int
     """Number of the event loop within its process; -1: none. Of `off`: about how
-    often the thread got a core within it."""
+    often the thread slept within it."""
     start_ns: int
     """Since the request's start; below 0 where it began before the request."""
     end_ns: int

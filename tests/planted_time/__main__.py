@@ -1,12 +1,23 @@
-"""`python -m tests.planted_time [SHAPE...]`: all planted servers at all loads, as a table."""
+"""`python -m tests.planted_time [SHAPE...]`: all planted servers at all loads, as a table.
+
+With --keep DIR the runs are kept, and --again reports on them another time."""
 
 from __future__ import annotations
 
 import argparse
 import tempfile
+from itertools import product
 from pathlib import Path
 
-from tests.planted_time.planted import LOADS, LOOPS, SHAPES, lines, outcome, served
+from tests.planted_time.planted import (
+    LOADS,
+    LOOPS,
+    SHAPES,
+    held_against_truth,
+    lines,
+    outcome,
+    served,
+)
 
 
 def main() -> None:
@@ -16,7 +27,14 @@ def main() -> None:
     parser.add_argument("--loops", nargs="*", default=LOOPS)
     parser.add_argument("--loads", nargs="*", type=float, default=LOADS)
     parser.add_argument("--keep", type=Path, help="where the run folders go")
+    parser.add_argument("--again", action="store_true", help="report on what was kept, run nothing")
     asked = parser.parse_args()
+    if asked.again:
+        for shape, loop, load in product(SHAPES, asked.loops, asked.loads):
+            place = asked.keep / f"{shape.path}-{loop}-{load}"
+            if shape.path in asked.shapes and place.exists():
+                print("\n".join(lines(held_against_truth(loop, shape, load, place))), flush=True)
+        return
     for loop in asked.loops:
         with served(loop) as server, tempfile.TemporaryDirectory() as folder:
             for shape in (shape for shape in SHAPES if shape.path in asked.shapes):

@@ -15,8 +15,9 @@ class Answer(socketserver.StreamRequestHandler):
 
     def handle(self) -> None:
         """Serve one connection."""
+        asked = float(self.rfile.readline())
         begun = time.monotonic()
-        time.sleep(float(self.rfile.readline()) / 1e3)
+        time.sleep(asked / 1e3)
         self.wfile.write(f"{(time.monotonic() - begun) * 1e3}\n".encode())
 
 

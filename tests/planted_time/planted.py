@@ -26,6 +26,8 @@ SERVER = Path(__file__).parent / "server.py"
 LOADS = (0.3, 0.8, 1.5, 2.5)
 LOOPS = ("asyncio", "uvloop")
 DURATION_S = 2.0
+TRUTH = "truth.json"
+"""In a run's folder: what the server measured, ms by path and stage."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,8 +174,16 @@ def outcome(
         rate_per_s=load * shape.capacity_per_s, duration_s=DURATION_S, warmup_s=0.0,
         out=folder, spool=spool,
     )  # fmt: skip
-    report = build_report(execute(plan, f"http://127.0.0.1:{port}/{shape.path}").path)
+    execute(plan, f"http://127.0.0.1:{port}/{shape.path}")
     told = json.loads(_get(port, "truth"))
+    (folder / TRUTH).write_text(json.dumps(told))
+    return held_against_truth(loop, shape, load, folder)
+
+
+def held_against_truth(loop: str, shape: Shape, load: float, folder: Path) -> Outcome:
+    """Report on a run folder of `outcome`, and hold that against the truth beside it."""
+    report = build_report(folder)
+    told = json.loads((folder / TRUTH).read_text())
     stages = []
     for key, times in told.items():
         path, _, stage = key.partition(" ")

@@ -43,6 +43,8 @@ _nap_ms: dict[float, float] = {}
 _wire_ms = 0.0
 """What an exchange with the outside takes on the free loop beyond what the outside says."""
 _model_lock = threading.Lock()
+_model_free_s = 0.0
+"""When a request left the model of `one_model_lock` last."""
 _outside_port = 0
 
 
@@ -144,10 +146,14 @@ async def one_model_lock() -> None:
     """Threads take turns at one model: waiting for its lock is the stage's own time."""
 
     def infer() -> float:
-        begun, queued = time.monotonic(), _queued_ms()
+        global _model_free_s
+        begun = time.monotonic()
         with _model_lock:
-            waited = (time.monotonic() - begun) * 1e3 - (_queued_ms() - queued)
-            return waited + napped(10)
+            # Until the one before left it: what came then was a wait for the interpreter's lock.
+            waited = max(0.0, _model_free_s - begun) * 1e3
+            spent = napped(10)
+            _model_free_s = time.monotonic()
+            return waited + spent
 
     with stage("preprocess"):
         took("one_model_lock", "preprocess", burn(4))

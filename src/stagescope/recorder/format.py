@@ -128,7 +128,7 @@ CODE_QUEUED = 0xFFA0
 of CODE_RAN or CODE_THREAD with the same start; where none has it, from start to end."""
 CODE_OFF = 0xFFC0
 """As CODE_QUEUED: the thread was off the core for another cause: a lock, a call that blocks. Added
-is how often it got a core meanwhile, as a place in TIMES_ON_CORE."""
+is how often it slept meanwhile, as a place in TIMES_ON_CORE."""
 TIMES_ON_CORE = (*range(13), *(round(12 * 1.2**step) for step in range(1, 20)))
 assert len(TIMES_ON_CORE) == LOOPS
 CODE_BUSY = 0xFFE0
