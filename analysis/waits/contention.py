@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from statistics import median, quantiles
+from statistics import median
 
 from stagescope.analysis.waits.requests import LEAST_FREE, Interval, Part, Served, stage_at
 
@@ -77,7 +77,7 @@ class Work:
     """For how long it was off its core, and in no run queue."""
     computed: int
     times: int
-    """About how often it got a core."""
+    """About how often it slept."""
 
     @property
     def share(self) -> float:
@@ -94,9 +94,10 @@ class OffCore:
     """Time in which a thread was off its core and not queued: a lock, or a call that blocks.
 
     At most as much of it was a wait for the interpreter's lock as other threads of the process
-    computed meanwhile, and SWITCH_NS each time that it got a core. The estimate is what goes
-    beyond what the same stage is off its core for by itself, and at most what a thread waits that
-    needs the lock three times and after each SWITCH_NS of its own computing.
+    computed meanwhile, and SWITCH_NS each time that it slept: who waits for the lock looks again
+    so often. The estimate is what goes beyond what the same stage is off its core for by itself,
+    and at most SWITCH_NS for all sleeps but one; half of it where one other thread computes, for
+    then the lock is there at the second look.
     """
 
     def __init__(self, requests: Sequence[Served], parts: Mapping[str, Sequence[Part]]) -> None:
@@ -151,8 +152,8 @@ class OffCore:
     def _by_itself(self) -> dict[str, int]:
         """Return by name for how long a thread is off its core when it waits for no lock.
 
-        From those that no other thread computed beside; where there were none, what was least
-        but for a tenth, less what it gave up for others at least.
+        From those that no other thread computed beside; where there were none, from those that
+        were off least, less what they gave up for others at least.
         """
         alone: dict[str, list[int]] = defaultdict(list)
         beside: dict[str, list[int]] = defaultdict(list)
@@ -164,7 +165,7 @@ class OffCore:
             else:
                 alone[work.name].append(work.off)
         return {
-            name: round(quantiles(all_, n=10)[0])
+            name: round(median(sorted(all_)[:LEAST_FREE]))
             for name, all_ in beside.items()
             if len(all_) >= LEAST_FREE
         } | {name: round(median(all_)) for name, all_ in alone.items() if len(all_) >= LEAST_FREE}
@@ -182,7 +183,8 @@ class OffCore:
             high = min(off, computing, (work.times + 1) * SWITCH_NS)
             if high > 0:
                 others = self._contenders(work)
-                likely = max(work.times - 1, 1) * SWITCH_NS * others / (others + 1)
-                likely *= computing / (work.end - work.start)
+                likely = max(work.times - 1, 1) * SWITCH_NS * min(others / 2, 1.0)
+                if not work.yields:  # Else it slept for the lock alone, all the time.
+                    likely *= computing / (work.end - work.start)
                 beyond = off - self._usual.get(work.name, off)
                 yield work, max(0, min(beyond, high, round(likely))), high

@@ -180,9 +180,10 @@ class _Process:
         late, early = start, start
         if fact.kind == "due":
             # A timer that nobody holds up is late too: but for what is known to have held it up.
-            known = end - sum(loop.holders(start, end, one.key).values())
-            late = max(start, min(start + TIMER_SLACK_NS, known, end))
-            start = max(start, min(start + self._slack, known, end))
+            held = sum(loop.holders(start, end, one.key).values())
+            late = max(start, min(start + TIMER_SLACK_NS, end - held))
+            start = max(start, min(start + self._slack, end - held)) if held else late
+            early = early if held else late
         if locked := self._locked(one, loop, start, end):
             early = start = one.lock(start, locked)
         one.loop(loop, start, end, max(late, start), early)

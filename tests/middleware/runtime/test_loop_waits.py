@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from asyncio import futures
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -116,6 +117,31 @@ def test_what_another_thread_answered_is_ready_from_then(
 
     assert longest(waiting, "ready") >= 30
     assert not longest(waiting, "awaited")
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+@pytest.mark.parametrize("by", ["timer", "thread"])
+def test_what_is_ready_before_the_loop_is_given_back(
+    tmp_path: Path, loop: Callable[[], Any], by: str
+) -> None:
+    """The rest of the step is work; from its end on the request waits for the loop alone."""
+
+    async def app() -> None:
+        running = asyncio.get_running_loop()
+        future: asyncio.Future[None] = running.create_future()
+        if by == "timer":
+            running.call_later(0.01, futures._set_result_unless_cancelled, future, None)  # type: ignore[attr-defined]
+        else:
+            running.call_soon_threadsafe(futures._set_result_unless_cancelled, future, None)  # type: ignore[attr-defined]
+        time.sleep(0.05)  # noqa: ASYNC251 - it has no core, or computes
+        running.call_soon(time.sleep, 0.1)
+        await future
+
+    (found,) = facts(tmp_path, loop, app)
+
+    assert longest(found, "ran") >= 45
+    assert longest(found, "due" if by == "timer" else "ready") >= 95
+    assert not longest(found, "awaited")
 
 
 @pytest.mark.parametrize("run", [b"", b"named-by-a-stranger"])
