@@ -77,7 +77,9 @@ class StampedFuture(asyncio.Future[Any]):
             task = getattr(callback, "__self__", None)
             if isinstance(task, asyncio.Task):
                 timeline = context.get(current)
-                if timeline is None or timeline.done:  # A batcher: its answer is made of this one.
+                if timeline is not None and not timeline.done:
+                    workers.woken(timeline, done)
+                else:  # A batcher: its answer is made of this one.
                     worker = workers.worker_of(task, make=True)
                     assert worker is not None
                     worker.adopt(done)

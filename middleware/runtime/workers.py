@@ -27,6 +27,7 @@ from stagescope.middleware.recording.guard import guarded
 from stagescope.middleware.recording.names import CODES
 from stagescope.middleware.recording.timeline import Timeline, current
 from stagescope.middleware.runtime import cold_start
+from stagescope.middleware.runtime.shared_rounds import Members, write_all
 from stagescope.middleware.runtime.thread_clock import FLOOR_NS
 from stagescope.recorder import format as fmt
 from stagescope.stages import stage_of
@@ -63,16 +64,24 @@ class Block:
 class Round:
     """What a worker did between two answers: for one request, or for one batch of them."""
 
-    __slots__ = ("blocks", "free_ns", "gathered_ns", "woke_ns")
+    __slots__ = ("blocks", "free_ns", "gathered_ns", "members", "woke_ns")
 
     def __init__(self, free_ns: int, gathered_ns: int) -> None:
         self.blocks: list[Block] = []
+        self.members: Members | None = None
+        """The requests that it was for, as far as they are known."""
         self.free_ns = free_ns
         """When the worker had answered all that came before; 0: not known."""
         self.gathered_ns = gathered_ns
         """When it last came back from waiting, before its first block; 0: not known."""
         self.woke_ns = 0
         """When it last woke somebody; 0: not yet."""
+
+    def share(self, request: Timeline, since_ns: int = 0) -> None:
+        """Note that it was for *request*, which waited from *since_ns* on (0: not known)."""
+        if self.members is None:
+            self.members = Members(self.blocks, self.free_ns)
+        self.members.add(request, since_ns)
 
 
 class Worker(Timeline):
@@ -113,6 +122,8 @@ class Worker(Timeline):
     def _present_round(self) -> Round:
         found = self.round
         if found is None or (found.woke_ns and not self._open_beside_newest()):
+            if found is not None and found.members is not None:
+                found.members.write()
             found = self.round = Round(found.woke_ns if found else 0, self.gathered_ns)
         if len(found.blocks) >= MOST_BLOCKS:
             del found.blocks[0]
@@ -232,6 +243,15 @@ def at_work(timeline: Timeline, answers: list[Round]) -> Round | None:
     return newest if goes_on else None
 
 
+def woken(timeline: Timeline, done: Round) -> None:
+    """Note that *timeline* is woken by a worker after *done*: those woken together shared it."""
+    answers = getattr(getattr(timeline, "claims", None), "answers", 0)
+    began = any(block.start_ns >= timeline.start_ns for block in done.blocks)
+    once = began and answers < CLAIMS_APART
+    if once and timeline.watched and not _is_marked(timeline.innermost(0)):
+        done.share(timeline)
+
+
 def claim(timeline: Timeline, done: Round, since_ns: int, ready_ns: int) -> None:
     """Charge to *timeline*, which waited from *since_ns* to *ready_ns*, what was done for it."""
     if ready_ns - since_ns < FLOOR_NS or _is_marked(timeline.innermost(0)):
@@ -251,6 +271,8 @@ def claim(timeline: Timeline, done: Round, since_ns: int, ready_ns: int) -> None
         claims = timeline.claims = _Claims(done)
     claims.newest = done
     claims.answers += 1
+    if first and claims.answers <= CLAIMS_APART:
+        done.share(timeline, since_ns)
     first_ns = min(block.start_ns for block in blocks)
     if first and claims.answers <= CLAIMS_APART and first_ns > since_ns:
         busy_ns = min(max(done.free_ns, since_ns), first_ns)
@@ -364,6 +386,7 @@ def _without(user: int) -> None:
     if _users or not on:
         return
     on = False
+    write_all()
     cold_start.find_by(cold_start.PLAIN)
     # What somebody else put over ours stays, with ours below it, which go on to work.
     if threading.Condition.wait is _wait:

@@ -30,10 +30,11 @@ def main() -> None:
     parser.add_argument("--again", action="store_true", help="report on what was kept, run nothing")
     asked = parser.parse_args()
     if asked.again:
-        for shape, loop, load in product(SHAPES, asked.loops, asked.loads):
-            place = asked.keep / f"{shape.path}-{loop}-{load}"
-            if shape.path in asked.shapes and place.exists():
-                print("\n".join(lines(held_against_truth(loop, shape, load, place))), flush=True)
+        for loop, load in product(asked.loops, asked.loads):
+            for shape in (shape for shape in SHAPES if shape.path in asked.shapes):
+                place = asked.keep / f"{shape.path}-{loop}-{load}"
+                if place.exists():
+                    print("\n".join(lines(held_against_truth(loop, shape, load, place))))
         return
     for loop in asked.loops:
         with served(loop) as server, tempfile.TemporaryDirectory() as folder:

@@ -116,7 +116,7 @@ async def worker_thread() -> None:
 
 async def to_thread() -> None:
     """The model sleeps in a thread of asyncio's."""
-    await _threaded("to_thread", asyncio.to_thread)
+    await _threaded("to_thread", lambda work, *args: asyncio.to_thread(work, *args))
 
 
 async def executor() -> None:

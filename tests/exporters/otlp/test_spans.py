@@ -1,5 +1,8 @@
 """Records become spans with the right ids, times, nesting, links and words."""
 
+# pyright: reportOptionalMemberAccess=false
+# A span that was built has a context.
+
 from __future__ import annotations
 
 from collections.abc import Sequence

@@ -21,10 +21,10 @@ import uvloop
 from stagescope.agent.store.runs import RunStore
 from stagescope.middleware.asgi import StageMiddleware
 from stagescope.middleware.hooks.hook import install
-from stagescope.middleware.runtime import workers
+from stagescope.middleware.runtime import shared_rounds, workers
 from stagescope.middleware.stage import stage
 from stagescope.recorder.spool import RUNS_FOLDER
-from stagescope.records import RequestRecord
+from stagescope.records import BatchRecord, RequestRecord
 from stagescope.testing import wait_until
 from stagescope.testing.recording import Recording
 
@@ -40,6 +40,13 @@ def served(
     tmp_path: Path, loop: Callable[[], Any], app: App, requests: int, *, run: bytes = b"run-1"
 ) -> list[dict[str, float]]:
     """Serve *requests* at the same time, and return the ms in each stage, for each of them."""
+    return [by_stage(record) for record in recorded(tmp_path, loop, app, requests, run=run)[0]]
+
+
+def recorded(
+    tmp_path: Path, loop: Callable[[], Any], app: App, requests: int, *, run: bytes = b"run-1"
+) -> tuple[list[RequestRecord], list[BatchRecord]]:
+    """Serve *requests* at the same time, and return their records, and those of batches."""
     recording = Recording(tmp_path)
     RunStore(tmp_path / RUNS_FOLDER).open("run-1")
 
@@ -66,12 +73,13 @@ def served(
 
     with asyncio.Runner(loop_factory=loop) as runner:
         runner.run(main())
-    records = sorted(recording.requests, key=lambda record: record.path)
+    shared_rounds.write_all()  # As a moment later, on a loop that goes on.
+    records, batches = sorted(recording.requests, key=lambda record: record.path), recording.batches
     recording.close()
-    return [by_stage(record) for record in records]
+    return records, batches
 
 
-def by_stage(record: RequestRecord) -> dict[str, float]:
+def by_stage(record: RequestRecord | BatchRecord) -> dict[str, float]:
     """Return ms by stage."""
     sums: dict[str, float] = {"total": record.duration_ns / MS}
     for span in record.stages:
@@ -178,8 +186,15 @@ def test_a_batcher_of_a_queue_and_an_executor(tmp_path: Path, loop: Callable[[],
 
     empty = contextvars.Context()
     with ThreadPoolExecutor(1) as pool:
-        found = served(tmp_path, loop, app, 3)
+        records, batches = recorded(tmp_path, loop, app, 3)
 
+    found = [by_stage(record) for record in records]
+    # The two that shared a call of the model are a batch; the third was alone.
+    (shared,) = batches
+    assert [record.batch_ids for record in records] == [(shared.batch_id,), (shared.batch_id,), ()]
+    assert {member.span_id for member in shared.members} == {one.span_id for one in records[:2]}
+    assert (shared.size, shared.run_id) == (2, "run-1")
+    assert by_stage(shared)["inference"] == pytest.approx(took[0], abs=NOISE_MS)
     assert [round(s["inference"]) for s in found] == pytest.approx(
         [took[0], took[0], took[1]], abs=NOISE_MS
     )
