@@ -8,9 +8,10 @@ certain from one record, so it is a least, and the own time that is left of a st
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import product
 
 from stagescope.records import RequestRecord
-from stagescope.stages import TIMER_SLACK_NS, StageStall, Stall, WaitFact, overlap
+from stagescope.stages import TIMER_SLACK_NS, StageStall, Stall, WaitFact, held_up, overlap
 
 CAUSES = ("stopped", "gc", "cpu", "event_loop")
 """In the order in which an instant is charged."""
@@ -31,6 +32,13 @@ def _apart(record: RequestRecord) -> Iterator[Stall]:
     taken: list[tuple[int, int]] = []
     for cause in CAUSES:
         found = [_wait(fact) for fact in record.wait_facts if _cause(fact) == cause]
+        if cause in _OF_PROCESS:
+            held = held_up(cause, record.wait_facts)
+            found = [
+                (max(start, first), min(end, last))
+                for (start, end), (first, last) in product(found, held)
+                if max(start, first) < min(end, last)
+            ]
         for start, end in sorted(found):
             for first, last in _free(taken, start, end):
                 taken.append((first, last))

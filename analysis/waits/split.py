@@ -9,6 +9,7 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections import defaultdict
 from collections.abc import Sequence
+from itertools import product
 from statistics import median
 from typing import NamedTuple
 
@@ -23,7 +24,7 @@ from stagescope.analysis.waits.requests import (
     segments,
     stage_at,
 )
-from stagescope.stages import TIMER_SLACK_NS, WaitFact
+from stagescope.stages import TIMER_SLACK_NS, WaitFact, held_up
 
 CAUSES = ("stopped", "gc", "cpu", "event_loop", "gil")
 """In the order in which an instant is charged."""
@@ -151,8 +152,10 @@ class _Process:
     def _of(self, request: Served) -> Waits:
         one = _Request(request, self._segments[request.key])
         for cause, pauses in self._pauses.items():
-            for start, end in pauses.during(request):
-                one.exact(cause, start, end)
+            held = [(one.at(start), one.at(end)) for start, end in held_up(cause, request.facts)]
+            held.append((request.sent_ns, request.start_ns))
+            for (start, end), (first, last) in product(pauses.during(request), held):
+                one.exact(cause, max(start, first), min(end, last))
         works = {f.start_ns: f for f in request.facts if f.kind in ("ran", "thread")}
         for fact in request.facts:
             if fact.kind == "queued":
@@ -261,8 +264,8 @@ class _Request:
         return self._start_ns + since_start_ns
 
     def exact(self, cause: str, start: int, end: int) -> None:
-        """Charge the whole of an interval."""
-        for first, last in self._claims.take(start, end):
+        """Charge the whole of an interval, which may be empty."""
+        for first, last in self._claims.take(start, end) if start < end else ():
             for begin, stop, stage in cut(self.parts, first, last):
                 self._charge(stage, cause, stop - begin, stop - begin, stop - begin)
 

@@ -165,6 +165,27 @@ class WaitFact(NamedTuple):
     end_ns: int
 
 
+def held_up(pause: str, facts: Iterable[WaitFact]) -> list[tuple[int, int]]:
+    """Return when a *pause* of its process held a request up, by its *facts*, since its start.
+
+    It did while the request ran or could have; a collection within what it awaits, until that is
+    ready, costs it nothing. A process that is stopped for long takes no answer from outside.
+    """
+    kinds = {"ran", "ready", "due", "thread", "queued"}
+    if pause == "stopped":
+        kinds.add("awaited")
+    joined: list[tuple[int, int]] = []
+    for fact in sorted(facts, key=lambda fact: fact.start_ns):
+        if fact.kind not in kinds:
+            continue
+        if joined and fact.start_ns <= joined[-1][1]:
+            start, end = joined.pop()
+            joined.append((start, max(end, fact.end_ns)))
+        else:
+            joined.append((fact.start_ns, fact.end_ns))
+    return joined
+
+
 def overlap(
     stalls: Iterable[Stall], start_ns: int, duration_ns: int, stages: Iterable[StageSpan]
 ) -> tuple[StageStall, ...]:

@@ -82,7 +82,7 @@ def test_stage_seconds_add_up() -> None:
 def test_own_time_and_waits_of_a_load_run_sum_to_its_stages() -> None:
     """Requests of a load run have both histograms, others neither; a wait of 0 is not counted."""
     run = request_record(run_id="r1", wait_facts=WAIT_FACTS)
-    not_watched = request_record(run_id="r2", wait_facts=WAIT_FACTS[3:])
+    not_watched = request_record(run_id="r2", wait_facts=WAIT_FACTS[4:])
     read = families(counted(run, request_record(), not_watched))
     own = {s.labels["stage"]: s for s in samples(read["model_server_stage_own_seconds"], "_sum")}
     waits = {

@@ -50,6 +50,7 @@ WAITS = (
     WaitFact("ran", 0, 100_000, 900_000),
     WaitFact("queued", 0, 100_000, 300_000),
     WaitFact("due", 0, 2_500_000, 7_600_000),
+    WaitFact("ran", 0, 7_600_000, 9_900_000),
     WaitFact("gc", -1, 6_600_000, 7_600_000),
     WaitFact("stopped", -1, 9_600_000, 9_700_000),
 )

@@ -115,6 +115,14 @@ def test_ready_while_only_threads_compute_waits_for_the_interpreters_lock() -> N
     assert charged(split([thread, waiting])["b"]) == {("inference", "gil"): 20}
 
 
+def test_a_collection_within_a_sleep_is_no_wait() -> None:
+    """Until its timer is due a request waits for nobody, whatever the process does meanwhile."""
+    sleeping = request(
+        "b", 0, [("inference", 0, 20)], [("gc", 2, 8), ("gc", 12, 16), ("due", 10, 20)]
+    )
+    assert charged(split([sleeping])["b"])["inference", "gc"] == 4
+
+
 def test_a_process_that_was_stopped_waits_for_nothing_else() -> None:
     """Of 30 ms in which it was ready, 20 went by while the process was stopped."""
     waiting = request("b", 0, [("inference", 0, 40)], [("ready", 5, 35), ("stopped", 10, 30)])

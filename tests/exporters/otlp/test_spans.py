@@ -219,7 +219,7 @@ def test_own_time_and_waits_are_on_the_stages_of_a_load_run() -> None:
     assert told["postprocess"] == {"own_ns": 500_000}
 
 
-@pytest.mark.parametrize("facts", [(), WAITS[3:]])
+@pytest.mark.parametrize("facts", [(), WAITS[4:]])
 def test_where_steps_were_not_watched_there_are_neither(facts: tuple[WaitFact, ...]) -> None:
     """Outside an opened load run own time and waits are absent, not 0: they are not known."""
     for span in spans_of(request_record(wait_facts=facts)):
