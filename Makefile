@@ -21,7 +21,7 @@ export PIP_NO_INPUT := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test planted-time test-system test-servers test-pythons check format lock clean
+.PHONY: help demo test planted planted-time test-system test-servers test-pythons check format lock clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -34,6 +34,9 @@ test: $(INSTALLED) ## the whole test suite
 
 planted-time: $(INSTALLED) ## servers whose times are known, at four loads: what the report makes of them; five minutes a loop
 	$(BIN)/python -m tests.planted_time $(ARGS)
+
+planted: $(INSTALLED) ## servers with one planted bottleneck each: what the verdict makes of them; half an hour on a quiet machine
+	$(BIN)/python -m tests.planted $(ARGS)
 
 test-system: $(INSTALLED) ## tests with programs that pip does not install (a real Prometheus)
 	$(BIN)/python -m pytest -m system $(ARGS)

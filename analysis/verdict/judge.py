@@ -163,7 +163,7 @@ def _nothing_holds(e: Evidence, findings: Sequence[Finding]) -> Verdict:
         if largest
         else f"requests took {e.mean_ms:,.1f} ms"
     )
-    near = [one for one in findings if one.status == CONTRIBUTING]
+    near = [one for one in findings if one.status in (CONTRIBUTING, UNTESTABLE)]
     return Verdict(
         kind=NONE,
         stage=largest.name if largest else "",
