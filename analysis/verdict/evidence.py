@@ -98,6 +98,7 @@ def gather(tables: RunTables, report: Report, requests: Requests, waits: RunWait
         waits=tuple(_waits(report, slowest_ms)),
         one_clock=bool(join.requests) and join.one_clock == join.requests,
         loop_busy=done.loop_busy if done else None,
+        loop_starved=done.loop_starved if done else 0.0,
         threads_busy=done.threads_busy if done else None,
         threads_max=done.threads_max if done else None,
         threads_computing=done.threads_computing if done else None,

@@ -217,6 +217,8 @@ class Evidence:
     one_clock: bool
     loop_busy: float | None
     """Of the busiest event loop, a share of the run's time."""
+    loop_starved: float
+    """Of the time in which loops ran, or wanted to: they had no core."""
     threads_busy: float | None
     """Worker threads at work, on average."""
     threads_max: int | None

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 
 from stagescope.analysis.verdict.model import (
     BATCHING,
@@ -89,19 +90,20 @@ def event_loop(e: Evidence) -> Finding:
     if not measured(e):
         return untestable(EVENT_LOOP, NO_WAITS)
     wait = _wait(e, "event_loop")
-    gc_part = _gc_in_loop(e)
-    cost, slowest = wait.mean_ms * (1 - gc_part), wait.slowest_ms * (1 - gc_part)
+    own = max(0.0, 1 - _gc_in_loop(e) - e.loop_starved)
+    cost, slowest = wait.mean_ms * own, wait.slowest_ms * own
     status = status_of(e, cost, slowest)
     if status == HOLDS and cold(e):
         status = CONTRIBUTING
     busy = f", the loop {e.loop_busy:.0%} busy" if e.loop_busy is not None else ""
     holder = f", {wait.holder_share:.0%} of it for {wait.holder}" if wait.holder else ""
     line = f", {place(wait.where)}" if wait.where and wait.holder else ""
+    starved = f", {e.loop_starved:.0%} of that without a core" if e.loop_starved > 0.1 else ""
     return Finding(
         EVENT_LOOP,
         status,
-        f"requests waited {of_mean(e, wait.mean_ms)} for the event loop{holder}{line}{busy}",
-        cost, slowest, wait.p50_ms, wait.holder, "event loop", e.loop_busy, wait.where,
+        f"requests waited {of_mean(e, wait.mean_ms)} for the event loop{holder}{line}{busy}{starved}",
+        cost, slowest, wait.p50_ms * own, wait.holder, "event loop", e.loop_busy, wait.where,
         sure=wait.low_ms >= wait.mean_ms / 2 and (e.loop_busy or 0.0) >= NEAR_LIMIT,
     )  # fmt: skip
 
@@ -186,7 +188,14 @@ def gc(e: Evidence) -> Finding:
 
 
 def _queued(e: Evidence) -> WaitFacts:
-    return _wait(e, "cpu")
+    """Return what requests waited for a core: themselves, or behind a loop that had none."""
+    own, loop, share = _wait(e, "cpu"), _wait(e, "event_loop"), e.loop_starved
+    return replace(
+        own,
+        mean_ms=own.mean_ms + share * loop.mean_ms,
+        p50_ms=own.p50_ms + share * loop.p50_ms,
+        slowest_ms=own.slowest_ms + share * loop.slowest_ms,
+    )
 
 
 def _others_cores(e: Evidence) -> float | None:

@@ -50,6 +50,8 @@ class Work:
     requests: int
     stages: Mapping[str, StageWork]
     loop_busy: float | None
+    loop_starved: float
+    """Of the time in which loops ran, or wanted to: they had no core."""
     threads_busy: float
     threads_max: int
     threads_computing: float
@@ -66,12 +68,18 @@ def work(served: Sequence[Served], found: Mapping[str, Waits]) -> Work | None:
     loops: dict[tuple[str, int], list[Interval]] = defaultdict(list)
     threads: list[Interval] = []
     pauses: dict[str, list[Interval]] = defaultdict(list)
-    computed = 0.0
+    computed = ran = starved = 0.0
     for request in looked_at:
         waits = found.get(request.key, Waits())
         parts = segments(request)
         _visits(request, parts, waits, stages)
-        off = _amounts(request)
+        off = _amounts(request, "off", "queued")
+        queued = _amounts(request, "queued")
+        threads_of = {fact.start_ns for fact in request.facts if fact.kind == "thread"}
+        on_loop = {start: ns for start, ns in queued.items() if start not in threads_of}
+        steps = {f.start_ns: f.end_ns - f.start_ns for f in request.facts if f.kind == "ran"}
+        starved += sum(on_loop.values())
+        ran += sum(steps.values()) + sum(ns for at, ns in on_loop.items() if at not in steps)
         for fact in request.facts:
             bounds = request.start_ns + fact.start_ns, request.start_ns + fact.end_ns
             length = bounds[1] - bounds[0]
@@ -104,6 +112,7 @@ def work(served: Sequence[Served], found: Mapping[str, Waits]) -> Work | None:
         requests=len(served),
         stages=stages,
         loop_busy=min(1.0, step * max(map(_union, loops.values())) / window) if loops else None,
+        loop_starved=min(1.0, starved / ran) if ran else 0.0,
         threads_busy=step * sum(end - start for start, end in threads) / window,
         threads_max=_most_at_once(threads),
         threads_computing=step * computed / window,
@@ -111,11 +120,11 @@ def work(served: Sequence[Served], found: Mapping[str, Waits]) -> Work | None:
     )
 
 
-def _amounts(request: Served) -> dict[int, int]:
-    """Return by the start of a stretch for how long its thread was on no core."""
+def _amounts(request: Served, *kinds: str) -> dict[int, int]:
+    """Return by the start of a stretch for how long its thread was on no core, for these causes."""
     sums: dict[int, int] = defaultdict(int)
     for fact in request.facts:
-        if fact.kind in ("off", "queued"):
+        if fact.kind in kinds:
             sums[fact.start_ns] += fact.end_ns - fact.start_ns
     return sums
 

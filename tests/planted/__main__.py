@@ -101,4 +101,5 @@ def main() -> None:
     print(matrix(outcomes))
 
 
-main()
+if __name__ == "__main__":
+    main()
