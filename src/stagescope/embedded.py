@@ -336,7 +336,7 @@ def main() -> int:
     """Be a helper: drain the spool until standard input ends."""
     for number in (signal.SIGINT, signal.SIGTERM):  # its server gets them too, and ends it
         signal.signal(number, signal.SIG_IGN)
-    with contextlib.suppress(OSError):  # it never takes a core from a server that has work
+    with contextlib.suppress(OSError, AttributeError):  # it gives way to the server; on Linux alone
         os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
     with output_that_never_blocks() as output:
         _help(Path(sys.argv[1]), output)
