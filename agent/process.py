@@ -21,7 +21,7 @@ from stagescope.agent.api.address import (
     url,
 )
 from stagescope.agent.api.client import AgentClient
-from stagescope.agent.api.control import Control, listen, metrics_only, serve_socket, serve_tcp
+from stagescope.agent.api.control import Control, serve_metrics, serve_socket, serve_tcp
 from stagescope.agent.lock import AGENT, EMBEDDED, SpoolLock, held_error, holder, try_hold
 from stagescope.agent.loop import Agent, Samplers
 from stagescope.agent.pipeline import ENDPOINT_VARIABLE, Pipeline, sinks_from_environment
@@ -146,14 +146,11 @@ def _serve_metrics(settings: Settings, pipeline: Pipeline, cleanup: ExitStack) -
     else:
         address = parse_address(settings.metrics, option="--metrics-port", default_host="127.0.0.1")
     try:
-        server = listen(address, metrics_only(pipeline.render))
+        cleanup.callback(serve_metrics(address, pipeline.render).stop)
     except StagescopeError as taken:
         if settings.metrics is not None:
             raise
         _log.warning("no metrics port: %s; choose one with --metrics-port", taken)
-        return
-    cleanup.callback(server.stop)
-    _log.info("metrics at %s", url(address[0], server.port, "/metrics"))
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from stagescope.errors import StagescopeError, UsageError
 from stagescope.files import replace_file
+from stagescope.settings import METRICS_PORT as OURS
 
 LOOPBACK = "127.0.0.1"
 METRICS_PORT = 9464
@@ -28,8 +29,16 @@ def parse_address(text: str, *, option: str, default_host: str = "") -> tuple[st
     return host, int(port)
 
 
+def named_metrics_address(environment: Mapping[str, str]) -> tuple[str, int] | None:
+    """Return the address that our own variable names, if it is set; raises UsageError for a bad one."""
+    named = OURS.text(environment)
+    return parse_address(named, option=OURS.name, default_host=LOOPBACK) if named else None
+
+
 def default_metrics_address(environment: Mapping[str, str]) -> tuple[str, int]:
-    """Return the address that the standard variables name; raises UsageError for a bad port."""
+    """Return the address that the variables name, ours first; raises UsageError for a bad port."""
+    if named := named_metrics_address(environment):
+        return named
     host = environment.get("OTEL_EXPORTER_PROMETHEUS_HOST") or LOOPBACK
     variable = "OTEL_EXPORTER_PROMETHEUS_PORT"
     port = environment.get(variable) or str(METRICS_PORT)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as installed_version
 from pathlib import Path
 
+from stagescope.agent.api.address import url
 from stagescope.agent.api.http_server import (
     HttpServer,
     Reply,
@@ -26,6 +28,8 @@ from stagescope.agent.store.serialize import KERNELS, SAMPLES, STACKS, in_blocks
 from stagescope.errors import StagescopeError, UsageError
 from stagescope.identity import boot_id
 from stagescope.recorder.spool import SOCKET_NAME
+
+_log = logging.getLogger("stagescope")
 
 NDJSON = "application/x-ndjson"
 END_OF_TIME_NS = (1 << 63) - 1
@@ -192,6 +196,13 @@ def metrics_only(render: Render) -> Callable[[Request], Reply]:
         return problem(HTTPStatus.NOT_FOUND, "here is /metrics and nothing else")
 
     return answer
+
+
+def serve_metrics(address: tuple[str, int], render: Render) -> HttpServer:
+    """Serve `/metrics` there and log where; raises StagescopeError where it cannot be had."""
+    server = listen(address, metrics_only(render))
+    _log.info("metrics at %s", url(address[0], server.port, "/metrics"))
+    return server
 
 
 def serve_socket(control: Control) -> HttpServer:

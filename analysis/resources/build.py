@@ -127,7 +127,7 @@ def _by_name(device: Mapping[tuple[str, ...], float]) -> dict[str, float]:
 
 
 def _stages(found: _Found) -> tuple[StageUse, ...]:
-    cpu = found.cpu.full if found.cpu and found.cpu.total.samples else {}
+    cpu = found.cpu.full if found.cpu and found.cpu.total.shared_out else {}
     names = {
         *cpu,
         *found.device_s,
@@ -148,13 +148,13 @@ def in_order(names: Iterable[str]) -> list[str]:
 
 def _outer(found: _Found, stage: str, names: Collection[str]) -> StageUse:
     inside = in_order(name for name in names if stage_of(name) == stage)
-    cpu = found.cpu.outer if found.cpu and found.cpu.total.samples else {}
+    cpu = found.cpu.outer if found.cpu and found.cpu.total.shared_out else {}
     inner = [_use(found, name, [name], _cpu_in(found, name)) for name in inside if name != stage]
     return _use(found, stage, inside, cpu.get(stage), sub_stages=tuple(inner))
 
 
 def _cpu_in(found: _Found, name: str) -> Cpu | None:
-    return found.cpu.full.get(name) if found.cpu and found.cpu.total.samples else None
+    return found.cpu.full.get(name) if found.cpu and found.cpu.total.shared_out else None
 
 
 def _use(

@@ -8,6 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+LEAST_SAMPLES = 20
+"""Of fewer stack samples no shares are shown."""
+
 
 @dataclass(frozen=True, slots=True)
 class Cpu:
@@ -96,12 +99,17 @@ class CpuTotal:
     cpu_s: float
     processes: int
     samples: int
-    """Running stack samples, all stages; 0: the time cannot be shared out."""
+    """Running stack samples, all stages."""
     unsampled_s: float
     """Of processes without a running stack sample."""
     known_by: Mapping[str, int]
     """Running samples by how their stage is known: `marker`, `block`, `interval`, `none`."""
     sampled_by: tuple[str, ...]
+
+    @property
+    def shared_out(self) -> bool:
+        """False where there are too few samples for shares: no stage has a CPU time then."""
+        return self.samples >= LEAST_SAMPLES
 
 
 @dataclass(frozen=True, slots=True)

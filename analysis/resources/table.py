@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from stagescope.analysis.resources.model import (
+    LEAST_SAMPLES,
     CpuTotal,
     DeviceTotal,
     Launches,
@@ -27,8 +28,6 @@ from stagescope.stacks import frame_text, parse_frame, short_file
 from stagescope.stages import OTHER
 
 WAITS = "waits"
-LEAST_SAMPLES = 20
-"""Of a stage with fewer stack samples no shares are shown."""
 LEAST_SHARE = 0.005
 """What rounds to 0 % has no row."""
 
@@ -165,7 +164,7 @@ def _table(resources: Resources) -> Table:
 
 def _rest(cpu: CpuTotal | None) -> Iterator[tuple[str, float]]:
     """Yield the rows that make the CPU column add up, and what it adds up to."""
-    if cpu is None or not cpu.samples:
+    if cpu is None or not cpu.shared_out:
         return
     if cpu.unsampled_s:
         yield "not sampled", cpu.unsampled_s
@@ -239,6 +238,11 @@ def _cpu(cpu: CpuTotal | None, window_s: float) -> str:
     text = f"{cpu.cpu_s:,.2f} s in {processes}, {cpu.cpu_s / window_s:.2f} of a core"
     if not cpu.samples:
         return f"{text}; not split by stage: no stack of these was sampled"
+    if not cpu.shared_out:
+        return (
+            f"{text}; not split by stage: {cpu.samples} running stack samples, and shares of fewer "
+            f"than {LEAST_SAMPLES} say nothing"
+        )
     words = ", ".join(
         f"{word} {count / cpu.samples:.0%}" for word, count in cpu.known_by.items() if word
     )

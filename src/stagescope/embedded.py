@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from stagescope.agent.api.http_server import HttpServer
     from stagescope.agent.lock import SpoolLock
     from stagescope.agent.loop import Agent
+    from stagescope.agent.pipeline import Render
 
 STANDBY_S = 2.0
 """How often one that stands by tries for the spool."""
@@ -137,7 +138,7 @@ class EmbeddedAgent:
         self._stopped = threading.Event()
         self._agent: Agent | None = None
         self._hold: SpoolLock | None = None
-        self._server: HttpServer | None = None
+        self._servers: list[HttpServer] = []
         self._thread = threading.Thread(target=self._live, name="stagescope-agent", daemon=True)
 
     @property
@@ -242,8 +243,9 @@ class EmbeddedAgent:
             )
             pipeline.watch(agent)
             control = Control(agent, EMBEDDED, self._spool, pipeline.render, agent.stop)
-            self._server = serve_socket(control)
+            self._servers = [serve_socket(control)]
             try:
+                self._servers += self._metrics(pipeline.render)
                 self._agent = agent
                 on_ready()
                 if self.stopped:  # told so before there was an agent to tell: it reads, and ends
@@ -251,19 +253,35 @@ class EmbeddedAgent:
                 agent.run()
             finally:
                 self._agent = None
-                self._server.stop()
+                for server in self._servers:
+                    server.stop()
                 agent.close(FLUSH_S)
         finally:
-            self._server = None
+            self._servers = []
             hold.release()
             self._hold = None
+
+    def _metrics(self, render: Render) -> list[HttpServer]:
+        """Serve `/metrics` where a variable asks for it: the app may want any port."""
+        from stagescope.agent.api.address import named_metrics_address
+        from stagescope.agent.api.control import serve_metrics
+
+        name = settings.METRICS_PORT.name
+        try:
+            if address := named_metrics_address(os.environ):
+                return [serve_metrics(address, render)]
+        except StagescopeError as problem:
+            _log.warning("no metrics port: %s (%s)", problem, name)
+        else:
+            _log.info("reading spool %s; %s=9464 serves /metrics to Prometheus", self._spool, name)
+        return []
 
     def forget_in_child(self) -> None:
         """After a fork, in the child: close what came with it and is the parent's."""
         if self._hold:
             self._hold.close_inherited()
-        if self._server:
-            self._server.close_inherited()
+        for server in self._servers:
+            server.close_inherited()
         if self._helper:
             self._helper.close_inherited()
 

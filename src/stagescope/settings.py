@@ -147,6 +147,11 @@ EMBEDDED_AGENT = Setting(
     "process of its own; `off`: none is started, run `stagescope agent` (docs/agent.md).",
     read_by=SERVER, allowed=("on", "thread", "off"),
 )  # fmt: skip
+METRICS_PORT = Setting(
+    "METRICS_PORT", "", "Where the agent serves `/metrics` for Prometheus; one inside a served "
+    "process, or beside `stagescope run`, serves none without it (docs/exporters.md).",
+    read_by=BOTH, form="`PORT` or `HOST:PORT`",
+)  # fmt: skip
 PROBE = Setting(
     "PROBE", "on", "`off`: no socket for questions of the agent, so stacks come from py-spy "
     "alone and there are no captures.", read_by=SERVER, allowed=("on", "off"),
@@ -235,8 +240,9 @@ RAISE = _switch(
 )  # fmt: skip
 
 SETTINGS = (
-    SPOOL, DISABLE, EMBEDDED_AGENT, PROBE, SERVER_TIMING, APP_SPANS, INGRESS, HOOKS, GIL, DEVICE_STAGES,
-    MEMORY_HISTORY, TORCHSERVE_LOG, SAMPLERS, STACKS, LOOP_LIMIT_MS, KERNELS, TRIGGERS,
+    SPOOL, DISABLE, EMBEDDED_AGENT, METRICS_PORT, PROBE, SERVER_TIMING, APP_SPANS, INGRESS, HOOKS,
+    GIL, DEVICE_STAGES, MEMORY_HISTORY, TORCHSERVE_LOG, SAMPLERS, STACKS, LOOP_LIMIT_MS, KERNELS,
+    TRIGGERS,
     AGENT_BUDGET, GPU, GPM, GPU_RECORD, GPU_REPLAY, RUN, RUN_NOTES, RAISE,
 )  # fmt: skip
 """In the order of the page."""

@@ -5,11 +5,13 @@ import json
 import logging
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from urllib.request import urlopen
 
 import psutil
 import pytest
@@ -23,6 +25,7 @@ from stagescope.testing.spool import short_spool
 from tests.support.agents import AgentProcesses
 from tests.support.otlp import OtlpReceiver
 from tests.support.rings import write_ring
+from tests.support.server_processes import free_port, port_is_free
 
 
 @pytest.fixture
@@ -65,6 +68,51 @@ def test_it_drains_and_answers(spool: Path, embedded: EmbeddedAgent) -> None:
     assert health(spool)["kind"] == "embedded"
     with write_ring(spool / "a.ring", 30, run_id="run"):
         assert AgentClient(spool / "agent.sock").run_counts("run").requests == 30
+
+
+def scraped(port: int) -> str:
+    """Read `/metrics`, as Prometheus does; empty where nobody serves it."""
+    try:
+        with urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+            return str(answer.read(), "utf-8")
+    except OSError:
+        return ""
+
+
+def test_metrics_are_where_the_variable_says(spool: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one line and a port: Prometheus reads the server's requests, until the agent ends."""
+    port = free_port()
+    monkeypatch.setenv("STAGESCOPE_METRICS_PORT", str(port))
+    agent = start_embedded_agent(spool)
+    with write_ring(spool / "a.ring", 3):
+        wait_until(lambda: "http_server_request_duration_seconds_count" in scraped(port), 20)
+    agent.stop()
+    assert port_is_free(port)
+
+
+def test_no_port_is_taken_unasked_and_the_log_says_how(
+    spool: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The app may want any port; whoever looks for metrics finds the variable's name in the log."""
+    with caplog.at_level(logging.INFO, "stagescope"):
+        agent = start_embedded_agent(spool)
+        wait_until(lambda: agent.drains)
+    agent.stop()
+    assert "STAGESCOPE_METRICS_PORT=9464 serves /metrics to Prometheus" in caplog.text
+    assert "metrics at" not in caplog.text
+
+
+def test_a_metrics_port_that_cannot_be_had_costs_a_sentence(
+    spool: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Somebody else's port, or no port at all: records are read all the same."""
+    for named, why in ((None, "cannot be listened on"), ("nine", "give PORT or HOST:PORT")):
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            monkeypatch.setenv("STAGESCOPE_METRICS_PORT", named or str(listener.getsockname()[1]))
+            agent = start_embedded_agent(spool)
+            wait_until(lambda: bool(health(spool)), 20)
+            agent.stop()
+        assert why in caplog.text
 
 
 def test_it_is_started_once(spool: Path, embedded: EmbeddedAgent) -> None:

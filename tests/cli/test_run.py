@@ -16,6 +16,7 @@ from stagescope.records import RequestRecord
 from stagescope.testing import wait_until
 from stagescope.testing.spool import short_spool
 from tests.support.commands import Running, ask, run_command
+from tests.support.server_processes import free_port
 
 APP = """
 async def app(scope, receive, send):
@@ -239,10 +240,11 @@ def test_disabled_it_is_the_command_itself(folder: Path, spool: Path) -> None:
         (["./plain.py"], 126, "./plain.py is not a program that may be executed"),
         ([], 2, "which server?"),
         (["sh", "-c", "exit 3"], 3, "started no Python that reads PYTHONPATH"),
-        ([sys.executable, "-c", "import json"], 0, "ran Python, but imported no server"),
+        ([sys.executable, "-c", "import json"], 0,
+         "WSGI apps are not timed; under daphne and other ASGI servers add StageMiddleware"),
         ([sys.executable, "-c", "import uvicorn"], 0, "hooked uvicorn, but it served no app"),
     ],
-)
+)  # fmt: skip
 def test_what_is_no_server_is_said(
     folder: Path, spool: Path, words: list[str], code: int, said: str
 ) -> None:
@@ -254,10 +256,49 @@ def test_what_is_no_server_is_said(
     assert running.text().count("\n") == 1
 
 
-def test_the_agent_beside_takes_a_metrics_port_only_when_asked(tmp_path: Path) -> None:
+def test_a_wsgi_app_is_served_and_that_it_is_not_timed_is_said(folder: Path, spool: Path) -> None:
+    """The last line is about WSGI, not about requests that did not come."""
+    (folder / "wsgi.py").write_text(
+        "def app(environ, start):\n"
+        "    start('200 OK', [('Content-Length', '2')])\n"
+        "    return [b'ok']\n"
+    )
+    with run_command(
+        folder, "--no-agent", "--spool", str(spool), "--", *GUNICORN, "wsgi:app"
+    ) as running:
+        assert ask(running.port(), TRACES[0]) == 200
+        assert running.end() == 0, running.text()
+    assert "WSGI apps are not timed" in running.text().splitlines()[-1]
+
+
+def test_the_agent_beside_takes_a_metrics_port_only_when_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The server may want the default port, or the one that the OTEL variable names."""
     silent = AgentOptions(tmp_path, None, None, quiet=True).words()
     asked = AgentOptions(tmp_path, None, "127.0.0.1:0", quiet=True).words()
 
     assert silent[silent.index("--metrics-port") + 1] == "off"
     assert asked[asked.index("--metrics-port") + 1] == "127.0.0.1:0"
+    monkeypatch.setenv("STAGESCOPE_METRICS_PORT", "9777")
+    named = AgentOptions(tmp_path, None, None, quiet=True).words()
+    assert named[named.index("--metrics-port") + 1] == "9777"
+
+
+def test_a_server_that_wants_the_metrics_port_has_it(folder: Path, spool: Path) -> None:
+    """It serves metrics of its own where OpenTelemetry's variable says, as without stagescope."""
+    port = free_port()
+    (folder / "metered.py").write_text(
+        "import http.server, os\n"
+        "port = int(os.environ['OTEL_EXPORTER_PROMETHEUS_PORT'])\n"
+        "server = http.server.HTTPServer(('127.0.0.1', port), http.server.SimpleHTTPRequestHandler)\n"
+        "print(f'listens on 127.0.0.1:{port}', flush=True)\n"
+        "server.serve_forever()\n"
+    )
+    with run_command(
+        folder, "--spool", str(spool), "--", sys.executable, "metered.py",
+        environment={"OTEL_EXPORTER_PROMETHEUS_PORT": str(port)},
+    ) as running:  # fmt: skip
+        running.wait_for("reading spool")
+        assert running.port() == port
+        assert "metrics at" not in running.text()

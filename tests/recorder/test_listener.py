@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -21,6 +22,10 @@ if sys.argv[3] == "child" and os.fork() == 0:
 elif sys.argv[3] == "self":
     process_recorder(Path(sys.argv[1]), "test")
 print(listener.getsockname()[1] if listener.fileno() >= 0 else "child", flush=True)
+if sys.argv[3] == "later":
+    while not Path(sys.argv[1] + ".go").exists():
+        time.sleep(0.02)
+    process_recorder(Path(sys.argv[1]), "test")
 sys.stdin.read()
 """
 
@@ -63,6 +68,17 @@ def test_a_child_that_records_for_its_parent_is_found(tmp_path: Path) -> None:
         assert found.spool == tmp_path / "spool"
         assert pid in found.pids
         assert len(found.pids) == 2
+
+
+def test_a_server_that_records_a_moment_later_is_waited_for(tmp_path: Path) -> None:
+    """One that was just started, or that hands over to new workers, as gunicorn's reload does."""
+    spool = tmp_path / "spool"
+    with server(spool, "127.0.0.1", "later") as (port, _), ThreadPoolExecutor(1) as pool:
+        assert spool_of_listener(port).spool is None
+        waiting = pool.submit(spool_of_listener, port, wait_s=60)
+        (tmp_path / "spool.go").touch()
+
+        assert waiting.result().spool == spool
 
 
 def test_a_deleted_spool_is_told(tmp_path: Path) -> None:

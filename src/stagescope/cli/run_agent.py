@@ -19,6 +19,7 @@ from stagescope.agent.samplers import chosen
 from stagescope.cli.run_processes import wait_for
 from stagescope.errors import EXIT_DONE, EXIT_HELD
 from stagescope.recorder.spool import ring_files
+from stagescope.settings import METRICS_PORT
 
 STOP_S = 15.0
 """What it gets to read the rest and to flush; its own limits are shorter."""
@@ -42,7 +43,7 @@ class AgentOptions:
         words += ["--spool", str(self.spool)]
         words += ["--otlp", self.otlp] if self.otlp else []
         # Only when asked: the server, which starts later, may want the default port itself.
-        words += ["--metrics-port", self.metrics or "off"]
+        words += ["--metrics-port", self.metrics or METRICS_PORT.text() or "off"]
         words += ["--samplers", self.samplers] if self.samplers else []
         return words
 

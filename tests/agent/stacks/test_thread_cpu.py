@@ -141,11 +141,14 @@ def _answers(port: int) -> bool:
         ("uvicorn", 1, False),
         ("uvicorn", 2, False),
         ("uvicorn", 2, True),
+        ("gunicorn", 1, False),
         ("gunicorn", 2, False),
+        ("hypercorn", 1, False),
         ("hypercorn", 2, False),
     ],
-    ids=["uvicorn", "uvicorn-2", "uvicorn-2-in-process", "gunicorn-2", "hypercorn-2"],
-)
+    ids=["uvicorn", "uvicorn-2", "uvicorn-2-in-process", "gunicorn", "gunicorn-2", "hypercorn",
+         "hypercorn-2"],
+)  # fmt: skip
 def test_planted_burns_come_out_by_stage(server: str, workers: int, shared: bool) -> None:
     """On the loop, by `to_thread`, in an executor and in a plain `def` endpoint; helpers get none."""
     with (

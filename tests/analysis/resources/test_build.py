@@ -10,6 +10,7 @@ import pytest
 
 from stagescope.analysis.build import build_report
 from stagescope.analysis.resources.model import Resources, StageUse
+from stagescope.analysis.resources.table import resources_lines
 from stagescope.runfolder.schema import BATCHES, EVIDENCE, SAMPLES, SERVER, STACKS
 from tests.support.planted_run import APP, BEGIN_NS, KERNEL, planted_run, samples, stacks
 from tests.support.runs import (
@@ -157,6 +158,17 @@ def test_without_stacks_there_is_only_a_total(tmp_path: Path) -> None:
     assert found.cpu.cpu_s == pytest.approx(6.0, rel=0.01)
     assert found.cpu.samples == 0
     assert all(use.cpu is None and not use.stacks for use in found.stages)
+
+
+def test_shares_of_almost_nothing_are_not_claimed(tmp_path: Path) -> None:
+    """Three samples of a run tell no stage's CPU time; how many there were is told."""
+    few = [row for row in stacks() if row["running"]][:3]
+    found = resources(planted_run(tmp_path, stacks=[{**row, "samples": 1} for row in few]))
+
+    assert found.cpu is not None
+    assert (found.cpu.samples, found.cpu.shared_out) == (3, False)
+    assert all(use.cpu is None for use in found.stages)
+    assert "not split by stage: 3 running stack samples" in resources_lines(found)["CPU"]
 
 
 def test_workers_count(tmp_path: Path) -> None:
