@@ -35,6 +35,9 @@ STALE_S = 15.0
 PATIENCE_NS = 30_000_000_000
 """How long nesting may be impossible before it is logged: a first export takes a while."""
 
+OURS = "is_stagescopes"
+"""An attribute of the spans that stand for ours in OpenTelemetry's context."""
+
 _LOCAL = ("localhost", "127.0.0.1", "::1", "0.0.0.0")
 
 Attached = tuple[Any, Any]
@@ -49,8 +52,8 @@ class AppTracing:
     """OpenTelemetry's functions, as the app has loaded them."""
 
     __slots__ = (
-        "_due_ns", "_known", "_nests", "_others", "_since_ns", "_trace", "_w3c", "attach",
-        "context_of", "detach", "present", "provider",
+        "_due_ns", "_known", "_nests", "_others", "_since_ns", "_span", "_trace", "_w3c",
+        "attach", "context_of", "detach", "present", "provider",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -62,6 +65,7 @@ class AppTracing:
         self.context_of = trace.set_span_in_context
         self.provider = trace.get_tracer_provider
         self._trace = trace
+        self._span = type("StageSpan", (trace.NonRecordingSpan,), {OURS: True})
         self._due_ns = self._since_ns = 0
         self._nests = _asked == "1"
         self._known: Any = None
@@ -141,7 +145,7 @@ class AppTracing:
         trace = self._trace
         flags = trace.TraceFlags(int(sampled))
         span = trace.SpanContext(trace_id, span_id, False, flags, state)
-        return self.context_of(trace.NonRecordingSpan(span))
+        return self.context_of(self._span(span))
 
     def enter(self, trace_id: int, span_id: int, sampled: bool, state: Any) -> Attached:
         """Make a span with these ids the current one."""
@@ -239,7 +243,7 @@ def caller(
             return parent, False, None
     except (AttributeError, KeyError):
         pass  # Kept elsewhere, or it is being loaded by another thread.
-    outer = outer_span()
+    outer = outer_span(parent)
     tracing = app_tracing(outer is not None)
     if tracing is not None:
         if outer is None and tracing.asks_propagator(parent is not None):
@@ -329,18 +333,22 @@ def server_span_below(scope: Scope) -> bool:
     return getattr(scope.get("fastapi.telemetry"), "span", None) is not None
 
 
-def outer_span() -> TraceParent | None:
-    """Return the current span's identity; None where the app has no OpenTelemetry or no span."""
+def outer_span(named: TraceParent | None) -> TraceParent | None:
+    """Return the identity of the span around a request; None where the app has none.
+
+    *named* is what the request's own header names. asyncio may begin a request in the context of
+    an earlier one of its connection: a span of ours, one that has ended, and one below such a
+    span, whose trace is not the named one, are what that one left behind, and around nothing.
+    """
     try:
         if not sys.modules["opentelemetry.context"].get_current():
             return None  # The usual case, in a third of the time.
-        context = sys.modules["opentelemetry.trace"].get_current_span().get_span_context()
+        span: Any = sys.modules["opentelemetry.trace"].get_current_span()
+        found = _identity(span.get_span_context())
     except (AttributeError, KeyError):
         return None  # It is being imported at this moment, by another thread.
-    if not context.is_valid:
+    if hasattr(span, OURS) or getattr(span, "end_time", None) is not None:
         return None
-    return (
-        context.trace_id.to_bytes(16, "big"),
-        context.span_id.to_bytes(8, "big"),
-        bool(context.trace_flags & 1),
-    )
+    if found and named and found[0] != named[0] and getattr(span, "parent", None) is not None:
+        return None
+    return found

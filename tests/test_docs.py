@@ -106,6 +106,12 @@ def test_links_lead_somewhere(path: Path) -> None:
     assert not broken, f"{path.relative_to(ROOT)} links to what is not there: {', '.join(broken)}"
 
 
+def test_the_package_indexs_page_links_absolutely() -> None:
+    """README is shown there, where a link into this tree leads nowhere."""
+    page = ROOT / "README.md"
+    assert [written for written, _ in links(page) if not written.startswith(OWN)] == []
+
+
 def test_index_is_whole() -> None:
     """Every page in docs/ is named in docs/README.md, so that a reader can find it."""
     index = ROOT / "docs" / "README.md"

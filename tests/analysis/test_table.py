@@ -118,7 +118,7 @@ def test_a_run_without_answers_has_no_table(tmp_path: Path) -> None:
 
 
 def test_server_timing_is_told(tmp_path: Path) -> None:
-    """The head says that the header's times end where the response begins."""
+    """The head says where the header's times end; what it does not tell is unknown, never 0."""
     client = client_row(0)
     server = server_row(client, {"inference": MS}) | {"source": "server-timing", "boot_id": ""}
     run = example_run(server_source="server-timing", instrument={})
@@ -126,6 +126,9 @@ def test_server_timing_is_told(tmp_path: Path) -> None:
     screen = text(render(build_report(write_run_folder(tmp_path, [client], [server], run=run))))
 
     assert "until the response began" in screen
+    assert re.search(r"^queue +–", screen, re.MULTILINE)
+    assert re.search(r"^batch +–", screen, re.MULTILINE)
+    assert "an agent on the server's host knows more" in " ".join(screen.split())
     assert re.search(r"^instrument +– \(only an agent knows", screen, re.MULTILINE)
 
 

@@ -10,7 +10,7 @@ import json
 import socket
 import sys
 from collections.abc import Sequence
-from http.client import HTTPConnection
+from http.client import HTTPConnection, HTTPResponse
 from pathlib import Path
 from typing import Any
 
@@ -149,33 +149,29 @@ def asked(port: int, path: str, headers: dict[str, str]) -> Any:
 
 
 def on_one_connection(app: Any, folder: Path, http: str, pipelined: bool) -> list[Any]:
-    """Send a large body and then another request by one connection; return their records."""
-    first, second = (
-        f"POST /size HTTP/1.1\r\nhost: t\r\ntraceparent: 00-{trace_id}-{CALLER}-01\r\n"
-        f"content-length: {length}\r\n\r\n".encode()
+    """Send a large body and then two requests, one of no trace, by one connection; their records."""
+    callers = [f"traceparent: 00-{trace_id}-{CALLER}-01\r\n" for trace_id in TRACES]
+    requests = [
+        f"POST /size HTTP/1.1\r\nhost: t\r\n{caller}content-length: {length}\r\n\r\n".encode()
         + b"x" * length
-        for trace_id, length in zip(TRACES, (1_000_000, 3), strict=True)
-    )
+        for caller, length in zip(
+            [*callers, "connection: close\r\n"], (1_000_000, 2, 3), strict=True
+        )
+    ]
     # asyncio alone hands the context of one request on to the next.
     with (
         served(app, http=http, loop="asyncio") as port,
         socket.create_connection(("127.0.0.1", port), timeout=20) as connection,
     ):
-        connection.sendall(first + second if pipelined else first)
-        if not pipelined:
-            taken(connection, b"1000000")
-            connection.sendall(second)
-        taken(connection, b"3")
-    return recorded(folder, 2)[-2:]
-
-
-def taken(connection: socket.socket, body: bytes) -> None:
-    """Read until *body* has come."""
-    text = b""
-    while not text.endswith(b"\r\n\r\n" + body):
-        more = connection.recv(65536)
-        assert more, text
-        text += more
+        for request in [b"".join(requests)] if pipelined else requests:
+            connection.sendall(request)
+            if not pipelined:
+                response = HTTPResponse(connection)
+                response.begin()
+                response.read()
+        while pipelined and connection.recv(65536):
+            pass
+    return recorded(folder, 3)[-3:]
 
 
 def recorded(folder: Path, count: int) -> list[Any]:
