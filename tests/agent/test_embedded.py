@@ -265,6 +265,7 @@ def test_a_forked_child_inherits_nothing(spool: Path, embedded: EmbeddedAgent) -
 
 def test_twenty_starts_and_stops_leave_nothing(spool: Path) -> None:
     """No thread, no descriptor, and the spool free after each."""
+    threads = descriptors = 0
     with write_ring(spool / "a.ring", 5, run_id="run") as writer:
         for number in range(21):
             agent = start_embedded_agent(spool)
