@@ -259,6 +259,12 @@ class _Request:
         self.waits = Waits()
         self._claims = _Claims()
         self._start_ns = request.start_ns
+        self._ran: list[Interval] = sorted(
+            (self.at(fact.start_ns), self.at(fact.end_ns))
+            for fact in request.facts
+            if fact.kind in ("ran", "thread")
+        )
+        """When one of its own tasks ran: another that waits meanwhile waits for the request itself."""
 
     def at(self, since_start_ns: int) -> int:
         return self._start_ns + since_start_ns
@@ -280,7 +286,7 @@ class _Request:
         """Charge a wait for *loop*: from *start*, at the latest *low_from*, earliest *high_from*."""
         late = start if low_from is None else low_from
         early = start if high_from is None else high_from
-        for first, last in self._claims.free(early, end):
+        for first, last in self._waited(early, end):
             for begin, stop, stage in cut(self.parts, first, last):
                 estimate = max(0, stop - max(begin, start))
                 low = max(0, stop - max(begin, late))
@@ -293,11 +299,28 @@ class _Request:
                             known += spent
                     if estimate > known:
                         self.waits.held[stage, UNKNOWN_HOLDER] += estimate - known
-        self._claims.take(start, end)
+        for first, last in self._waited(start, end):
+            self._claims.take(first, last)
+
+    def _waited(self, start: int, end: int) -> list[Interval]:
+        """Return what is not charged yet, and in which it did not run itself, between the two."""
+        found: list[Interval] = []
+        for first, last in self._claims.free(start, end):
+            # Steps are one after the other on their loop, so the one before may reach into it.
+            for begin, stop in self._ran[max(0, bisect_right(self._ran, (first, 0)) - 1) :]:
+                if begin >= last:
+                    break
+                if begin > first:
+                    found.append((first, begin))
+                first = max(first, stop)
+            if first < last:
+                found.append((first, last))
+        return found
 
     def lock(self, start: int, ns: int) -> int:
         """Charge *ns* from *start* on to the interpreter's lock, an estimate; return their end."""
-        for first, last in self._claims.take(start, start + ns):
+        for first, last in self._waited(start, start + ns):
+            self._claims.take(first, last)
             for begin, stop, stage in cut(self.parts, first, last):
                 self._charge(stage, "gil", stop - begin, 0, stop - begin)
         return start + ns

@@ -64,6 +64,13 @@ def test_ready_until_resumed_is_a_wait_for_the_loop_held_by_who_ran() -> None:
     assert waits.held == {("inference", "preprocess"): 18 * MS, ("inference", "respond"): MS}
 
 
+def test_what_another_task_of_the_request_runs_is_its_own_time() -> None:
+    """Behind `@app.middleware("http")` an app runs in a task of its own, for which one waits."""
+    facts = [("ran", 5, 25), ("ready", 0, 30)]
+    waits = split([request("b", 0, [("endpoint", 0, 30)], facts)])["b"]
+    assert charged(waits) == {("endpoint", "event_loop"): 10}
+
+
 def test_a_late_timer_of_a_free_loop_is_no_wait() -> None:
     """A timer that comes a millisecond late while nobody ran stays with the stage."""
     waits = split([request("b", 0, [("inference", 0, 10)], [("due", 9, 10)])])["b"]
