@@ -32,7 +32,13 @@ Schedule = Callable[[float], Arrivals]
 TOLERANCE = {"p50_ms": (0.10, 1.0), "p99_ms": (0.20, 3.0), "throughput_per_s": (0.05, 0.5)}
 """Share and least amount by which the simulated unchanged run may differ from the measured one."""
 MODEL_ERROR = {"p50_ms": 0.07, "p99_ms": 0.12, "throughput_per_s": 0.02}
-"""What a prediction was off by, beyond chance, as one standard error: benchmarks/whatif.py."""
+"""What a prediction is taken to be off by, beyond chance, as one standard error: a guess."""
+SPEEDS = (0.92, 1.08)
+"""How much longer a machine may take for the same from run to run, in nine of ten runs: a guess.
+
+Far from capacity that hardly matters; near it a few percent decide how long the queue grows, and
+the interval says so.
+"""
 NORMAL_90 = 1.645
 WORK = 20_000
 """About how many requests are simulated for one prediction."""
@@ -129,11 +135,15 @@ def predicted(
                 raise UsageError(
                     f"change {change!r}: {len(planned):,} requests are too many to simulate"
                 )
-        runs = _runs(scenario, planned, seed)
+        ready = Scenario(scenario)
+        by_speed = [_runs(ready, planned, seed, slower) for slower in (1.0, *SPEEDS)]
         estimates = {
-            name: _estimate(name, [run.of(name) for run in runs], measured, simulated, disagrees)
+            name: _estimate(
+                name, [[run.of(name) for run in runs] for runs in by_speed], measured, simulated,
+                disagrees,
+            )
             for name in FIGURES
-        }
+        }  # fmt: skip
         predictions.append(Prediction(change, **estimates))
     return WhatIf(
         folder, len(pipeline.requests), measured, simulated, disagrees,
@@ -141,12 +151,12 @@ def predicted(
     )  # fmt: skip
 
 
-def _runs(changed: Pipeline, planned: Arrivals, seed: int) -> list[Figures]:
+def _runs(scenario: Scenario, planned: Arrivals, seed: int, slower: float = 1.0) -> list[Figures]:
     """Simulate the changed run several times, each time with the measured times moved about."""
-    scenario = Scenario(changed)
-    count = max(LEAST_RUNS, min(MOST_RUNS, WORK // len(planned)))
+    most = MOST_RUNS if slower == 1.0 else LEAST_RUNS  # of the others the median counts alone
+    count = max(LEAST_RUNS, min(most, WORK // len(planned)))
     draws = (np.random.default_rng((seed, run)) for run in range(count))
-    return [scenario.run(planned, random, as_it_was=False) for random in draws]
+    return [scenario.run(planned, random, as_it_was=False, slower=slower) for random in draws]
 
 
 def _moved(pipeline: Pipeline, rate: float) -> Schedule:
@@ -176,17 +186,21 @@ def _disagreements(measured: Figures, simulated: Figures) -> list[str]:
 
 def _estimate(
     name: str,
-    values: Sequence[float],
+    by_speed: Sequence[Sequence[float]],
     measured: Figures,
     simulated: Figures,
     disagrees: Sequence[str],
 ) -> Estimate:
-    """Return the median of the simulated runs, by as much up or down as the unchanged one was off."""
+    """Return the median of the simulated runs, by as much up or down as the unchanged one was off.
+
+    *by_speed*: the figure of each run, at the measured speed first, then at each of SPEEDS.
+    """
     off = measured.of(name) / simulated.of(name) if simulated.of(name) > 0 else 1.0
-    value = float(np.median(values)) * off
+    value, *others = (float(np.median(values)) * off for values in by_speed)
     if disagrees:
         return Estimate(value, None, None)
-    low, high = (float(each) * off for each in np.quantile(values, [0.05, 0.95]))
+    chance = (float(each) * off for each in np.quantile(by_speed[0], [0.05, 0.95]))
+    low, high = (some(one, *others) for some, one in zip((min, max), chance, strict=True))
     model = NORMAL_90 * math.hypot(MODEL_ERROR[name], off - 1) * value
     return Estimate(
         value,

@@ -96,13 +96,23 @@ class Scenario:
         """Return which request was sent next at that moment of the measured run."""
         return bisect_left(self.at, at_ms) % len(self.at)
 
-    def run(self, arrivals: Arrivals, random: np.random.Generator, *, as_it_was: bool) -> Figures:
-        """Simulate once; *as_it_was*: with the measured times where they were measured."""
+    def run(
+        self,
+        arrivals: Arrivals,
+        random: np.random.Generator,
+        *,
+        as_it_was: bool,
+        slower: float = 1.0,
+    ) -> Figures:
+        """Simulate once; *as_it_was*: with the measured times where they were measured.
+
+        On a machine that takes *slower* times as long for all that it computes.
+        """
         env = simpy.Environment()
         pipeline = self.pipeline
         whole_ms = max(self.at[-1], pipeline.begin_ms + pipeline.measured_ms)
         moved = Moved(whole_ms, None if as_it_was else random)
-        processes = [_Process(env, self, moved) for _ in range(pipeline.processes)]
+        processes = [_Process(env, self, moved, slower) for _ in range(pipeline.processes)]
         chosen = random.integers(len(processes), size=len(arrivals)).tolist()
         ends = np.zeros(len(arrivals))
 
@@ -117,11 +127,11 @@ class Scenario:
                 elif needs == BATCH:
                     yield process.batchers[where].join()
                 elif (resource := process.loop if needs == LOOP else process.pools[where]) is None:
-                    yield env.timeout(spent)
+                    yield env.timeout(spent * slower)
                 else:
                     with resource.request() as turn:
                         yield turn
-                        yield env.timeout(spent)
+                        yield env.timeout(spent * slower)
             ends[index] = env.now + one.after_ms
 
         for index, (at_ms, _) in enumerate(arrivals):
@@ -159,14 +169,16 @@ def changed_ms(pipeline: Pipeline, times: Times, shifted: set[str]) -> float:
 class _Process:
     """One process of the server: its event loop, its pools, its batchers."""
 
-    def __init__(self, env: simpy.Environment, scenario: Scenario, moved: Moved) -> None:
+    def __init__(
+        self, env: simpy.Environment, scenario: Scenario, moved: Moved, slower: float
+    ) -> None:
         self.loop = simpy.Resource(env, 1)
         self.pools: dict[str, simpy.Resource | None] = {
             name: simpy.Resource(env, pool.size) if pool.size else None
             for name, pool in scenario.pipeline.pools.items()
         }
         self.batchers = {
-            name: _Batching(env, batcher, scenario.services[name], moved)
+            name: _Batching(env, batcher, scenario.services[name], moved, slower)
             for name, batcher in scenario.pipeline.batchers.items()
         }
 
@@ -175,9 +187,15 @@ class _Batching:
     """One batcher: who waits for it, and its workers."""
 
     def __init__(
-        self, env: simpy.Environment, batcher: Batcher, service: _Service, moved: Moved
+        self,
+        env: simpy.Environment,
+        batcher: Batcher,
+        service: _Service,
+        moved: Moved,
+        slower: float,
     ) -> None:
         self._env = env
+        self._slower = slower
         self._batcher = batcher
         self._service = service
         self._moved = moved
@@ -196,7 +214,7 @@ class _Batching:
             members = [(yield self._waiting.get())]
             since = self._moved(self._env.now)
             yield from self._gather(members)
-            yield self._env.timeout(self._service.of(len(members), since))
+            yield self._env.timeout(self._service.of(len(members), since) * self._slower)
             for done in members:
                 done.succeed()
             if self._batcher.turnaround_ms:

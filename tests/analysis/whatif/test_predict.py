@@ -9,7 +9,7 @@ import pytest
 from stagescope.analysis.sources import open_run
 from stagescope.analysis.whatif.changes import changed
 from stagescope.analysis.whatif.model import Pipeline
-from stagescope.analysis.whatif.predict import WhatIf, predict
+from stagescope.analysis.whatif.predict import Estimate, WhatIf, predict
 from stagescope.analysis.whatif.trace import read_pipeline
 from stagescope.errors import UsageError
 from tests.support.queues import arrivals, loop_run, percentiles, services, thread_run
@@ -107,6 +107,19 @@ def test_intervals_hold_what_they_say(tmp_path: Path) -> None:
                 assert estimate.high is not None
                 held.append(estimate.low <= figure <= estimate.high)
     assert sum(held) >= 13
+
+
+def test_near_capacity_the_interval_is_wide(tmp_path: Path) -> None:
+    """There a few percent of the machine's speed decide; far from it they do not."""
+    near, far = predict(loop(tmp_path), ["rate=98", "rate=40"]).predictions
+
+    def width(one: Estimate) -> float:
+        assert one.low is not None
+        assert one.high is not None
+        return (one.high - one.low) / one.value
+
+    assert width(near.p50_ms) > 1
+    assert width(far.p50_ms) < 0.5
 
 
 def test_the_same_seed_predicts_the_same(tmp_path: Path) -> None:
