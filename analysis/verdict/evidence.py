@@ -14,7 +14,7 @@ from stagescope.analysis.resources.model import StageUse
 from stagescope.analysis.sources import RunTables, rows
 from stagescope.analysis.verdict.machine import gpu_facts, host_facts
 from stagescope.analysis.verdict.model import Evidence, GroupFacts, StageFacts, WaitFacts
-from stagescope.analysis.verdict.work import StageWork, Work, crowd, forming_ms, work
+from stagescope.analysis.verdict.work import StageWork, Work, crowd, forming_ms, union, work
 from stagescope.analysis.waits.build import RunWaits
 from stagescope.stages import OTHER
 
@@ -72,7 +72,10 @@ def gather(tables: RunTables, report: Report, requests: Requests, waits: RunWait
     client, join, run = report.client, report.join, report.run
     total = report.total
     cold_ms, cold_requests = _cold(latency)
-    forming = _forming(tables, waits)
+    at_work = _batches_at_work(tables)
+    # Of each request, for how long it waited for its batch while no batch was at work.
+    formed = forming_ms(waits.served, at_work) if waits.served and at_work else []
+    forming = np.array(formed, dtype=np.float64)
     size_of, sizes = _sizes(requests, latency)
     return Evidence(
         valid=report.valid,
@@ -110,7 +113,7 @@ def gather(tables: RunTables, report: Report, requests: Requests, waits: RunWait
         forming_ms=_mean(forming),
         forming_p50_ms=float(np.median(forming)) if len(forming) else 0.0,
         forming_slowest_ms=_slowest(forming),
-        batch_busy=_batch_busy(report),
+        batch_busy=_batch_busy(at_work),
         host=host_facts(tables, report),
         gpu=gpu_facts(report),
         driver_late_p99_ms=run.driver.get("late_p99_ms"),
@@ -219,26 +222,22 @@ def _line(use: StageUse | None) -> str:
     return frames[0] if frames else ""
 
 
-def _forming(tables: RunTables, waits: RunWaits) -> Floats:
-    """Return of each request for how long it waited for its batch while no batch was at work."""
-    if not waits.served:
-        return np.array([], dtype=np.float64)
+def _batches_at_work(tables: RunTables) -> list[tuple[int, int]]:
+    """Return from when to when each batch was at work: formed, and not done yet."""
     busy = []
     for row in rows(tables.batches.select("start_ns", "duration_ns", "stages")):
         waited = [span["end_ns"] for span in row["stages"] or () if span["stage"] == "batch.wait"]
         begin = row["start_ns"] + max(waited, default=0)
         busy.append((begin, row["start_ns"] + row["duration_ns"]))
+    return busy
+
+
+def _batch_busy(busy: Sequence[tuple[int, int]]) -> float | None:
+    """Return for which share of the time from the first batch to the last one some were at work."""
     if not busy:
-        return np.array([], dtype=np.float64)
-    return np.array(forming_ms(waits.served, busy), dtype=np.float64)
-
-
-def _batch_busy(report: Report) -> float | None:
-    batches = report.batches
-    if not batches.count or not report.run.measured_s:
         return None
-    spent_ms = batches.count * (batches.mean_collate_ms + batches.mean_inference_ms)
-    return spent_ms / 1e3 / report.run.measured_s
+    whole = max(end for _, end in busy) - min(begin for begin, _ in busy)
+    return union(busy) / whole if whole > 0 else None
 
 
 def _cold(latency: Floats) -> tuple[float | None, int]:

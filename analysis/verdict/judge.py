@@ -217,7 +217,9 @@ def _more(e: Evidence, chosen: Finding, mixed: str) -> list[str]:
     """Return what else says so."""
     found: list[str] = [mixed] if mixed else []
     stage = e.stage(chosen.stage)
-    if stage is not None and stage.computed_ms is not None:
+    # What a batcher's own thread computes for many is not known.
+    in_batch = bool(e.batches) and chosen.stage in ("batch", "inference")
+    if stage is not None and stage.computed_ms is not None and not in_batch:
         found.append(
             f"`{stage.name}` took {stage.own_ms:,.1f} ms by itself, {stage.computed_ms:,.1f} of it "
             "on a core"

@@ -111,12 +111,12 @@ def work(served: Sequence[Served], found: Mapping[str, Waits]) -> Work | None:
     return Work(
         requests=len(served),
         stages=stages,
-        loop_busy=min(1.0, step * max(map(_union, loops.values())) / window) if loops else None,
+        loop_busy=min(1.0, step * max(map(union, loops.values())) / window) if loops else None,
         loop_starved=min(1.0, starved / ran) if ran else 0.0,
         threads_busy=step * sum(end - start for start, end in threads) / window,
         threads_max=_most_at_once(threads),
         threads_computing=step * computed / window,
-        gc_share=max(map(_union, pauses.values()), default=0) / window,
+        gc_share=max(map(union, pauses.values()), default=0) / window,
     )
 
 
@@ -205,7 +205,8 @@ def _merged(intervals: Sequence[Interval]) -> list[Interval]:
     return merged
 
 
-def _union(intervals: Sequence[Interval]) -> int:
+def union(intervals: Sequence[Interval]) -> int:
+    """Return for how long at least one of *intervals* lasted, ns."""
     return sum(end - start for start, end in _merged(intervals))
 
 
