@@ -59,13 +59,16 @@ def client(e: Evidence) -> Finding:
     waited = e.parts.get("client_wait", 0.0) + e.parts.get("connect", 0.0)
     share = e.driver_cpu_share or 0.0
     late = any(reason.startswith("driver") for reason in e.invalid_reasons)
-    status = HOLDS if late else status_of(e, waited, waited)
+    status = status_of(e, waited, waited)
+    if late and share >= NEAR_LIMIT:
+        status = HOLDS
     return Finding(
         CLIENT,
         status,
         f"requests waited {of_mean(e, waited)} in the client, whose driver used {share:.0%} of a "
         f"core and was up to {e.driver_late_p99_ms or 0:.1f} ms late (p99)",
-        waited, waited, None, "client_wait", "load driver", min(1.0, share), sure=late,
+        waited, waited, None, "client_wait", "load driver", min(1.0, share),
+        sure=late and share >= NEAR_LIMIT,
     )  # fmt: skip
 
 

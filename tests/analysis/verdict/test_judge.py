@@ -113,9 +113,23 @@ def test_a_late_driver_is_the_client(tmp_path: Path) -> None:
     """A run that is INVALID since its driver was late says that the client held it back."""
     reasons = ("driver late: it used 99% of a core (uvloop event loop): lower the rate",)
 
-    report = build_report(folder_of(tmp_path, invalid_reasons=reasons))
+    driver = {"planned": 120.0, "sent": 120.0, "late_p99_ms": 12.0, "cpu_share": 0.99}
+
+    report = build_report(folder_of(tmp_path, invalid_reasons=reasons, driver=driver))
 
     assert report.verdict.kind == "client"
+
+
+def test_a_driver_that_others_kept_from_a_core_is_not_what_holds_the_server_back(
+    tmp_path: Path,
+) -> None:
+    """It was late, but hardly used a core and hardly added to latency: the run is INVALID, no more."""
+    reasons = ("driver late: 1 % of requests were taken up more than 10.4 ms after plan",)
+    driver = {"planned": 120.0, "sent": 120.0, "late_p99_ms": 10.4, "cpu_share": 0.03}
+
+    report = build_report(folder_of(tmp_path, invalid_reasons=reasons, driver=driver))
+
+    named_undetermined(report, "INVALID", "driver late")
 
 
 def test_clocks_an_hour_apart(tmp_path: Path) -> None:
