@@ -52,11 +52,14 @@ def _columns(tables: RunTables, base: ir.Table) -> ir.Table:
     )  # fmt: skip
     server = s.select(
         "route", "path", "ring_id", "send_wait_ns", "batch_ids", "duration_ns",
-        span=s.span_id, served_seq=s.seq,
+        span=s.span_id, trace=s.trace_id, served_seq=s.seq,
     )  # fmt: skip
     here = base.select("seq", "latency_ns", "server_span_id")
     both = here.inner_join(client, here.seq == client.client_seq)
-    joined = both.left_join(server, both.server_span_id == server.span)
+    # By the trace too: what came by `Server-Timing` has no span of its own.
+    joined = both.left_join(
+        server, [both.server_span_id == server.span, both.client_trace_id == server.trace]
+    )
     return joined.select(
         "seq", "latency_ns", "server_span_id", "intended_ns", "request_bytes", "response_bytes",
         "chunks", "streamed", "status", "client_trace_id", "route", "path", "ring_id",

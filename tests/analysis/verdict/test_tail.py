@@ -37,6 +37,18 @@ def test_the_stage_that_is_longer_in_the_slowest(tmp_path: Path) -> None:
     assert len(tail.exemplars) == 5
 
 
+def test_records_without_a_span_of_their_own_are_each_of_one_request(tmp_path: Path) -> None:
+    """`Server-Timing` gives no span ids: a request is still counted, and drawn, once."""
+    client = [client_row(seq) for seq in range(120)]
+    server = [server_row(row, {"inference": 9 * MS}, span_id="") for row in client]
+
+    tail = build_report(write_run_folder(tmp_path, client, server)).tail
+
+    assert tail is not None
+    assert tail.requests == 1
+    assert len({one.trace_id for one in tail.exemplars}) == 5
+
+
 def test_a_waterfall_fits_a_terminal(tmp_path: Path) -> None:
     """An exemplar is its trace id and a bar a stage, no line wider than 80 columns."""
     client = [client_row(seq) for seq in range(120)]
