@@ -58,7 +58,7 @@ def test_span_run_folder_and_report_name_respond(spool: Path, tmp_path: Path) ->
             load = subprocess.Popen(
                 [sys.executable, "-m", "stagescope", "load", f"http://127.0.0.1:{port}/",
                  "--rate", str(4 * REQUESTS), "--duration", "0.25", "--warmup", "0",
-                 "--arrivals", "constant", "--spool", spool, "--out", tmp_path / "run"],
+                 "--arrivals", "constant", "--spool", spool, "--out", tmp_path / "run", "--full"],
                 env=ENVIRONMENT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
             )  # fmt: skip
             wait_until(lambda: responding(spool) == REQUESTS, 30)
