@@ -183,6 +183,7 @@ NOT_REACHED = {
     "middleware/recording/deferred.py": REAL_SERVERS,
     "middleware/recording/timeline_group.py": BATCHERS,
     "middleware/runtime/observers.py": PROBED,
+    "middleware/runtime/shared_rounds.py": BATCHERS,
     "middleware/torch/capture.py": PROBED,
     "middleware/torch/device_time.py": PROBED,
     "middleware/torch/ledger.py": PROBED,
