@@ -11,7 +11,15 @@ from collections.abc import Iterator
 from itertools import product
 
 from stagescope.records import RequestRecord
-from stagescope.stages import TIMER_SLACK_NS, StageStall, Stall, WaitFact, held_up, overlap
+from stagescope.stages import (
+    TIMER_SLACK_NS,
+    Charged,
+    StageStall,
+    Stall,
+    WaitFact,
+    held_up,
+    overlap,
+)
 
 CAUSES = ("stopped", "gc", "cpu", "event_loop")
 """In the order in which an instant is charged."""
@@ -29,7 +37,7 @@ def waits_of(record: RequestRecord) -> tuple[StageStall, ...] | None:
 
 def _apart(record: RequestRecord) -> Iterator[Stall]:
     """Yield the waits one by one; where two causes overlap, the first of CAUSES has the time."""
-    taken: list[tuple[int, int]] = []
+    charged = Charged()
     for cause in CAUSES:
         found = [_wait(fact) for fact in record.wait_facts if _cause(fact) == cause]
         if cause in _OF_PROCESS:
@@ -40,8 +48,7 @@ def _apart(record: RequestRecord) -> Iterator[Stall]:
                 if max(start, first) < min(end, last)
             ]
         for start, end in sorted(found):
-            for first, last in _free(taken, start, end):
-                taken.append((first, last))
+            for first, last in charged.take(start, end):
                 yield Stall(cause, record.start_ns + first, record.start_ns + last)
 
 
@@ -55,15 +62,3 @@ def _wait(fact: WaitFact) -> tuple[int, int]:
     # Of a timer that nobody held up it is no wait that it came late.
     late = fact.start_ns + TIMER_SLACK_NS if fact.kind == "due" else fact.start_ns
     return min(late, fact.end_ns), fact.end_ns
-
-
-def _free(taken: list[tuple[int, int]], start: int, end: int) -> list[tuple[int, int]]:
-    """Return what lies in none of *taken* between *start* and *end*."""
-    left = []
-    for first, last in sorted(taken):
-        if last <= start or first >= end:
-            continue
-        if first > start:
-            left.append((start, first))
-        start = last
-    return [*left, (start, end)] if start < end else left

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from stagescope.analysis.waits.requests import Interval, Served, Waits, cut, segments
+from stagescope.analysis.waits.requests import Interval, Served, Waits, cut, most_at_once, segments
 from stagescope.stages import stage_of
 
 Floats = npt.NDArray[np.float64]
@@ -114,7 +114,7 @@ def work(served: Sequence[Served], found: Mapping[str, Waits]) -> Work | None:
         loop_busy=min(1.0, step * max(map(union, loops.values())) / window) if loops else None,
         loop_starved=min(1.0, starved / ran) if ran else 0.0,
         threads_busy=step * sum(end - start for start, end in threads) / window,
-        threads_max=_most_at_once(threads),
+        threads_max=most_at_once(threads),
         threads_computing=step * computed / window,
         gc_share=max(map(union, pauses.values()), default=0) / window,
     )
@@ -208,12 +208,3 @@ def _merged(intervals: Sequence[Interval]) -> list[Interval]:
 def union(intervals: Sequence[Interval]) -> int:
     """Return for how long at least one of *intervals* lasted, ns."""
     return sum(end - start for start, end in _merged(intervals))
-
-
-def _most_at_once(intervals: Sequence[Interval]) -> int:
-    events = sorted((at, step) for start, end in intervals for at, step in ((start, 1), (end, -1)))
-    now = most = 0
-    for _, step in events:
-        now += step
-        most = max(most, now)
-    return most

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from stagescope.stages import OTHER, WaitFact
@@ -89,3 +89,14 @@ def cut(parts: Sequence[Part], start: int, end: int) -> list[Part]:
 def stage_at(parts: Sequence[Part], at: int) -> str:
     """Return the stage that was charged at an instant."""
     return next((stage for first, last, stage in parts if first <= at < last), OTHER)
+
+
+def most_at_once(times: Iterable[Interval], scatter_ns: int = 0) -> int:
+    """Return how many of *times* overlap at most, by more than *scatter_ns*."""
+    cut_off = ((start, max(start + 1, end - scatter_ns)) for start, end in times)
+    events = sorted(event for start, end in cut_off for event in ((start, 1), (end, -1)))
+    now = most = 0
+    for _, step in events:
+        now += step
+        most = max(most, now)
+    return most

@@ -24,7 +24,7 @@ from stagescope.analysis.waits.requests import (
     segments,
     stage_at,
 )
-from stagescope.stages import TIMER_SLACK_NS, WaitFact, held_up
+from stagescope.stages import TIMER_SLACK_NS, Charged, WaitFact, held_up
 
 CAUSES = ("stopped", "gc", "cpu", "event_loop", "gil")
 """In the order in which an instant is charged."""
@@ -257,7 +257,7 @@ class _Request:
         self.key = request.key
         self.parts = parts
         self.waits = Waits()
-        self._claims = _Claims()
+        self._claims = Charged()
         self._start_ns = request.start_ns
         self._ran: list[Interval] = sorted(
             (self.at(fact.start_ns), self.at(fact.end_ns))
@@ -353,29 +353,3 @@ class _Request:
         charge.ns += ns
         charge.low_ns += low_ns
         charge.high_ns += high_ns
-
-
-class _Claims:
-    """What of a request's time is charged to a cause already."""
-
-    def __init__(self) -> None:
-        self._taken: list[Interval] = []
-
-    def free(self, start: int, end: int) -> list[Interval]:
-        """Return what is not charged yet between *start* and *end*."""
-        left: list[Interval] = []
-        for first, last in self._taken:
-            if last <= start or first >= end:
-                continue
-            if first > start:
-                left.append((start, first))
-            start = max(start, last)
-        if start < end:
-            left.append((start, end))
-        return left
-
-    def take(self, start: int, end: int) -> list[Interval]:
-        """Charge what is free between *start* and *end*, and return it."""
-        taken = self.free(start, end)
-        self._taken = sorted([*self._taken, *taken])
-        return taken

@@ -9,9 +9,9 @@ from itertools import pairwise
 from statistics import median
 
 from stagescope.analysis.sources import RunTables, rows
-from stagescope.analysis.waits.requests import Served
+from stagescope.analysis.waits.requests import Served, most_at_once
 from stagescope.analysis.whatif.model import Batcher, Formed, Times
-from stagescope.analysis.whatif.pieces import ENQUEUED, GAP, WORKER_WAITS, Piece, most_at_once
+from stagescope.analysis.whatif.pieces import ENQUEUED, GAP, SCATTER_NS, WORKER_WAITS, Piece
 from stagescope.stages import stage_of
 
 EARLY = 0.7
@@ -136,7 +136,8 @@ def _batcher(batches: Sequence[Batch], origin_ns: int) -> Batcher:
         by_process[one.process].append(one)
     return Batcher(
         workers=max(
-            most_at_once((one.start, one.end) for one in all_) for all_ in by_process.values()
+            most_at_once(((one.start, one.end) for one in all_), SCATTER_NS)
+            for all_ in by_process.values()
         ),
         delay_ms=delay_ns / 1e6,
         max_size=largest if known or (largest == 1 and _never_joined(batches)) else None,

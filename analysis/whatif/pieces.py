@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from stagescope.analysis.waits.requests import Served, Waits, cut, segments
@@ -85,14 +85,3 @@ def own_shares(request: Sequence[Piece], waits: Waits | None) -> Mapping[str, fl
         for stage, length in gaps.items()
         if length
     }
-
-
-def most_at_once(times: Iterable[tuple[int, int]]) -> int:
-    """Return how many of *times* (start, end) overlap at most, by more than the clocks' scatter."""
-    cut_off = ((start, max(start + 1, end - SCATTER_NS)) for start, end in times)
-    events = sorted(event for start, end in cut_off for event in ((start, 1), (end, -1)))
-    now = most = 0
-    for _, step in events:
-        now += step
-        most = max(most, now)
-    return most

@@ -11,7 +11,7 @@ from typing import Any
 
 from stagescope.analysis.sources import RunTables, rows
 from stagescope.analysis.waits.build import served_requests
-from stagescope.analysis.waits.requests import NETWORK, Served, Waits
+from stagescope.analysis.waits.requests import NETWORK, Served, Waits, most_at_once
 from stagescope.analysis.waits.split import split
 from stagescope.analysis.whatif.batches import Batch, batchers, explicit, implicit
 from stagescope.analysis.whatif.model import (
@@ -28,9 +28,9 @@ from stagescope.analysis.whatif.pieces import (
     GAP,
     POOL_WAIT,
     RAN,
+    SCATTER_NS,
     THREAD,
     Piece,
-    most_at_once,
     own_shares,
     pieces,
 )
@@ -193,7 +193,7 @@ def _pool(name: str, pool_of: Mapping[str, str], seen: Sequence[_Seen]) -> Pool:
             if _pool_name(work, pool_of) == name:
                 times[one.served.process].append((work[0].start, work[-1].end))
         waited += any(p.stage == POOL_WAIT and p.length > 2 * WAITED_NS for p in one.pieces)
-    most = max((most_at_once(all_) for all_ in times.values()), default=1)
+    most = max((most_at_once(all_, SCATTER_NS) for all_ in times.values()), default=1)
     known = waited >= max(3, len(seen) // 100)
     stages = frozenset(stage for stage, pool in pool_of.items() if pool == name)
     return Pool(stages, most if known else None, most)

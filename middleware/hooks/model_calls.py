@@ -19,21 +19,16 @@ from stagescope.middleware.recording.guard import fault, guarded
 from stagescope.middleware.recording.names import CODES, intern
 from stagescope.middleware.recording.timeline import Timeline
 from stagescope.middleware.runtime.cold_start import is_cold
-from stagescope.middleware.runtime.workers import present
+from stagescope.middleware.runtime.workers import UNMARKED, present
 from stagescope.middleware.stage import marked, marked_call, stage
-from stagescope.recorder import format as fmt
 from stagescope.stages import LOAD, stage_of
 
 _INFERENCE = CODES["inference"]
-_STRUCTURE = frozenset(
-    {
-        0,
-        fmt.CODE_OTHER,
-        intern("endpoint"),
-        *(code for name, code in CODES.items() if stage_of(name) in ("queue", "respond")),
-        *(CODES[name] for name in ("preprocess.read", "preprocess.parse", "postprocess.serialize")),
-    }
-)
+_STRUCTURE = UNMARKED | {
+    intern("endpoint"),
+    *(code for name, code in CODES.items() if stage_of(name) == "queue"),
+    *(CODES[name] for name in ("preprocess.read", "preprocess.parse", "postprocess.serialize")),
+}
 """Stages that hooks of web frameworks open around the app's code: a call within is recognised.
 
 Any other that is open is a mark of the app's or of a server's, and wins.

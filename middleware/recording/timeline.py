@@ -201,11 +201,16 @@ class Timeline:
                 return slot.times[at]
         return 0
 
+    def _views(self) -> Sequence[tuple[memoryview, memoryview]]:
+        """Return codes and times of each slot."""
+        if self.chain is None:
+            return ((self.codes, self.times),)
+        return [(self.codes, self.times), *((slot.codes, slot.times) for slot in self.chain)]
+
     def _entries(self) -> Iterator[tuple[int, int, int, int]]:
         """Yield index, code, start and end of each entry, also of those that are no stage."""
         with suppress(ValueError):  # As in recode.
-            views = [(self.codes, self.times), *((s.codes, s.times) for s in self.chain or ())]
-            for first, (codes, times) in zip(count(0, ENDS), views, strict=False):
+            for first, (codes, times) in zip(count(0, ENDS), self._views(), strict=False):
                 for at in range(len(codes)):
                     if not codes[at]:
                         return
@@ -217,12 +222,7 @@ class Timeline:
         An entry of the code *waiting* does not count: nothing is done meanwhile.
         """
         try:
-            views = (
-                ((self.codes, self.times),)
-                if self.chain is None
-                else ((self.codes, self.times), *((s.codes, s.times) for s in self.chain))
-            )
-            for written, times in reversed(views):
+            for written, times in reversed(self._views()):
                 # Newest first, and not by `_entries`: each call of a model library asks this.
                 codes = written.tolist()
                 for at in range((codes.index(0) if 0 in codes else len(codes)) - 1, -1, -1):

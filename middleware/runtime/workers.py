@@ -45,9 +45,10 @@ stream, those of one name share an entry, and the time between them is in it."""
 
 _QUEUE = CODES["queue.worker"]
 _WAIT = CODES["batch.wait"]
-_UNMARKED = frozenset(
+UNMARKED = frozenset(
     {0, fmt.CODE_OTHER, *(CODES[name] for name in CODES if stage_of(name) == "respond")}
 )
+"""Stages that nobody marked; so is `endpoint`, where a hook has brought that name."""
 
 
 class Block:
@@ -311,7 +312,7 @@ def _enter(timeline: Timeline, code: int, start_ns: int, end_ns: int) -> int:
 
 def _is_marked(code: int) -> bool:
     """Return whether somebody says what stage *code* is; the rest of a request may be anything."""
-    return code not in _UNMARKED and code != CODES.get("endpoint")
+    return code not in UNMARKED and code != CODES.get("endpoint")
 
 
 # Waking and waiting between threads: `queue.Queue`, `Event`, `Semaphore` and `Future` all come to

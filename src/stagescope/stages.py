@@ -186,6 +186,32 @@ def held_up(pause: str, facts: Iterable[WaitFact]) -> list[tuple[int, int]]:
     return joined
 
 
+class Charged:
+    """What of a request's time is charged to a cause already; ns."""
+
+    def __init__(self) -> None:
+        self._taken: list[tuple[int, int]] = []
+
+    def free(self, start: int, end: int) -> list[tuple[int, int]]:
+        """Return what is not charged yet between *start* and *end*."""
+        left: list[tuple[int, int]] = []
+        for first, last in self._taken:
+            if last <= start or first >= end:
+                continue
+            if first > start:
+                left.append((start, first))
+            start = max(start, last)
+        if start < end:
+            left.append((start, end))
+        return left
+
+    def take(self, start: int, end: int) -> list[tuple[int, int]]:
+        """Charge what is free between *start* and *end*, and return it."""
+        taken = self.free(start, end)
+        self._taken = sorted([*self._taken, *taken])
+        return taken
+
+
 def overlap(
     stalls: Iterable[Stall], start_ns: int, duration_ns: int, stages: Iterable[StageSpan]
 ) -> tuple[StageStall, ...]:
