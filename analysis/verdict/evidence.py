@@ -34,13 +34,23 @@ class Requests:
     """The requests of the breakdown, in the order in which they were meant to be sent."""
 
     def __init__(self, tables: RunTables, base: ir.Table | None) -> None:
-        found = [] if base is None else rows(_columns(tables, base))
-        found.sort(key=lambda row: row["intended_ns"])
-        self.rows: Sequence[Mapping[str, Any]] = found
+        # Columns, not rows: of a long run a dict a request would be most of the report's memory.
+        ordered = None if base is None else _columns(tables, base).order_by("intended_ns", "seq")
+        self._table: Any = None if ordered is None else ordered.to_pyarrow()
 
     def numbers(self, name: str) -> Floats:
         """Return one column; what is null is 0."""
-        return np.array([row[name] or 0 for row in self.rows], dtype=np.float64)
+        if self._table is None:
+            return np.array([], dtype=np.float64)
+        return np.asarray(self._table[name].fill_null(0).to_numpy(), dtype=np.float64)
+
+    def values(self, name: str) -> list[Any]:
+        """Return one column as it is."""
+        return [] if self._table is None else self._table[name].to_pylist()
+
+    def row(self, index: int) -> Mapping[str, Any]:
+        """Return all of one request."""
+        return {name: self._table[name][index].as_py() for name in self._table.column_names}
 
 
 def _columns(tables: RunTables, base: ir.Table) -> ir.Table:
@@ -270,7 +280,8 @@ def _cold(latency: Floats) -> tuple[float | None, int]:
 
 
 def _routes(requests: Requests, latency: Floats) -> tuple[GroupFacts, ...]:
-    names = np.array([row["route"] or row["path"] or "" for row in requests.rows], dtype=object)
+    both = zip(requests.values("route"), requests.values("path"), strict=True)
+    names = np.array([route or path or "" for route, path in both], dtype=object)
     found = []
     for name in dict.fromkeys(names):
         inside = names == name
@@ -287,7 +298,7 @@ def _sizes(requests: Requests, latency: Floats) -> tuple[str, tuple[GroupFacts, 
         sizes = requests.numbers(column)
         if len(sizes) < LEAST_REQUESTS or np.quantile(sizes, 0.9) < 1.5 * np.quantile(sizes, 0.1):
             continue
-        if name == "tokens" and not any(row["streamed"] for row in requests.rows):
+        if name == "tokens" and not any(requests.values("streamed")):
             continue
         found = _rank_correlation(sizes, latency)
         if found > best:

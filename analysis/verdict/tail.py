@@ -45,7 +45,7 @@ def tail(
         mean_ms=float(latency[slow].mean()),
         reasons=tuple(_reasons(e, requests, latency, slow)),
         exemplars=tuple(
-            _exemplar(requests.rows[index], requests.rows[0]["intended_ns"], by_key, found)
+            _exemplar(requests.row(int(index)), requests.row(0)["intended_ns"], by_key, found)
             for index in order[:EXEMPLARS]
         ),
     )
@@ -80,7 +80,7 @@ def _more(slowest: float, mean: float, count: int) -> float:
 
 def _marks(e: Evidence, requests: Requests, slow: Bools) -> Iterator[str]:
     """Yield which worker, size or moment the slowest share."""
-    workers = [row["ring_id"] or "" for row in requests.rows]
+    workers = [worker or "" for worker in requests.values("ring_id")]
     if len(set(workers)) > 1:
         (worker, many), *_ = Counter(np.array(workers)[slow]).most_common(1)
         usual = workers.count(worker) / len(workers)
