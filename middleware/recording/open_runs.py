@@ -27,8 +27,8 @@ class OpenRuns:
         """Return whether *run* is open; reads the folder 20 times a second at most."""
         age_ns = now_ns - self._looked_ns
         if age_ns > _KNOWN_NS or (run not in self._open and age_ns > _UNKNOWN_NS):
-            self._looked_ns = now_ns
             self._open = self._look()
+            self._looked_ns = now_ns  # After it, or another thread would take the old look for new.
         return run in self._open
 
     def _look(self) -> frozenset[bytes]:

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from stagescope.middleware.stage import carry, stage
 from stagescope.recorder.spool import RUNS_FOLDER
 from stagescope.records import RequestRecord
 from stagescope.testing.recording import Recording
+from tests.middleware.runtime.test_loop_waits import longest
 
 LOOPS = [asyncio.new_event_loop, uvloop.new_event_loop]
 MS = 1_000_000
@@ -127,6 +129,31 @@ def test_a_loop_that_is_closed_under_its_requests_and_replaced(
         waits([records["/before"], records["/after"], records["/hold"]])["/after"]["event_loop"]
         >= 200
     )
+
+
+def test_loops_side_by_side_are_told_apart(recording: Recording) -> None:
+    """While one loop is held, who is served on another one in the same process waits for nobody."""
+    begin = threading.Barrier(2)
+
+    def serve(app: App, path: str, loop: Callable[[], Any]) -> None:
+        with asyncio.Runner(loop_factory=loop) as runner:
+            begin.wait(20)
+            runner.run(request(recording, app, path))
+
+    with ThreadPoolExecutor(2) as pool:
+        for done in [
+            pool.submit(serve, nap, "/nap", LOOPS[0]),
+            pool.submit(serve, hold, "/hold", LOOPS[1]),
+        ]:
+            done.result(20)
+
+    records = {record.path: record for record in recording.requests}
+    loops = {
+        fact.loop for record in records.values() for fact in record.wait_facts if fact.kind == "ran"
+    }
+    assert longest(list(records["/hold"].wait_facts), "ran") >= 290
+    assert len(loops) == 2
+    assert waits(list(records.values()))["/nap"].get("event_loop", 0) < 150
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
