@@ -260,22 +260,32 @@ def last_stage(record: Record) -> str:
     return last.stage if last else OTHER
 
 
+SENT_BEFORE_NS = 1_000_000_000
+"""A request that begins so soon after its process was stopped may have been sent meanwhile."""
+
+
 def with_stalls(record: RequestRecord, stalls: Sequence[Stall]) -> RequestRecord:
     """Return *record* with what its stages were charged during *stalls* of its process."""
     first_ns, last_ns = record.start_ns, record.start_ns + record.duration_ns
     met = [stall for stall in stalls if stall.end_ns > first_ns and stall.start_ns < last_ns]
-    if not met:
-        return record
-    # A request of a load run keeps the times themselves: they tell its waits apart.
-    collections = tuple(
+    # A request of a load run keeps the times themselves: they tell its waits apart. Also of a stop
+    # just before it: nobody may have been in flight, and only the client knows when it sent.
+    pauses = tuple(
         [
             WaitFact(stall.cause, -1, stall.start_ns - first_ns, stall.end_ns - first_ns)
-            for stall in met
-            if record.run_id and stall.cause in ("gc", "stopped")
+            for stall in stalls
+            if record.run_id
+            and stall.start_ns < last_ns
+            and (
+                (stall.cause == "gc" and stall.end_ns > first_ns)
+                or (stall.cause == "stopped" and stall.end_ns > first_ns - SENT_BEFORE_NS)
+            )
         ]
     )
+    if not met and not pauses:
+        return record
     return replace(
         record,
         stalls=overlap(met, first_ns, record.duration_ns, record.stages),
-        wait_facts=record.wait_facts + collections,
+        wait_facts=record.wait_facts + pauses,
     )

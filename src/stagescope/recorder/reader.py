@@ -23,6 +23,7 @@ from stagescope.recorder.decoder import Chains, SlotDecoder
 from stagescope.recorder.header import bad_file, check_header, padded_text
 from stagescope.recorder.spool import still_named, try_lock
 from stagescope.records import (
+    SENT_BEFORE_NS,
     Anchor,
     InstrumentCost,
     Process,
@@ -255,7 +256,8 @@ class RecorderReader:
             return records
         first_ns = min([r.start_ns for r in records], default=0)
         last_ns = max([r.start_ns + r.duration_ns for r in records], default=0)
-        stalls = [stall for stall in known if stall.end_ns > first_ns and stall.start_ns < last_ns]
+        since_ns = first_ns - SENT_BEFORE_NS
+        stalls = [stall for stall in known if stall.end_ns > since_ns and stall.start_ns < last_ns]
         if not stalls:
             return records
         return [with_stalls(r, stalls) if isinstance(r, RequestRecord) else r for r in records]
