@@ -152,4 +152,4 @@ def test_a_process_that_was_stopped_waits_for_that_and_not_for_its_loop(
     assert 0.9e3 <= wait.p99_ms <= 1.4e3
     # Who came after it waits for the loop, behind those it held up: the longer the busier it is.
     others = found.machine_ms + found.wait_ms("gc")
-    assert wait.mean_ms >= 0.25 * (found.waited_ms - others)
+    assert wait.mean_ms >= 0.5 * (found.waited_ms - others)
