@@ -34,7 +34,7 @@ WHAT = {
     "bare": "bare ASGI app",
     "stagescope-0": "stagescope, no stage of the app's",
     "stagescope-6": "stagescope, six stages",
-    "stagescope-6-run": "stagescope, six stages, in a load run",
+    "stagescope-6-run": "stagescope, six stages, a run is named",
     "otel-asgi-0": "OpenTelemetry ASGI",
     "otel-asgi-5": "OpenTelemetry ASGI, five child spans",
     "fastapi-bare": "bare FastAPI app",
