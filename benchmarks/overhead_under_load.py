@@ -121,6 +121,7 @@ def _start(stack: ExitStack, variant: str, spools: Path, sink: str) -> _Lane:
         agent = psutil.Process(stack.enter_context(_process(*command, environment=environment)).pid)
     elif variant == "agent-thread":
         environment.pop("OTEL_EXPORTER_OTLP_ENDPOINT")
+        environment["STAGESCOPE_AGENT"] = "thread"
     server = str(Path(__file__).with_name("overhead_server.py"))
     child = stack.enter_context(_process(server, variant, environment=environment))
     return _Lane(variant, child, agent)
