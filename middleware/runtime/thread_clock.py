@@ -60,9 +60,10 @@ def _reader(fd: int) -> Callable[[], bytes]:
 class ThreadClock:
     """Reads the clocks of the thread that made it."""
 
+    _fd = -1  # Of the class: one that could not be made is deleted like any other.
+
     def __init__(self) -> None:
         self.ident = threading.get_ident()
-        self._fd = -1
         with suppress(OSError):  # No Linux, or a kernel without schedstat: the CPU time alone.
             self._fd = os.open("/proc/thread-self/schedstat", os.O_RDONLY | os.O_CLOEXEC)
             self._contents = _reader(self._fd)

@@ -306,10 +306,11 @@ def test_by_default_it_is_a_process_of_its_own(spool: Path) -> None:
 @pytest.mark.usefixtures("as_by_default")
 def test_a_server_that_ends_at_once_starts_no_process(spool: Path) -> None:
     """As in a test of the app: what it recorded is read by a thread, at its end."""
+    before = psutil.Process().children()  # such as multiprocessing's, of an earlier test
     with write_ring(spool / "a.ring", 20, run_id="run"):
         agent = start_embedded_agent(spool)
         agent.stop()
-    assert psutil.Process().children() == []
+    assert set(psutil.Process().children()) <= set(before)
     assert (spool / "runs" / "run.ndjson").read_text().count('"kind":"request"') == 20
 
 
