@@ -109,7 +109,12 @@ def gather(tables: RunTables, report: Report, requests: Requests, waits: RunWait
         p50_ms=total.p50_ms if total else 0.0,
         p99_ms=total.p99_ms if total else 0.0,
         slowest_ms=slowest_ms,
-        parts={part.name: _own(part) for part in report.parts if part.name in OUTSIDE},
+        parts={
+            part.name: _own(part)
+            for outer in report.parts
+            if outer.name in OUTSIDE
+            for part in (outer, *outer.inner)
+        },
         stages=tuple(_stages(report, done, slowest_ms)),
         waits=tuple(_waits(report, slowest_ms)),
         one_clock=bool(join.requests) and join.one_clock == join.requests,
@@ -142,6 +147,7 @@ def gather(tables: RunTables, report: Report, requests: Requests, waits: RunWait
         size_of=size_of,
         died=sum(report.died.values()),
         errors=client.errors,
+        response_bytes=_mean(requests.numbers("response_bytes")),
     )
 
 
@@ -221,6 +227,7 @@ def _stage(
         if done
         else None,
         alone_ms=seen.alone_ms if seen else None,
+        few_ms=seen.few_ms if seen else None,
         per_other_ms=seen.per_other_ms if seen else None,
         others=seen.others if seen else None,
         open_max=seen.open_max if seen else None,

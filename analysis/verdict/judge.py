@@ -37,6 +37,8 @@ GROUP = "stagescope.verdicts"
 LEAST_JUDGED = 30
 CLEAR = 1.5
 """The verdict costs so many times what its next rival costs, to be sure of it."""
+EXPLAINED = 0.5
+"""Of a stage's own time: if so much goes with the requests' sizes, they are what differs."""
 SKEW_SHARE = 0.2
 """Of latency that no part explains: the clocks are not what they were taken for."""
 FIRST: tuple[str, ...] = (COLD_START, ERRORS)
@@ -74,7 +76,8 @@ def judge(e: Evidence, asked: Iterable[Rule] | None = None) -> Verdict:
         return _undetermined(e, findings, reason)
     if not holding:
         return _nothing_holds(e, findings)
-    chosen, others = holding[0], holding[1:]
+    chosen = _explained(holding)
+    others = [one for one in holding if one is not chosen]
     mixed = _mixed(e)
     if mixed and chosen.kind in OWN_TIME:
         return _undetermined(e, findings, mixed)
@@ -92,6 +95,15 @@ def judge(e: Evidence, asked: Iterable[Rule] | None = None) -> Verdict:
         untested=_untested(findings),
         next_steps=next_steps(e, chosen),
     )
+
+
+def _explained(holding: Sequence[Finding]) -> Finding:
+    """Return the first of *holding*, or the requests' sizes where they explain most of it."""
+    chosen = holding[0]
+    sizes = next((one for one in holding if one.kind == WORKLOAD), None)
+    if sizes and chosen.kind in OWN_TIME and sizes.cost_ms >= EXPLAINED * chosen.cost_ms:
+        return sizes
+    return chosen
 
 
 def _no_ground(e: Evidence) -> str:

@@ -64,13 +64,15 @@ class StageFacts:
     """Mean over the slowest 1 % of requests."""
     waits_ms: Mapping[str, float] = field(default_factory=dict[str, float])
     loop_ms: float | None = None
-    """On the event loop; this and the five below are None where waits were not measured."""
+    """On the event loop; this and the six below are None where waits were not measured."""
     thread_ms: float | None = None
     """In worker threads."""
     computed_ms: float | None = None
     """Of both: on a core."""
     alone_ms: float | None = None
     """Its own time, median, of requests that met no other in it; None where fewer than five did."""
+    few_ms: float | None = None
+    """The same of the tenth that met fewest others."""
     per_other_ms: float | None = None
     """By how much its own time grows with each other request that is in it already."""
     others: float | None = None
@@ -209,7 +211,10 @@ class Evidence:
     slowest_ms: float
     """Mean over the slowest 1 %."""
     parts: Mapping[str, float]
-    """Mean of client wait, connect, network, other, unexplained (ms), their waits taken off."""
+    """Mean of client wait, connect, network, other, unexplained (ms), their waits taken off.
+
+    And of `network.request` and `network.response`, where one clock tells them apart.
+    """
     stages: tuple[StageFacts, ...]
     """Those that were recorded; `other` is the last."""
     waits: tuple[WaitFacts, ...]
@@ -254,6 +259,8 @@ class Evidence:
     """What that size is: `request`, `response`, `tokens`; empty: sizes do not differ."""
     died: int
     errors: Mapping[str, int]
+    response_bytes: float = 0.0
+    """On average."""
 
     def stage(self, name: str) -> StageFacts | None:
         """Return the stage called *name*, at any depth."""

@@ -132,9 +132,13 @@ def threadpool(e: Evidence) -> Finding:
         return Finding(THREADPOOL, RULED_OUT, f"requests waited {waited:.1f} ms for a thread")
     busiest = max(e.stages, key=lambda one: one.thread_ms or 0.0)
     used = _share(e.threads_busy, e.threads_max)
+    status = status_of(e, stage.own_ms, stage.own_slowest_ms)
+    # Threads that wait for one another inside a stage are what the pool ran out of.
+    if status == HOLDS and crowded(busiest) >= busiest.own_ms / 2:
+        status = CONTRIBUTING
     return Finding(
         THREADPOOL,
-        status_of(e, stage.own_ms, stage.own_slowest_ms),
+        status,
         f"requests waited {of_mean(e, stage.own_ms)} for a worker thread; at most "
         f"{e.threads_max} worked at once, {e.threads_busy or 0:.1f} on average",
         stage.own_ms, stage.own_slowest_ms, stage.own_p50_ms, busiest.name, "worker threads",
@@ -207,6 +211,8 @@ def _others_cores(e: Evidence) -> float | None:
     return max(0.0, host.busy_cores - ours)
 
 
+LEAST_USED = 0.5
+"""Of its cores: a server that uses less is not held back by them."""
 LEAST_SAMPLED = 0.6
 """Of the run's time: what samples say of less is not said of the run."""
 
@@ -224,7 +230,8 @@ def cpu(e: Evidence) -> Finding:
     busiest = max(e.stages, key=lambda one: one.computed_ms or 0.0, default=None)
     used = min(1.0, host.server_cores / limit)
     status = status_of(e, wait.mean_ms, wait.slowest_ms)
-    if status == HOLDS and others > host.server_cores:
+    # Threads of a library that collide for a moment wait too, on a machine that is idle.
+    if status == HOLDS and (others > host.server_cores or used < LEAST_USED):
         status = CONTRIBUTING
     return Finding(
         CPU,
@@ -281,14 +288,20 @@ def batching(e: Evidence) -> Finding:
     )  # fmt: skip
 
 
+QUEUED = 2.0
+"""So many times what it takes with few others: most of a stage's time is a queue inside it."""
+
+
 def crowded(stage: StageFacts) -> float:
     """Return what of a stage's own time is there because others are in it, ms."""
     if stage.per_other_ms is None or not stage.others:
         return 0.0
+    if stage.few_ms is not None and stage.own_p50_ms >= QUEUED * stage.few_ms:
+        # Not by the slope: it is too flat where only so many can be at it at once.
+        return max(0.0, stage.own_ms - stage.few_ms)
     by_slope = min(stage.own_ms, stage.per_other_ms * stage.others)
-    if stage.alone_ms is None:
-        return max(0.0, by_slope)
-    return max(0.0, min(by_slope, stage.own_ms - stage.alone_ms))
+    alone_ms = 0.0 if stage.alone_ms is None else stage.alone_ms
+    return max(0.0, min(by_slope, stage.own_ms - alone_ms))
 
 
 def model_capacity(e: Evidence) -> Finding:

@@ -25,6 +25,7 @@ from stagescope.analysis.verdict.model import (
 )
 from stagescope.analysis.verdict.rules import (
     HOLDS_SHARE,
+    LEAST_MS,
     NEAR_LIMIT,
     NO_WAITS,
     Rule,
@@ -76,7 +77,7 @@ def network(e: Evidence) -> Finding:
     """Bytes take long between client and server."""
     if not e.requests:
         return untestable(NETWORK, "no request was joined with a server record")
-    spent = e.parts.get("network", 0.0)
+    spent = e.parts.get("network", 0.0) - _taken_slowly(e)
     status = status_of(e, spent, spent)
     if status == HOLDS and spent < LEAST_NETWORK_MS:
         status = CONTRIBUTING
@@ -89,6 +90,24 @@ def network(e: Evidence) -> Finding:
     )  # fmt: skip
 
 
+LARGE_BYTES = 1e6
+"""A response beyond what a network holds on its way at once, so that its reader sets the pace."""
+ONE_WAY = 5.0
+"""What delays bytes delays requests too: responses alone take so many times as long."""
+
+
+def _taken_slowly(e: Evidence) -> float:
+    """Return for how long the network's part was that of a large response on its way, ms.
+
+    A server hands a response over in one piece and is done; its kernel keeps what the reader does
+    not take.
+    """
+    request, response = e.parts.get("network.request"), e.parts.get("network.response")
+    if request is None or response is None or e.response_bytes < LARGE_BYTES:
+        return 0.0
+    return response if response >= ONE_WAY * max(request, LEAST_MS) else 0.0
+
+
 def slow_reader(e: Evidence) -> Finding:
     """The client takes the response's bytes more slowly than the server hands them over."""
     if e.send_wait_ms is None:
@@ -96,11 +115,17 @@ def slow_reader(e: Evidence) -> Finding:
     respond = e.stage("respond")
     waited = max(e.send_wait_ms - (sum(respond.waits_ms.values()) if respond else 0.0), 0.0)
     share = respond.own_slowest_ms / respond.own_ms if respond and respond.own_ms else 1.0
+    after = _taken_slowly(e)
+    cost = waited + after
+    words = f"the server waited {of_mean(e, waited)} for the client to take bytes"
+    if after:
+        words = (
+            f"the client, or what lies before it, took {of_mean(e, cost)} for the "
+            f"{e.response_bytes / 1e6:,.1f} MB of a response ({e.response_bytes / cost / 1e3:,.0f} MB/s)"
+        )
     return Finding(
-        SLOW_READER,
-        status_of(e, waited, waited * share),
-        f"the server waited {of_mean(e, waited)} for the client to take bytes",
-        waited, waited * share, None, "respond", "client's reading", sure=True,
+        SLOW_READER, status_of(e, cost, waited * share + after), words,
+        cost, waited * share + after, None, "respond", "client's reading", sure=True,
     )  # fmt: skip
 
 

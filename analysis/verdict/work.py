@@ -19,6 +19,8 @@ MOST_REQUESTS = 50_000
 """Of more, as many are looked at, evenly spread: amounts are scaled up, crowds are not known."""
 LEAST_ALONE = 5
 LEAST_FOR_SLOPE = 30
+FEW = 0.1
+"""Of the visits: those that met fewest others."""
 
 
 @dataclass(slots=True)
@@ -38,6 +40,7 @@ class Crowd:
     """How a stage's own time goes with the others in it."""
 
     alone_ms: float | None
+    few_ms: float
     per_other_ms: float | None
     others: float
     open_max: int
@@ -157,12 +160,14 @@ def crowd(visits: Sequence[tuple[int, int, float]]) -> Crowd | None:
     ended = np.searchsorted(np.sort(table[:, 1]), starts, side="right")
     there = np.arange(len(starts)) - ended
     alone = own_ms[there <= 0]
+    few = own_ms[there <= np.quantile(there, FEW)]
     spread = float(there.var())
     slope = None
     if len(starts) >= LEAST_FOR_SLOPE and spread > 0:
         slope = float(((there - there.mean()) * (own_ms - own_ms.mean())).mean() / spread)
     return Crowd(
         alone_ms=float(np.median(alone)) if len(alone) >= LEAST_ALONE else None,
+        few_ms=float(np.median(few)),
         per_other_ms=slope,
         others=float(there.mean()),
         open_max=int(there.max()) + 1,

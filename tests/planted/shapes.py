@@ -66,7 +66,7 @@ PLANTED = (
     _shape("threads_eight", "threadpool", "preprocess", *_rates(115, 135, 180)),
     _shape("gil_model", "gil", "inference", *_rates(95, 115, 140)),
     _shape("gil_preprocess", "gil", "preprocess", *_rates(85, 100, 125)),
-    _shape("cpu_model", "cpu", "inference", *_rates(110, 135, 170)),
+    _shape("cpu_model", "cpu", "inference", *_rates(110, 125, 145)),
     _shape("cpu_preprocess", "cpu", "preprocess", *_rates(110, 135, 170)),
     _shape("dep_store", "dependency", "preprocess", *_strong(40, 30, 60, 150)),
     _shape("dep_thread", "dependency", "postprocess", *_strong(40, 30, 60, 150)),

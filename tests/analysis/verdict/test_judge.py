@@ -194,3 +194,61 @@ def test_a_rule_of_the_users_own(tmp_path: Path, kind: str) -> None:
 
     assert verdict.kind == kind
     assert verdict.evidence[0] == "it waited"
+
+
+def said_of(e: Evidence, kind: str) -> Finding:
+    """Return what the rules say of one kind."""
+    return next(one for one in (rule(e) for rule in RULES) if one.kind == kind)
+
+
+def test_short_waits_for_a_core_on_an_idle_machine_are_not_its_limit(tmp_path: Path) -> None:
+    """Threads that collide for a moment wait; cores hold a server back that uses them."""
+    waited = WaitFacts("cpu", 40.0, 40.0, 60.0, 60.0, 40.0, 40.0)
+    e = replace(evidence(folder_of(tmp_path)), waits=(waited,), loop_busy=0.1)
+
+    said = {
+        used: said_of(
+            replace(
+                e,
+                host=replace(
+                    e.host, cores=2, busy_cores=used + 0.1, server_cores=used, driver_cores=0.0,
+                    agent_cores=0.0, sampled_share=1.0, cgroup_limit=None,
+                ),
+            ),
+            "cpu",
+        ).status
+        for used in (0.2, 1.6)
+    }  # fmt: skip
+
+    assert said == {0.2: CONTRIBUTING, 1.6: HOLDS}
+
+
+def test_a_large_response_that_is_taken_slowly_is_its_readers_doing(tmp_path: Path) -> None:
+    """Bytes in both directions take long on a slow network; a slow reader delays answers alone."""
+    e = replace(
+        evidence(folder_of(tmp_path)), mean_ms=250.0, slowest_ms=300.0, loop_busy=0.1,
+        one_clock=True, response_bytes=3e6,
+    )  # fmt: skip
+    reader = replace(e, parts={"network": 230.0, "network.request": 1.0, "network.response": 229.0})
+    slow = replace(e, parts={"network": 230.0, "network.request": 110.0, "network.response": 120.0})
+    short = replace(reader, response_bytes=800.0)
+
+    assert said_of(reader, "slow-reader").status == HOLDS
+    assert "13 MB/s" in said_of(reader, "slow-reader").why
+    assert said_of(reader, "network").status != HOLDS
+    for one in (slow, short):
+        assert said_of(one, "network").status == HOLDS
+        assert said_of(one, "slow-reader").status != HOLDS
+
+
+def test_time_that_goes_with_sizes_is_the_workloads(tmp_path: Path) -> None:
+    """A stage that only waits looks like a dependency; if sizes explain it, the requests differ."""
+    e = evidence(folder_of(tmp_path))
+    outside = Finding("dependency", HOLDS, "waits", 27.0, 90.0)
+
+    def chosen(explained_ms: float) -> str:
+        sizes = Finding("workload", HOLDS, "differ", explained_ms, 90.0)
+        both = replace(e, mean_ms=31.0, slowest_ms=90.0, loop_busy=0.1)
+        return judge(both, [lambda _: outside, lambda _: sizes]).kind
+
+    assert (chosen(19.0), chosen(5.0)) == ("workload", "dependency")
