@@ -48,12 +48,29 @@ def exporter_asked_for(signal: str, environ: Mapping[str, str] = os.environ) -> 
     return next((name for name in names if name in (OTLP, CONSOLE)), "")
 
 
+def pointed_at(endpoint: str, environ: Mapping[str, str]) -> Mapping[str, str]:
+    """Return *environ* with the OTLP endpoint of a command line, which goes before all variables."""
+    if not endpoint:
+        return environ
+    others = ("OTEL_SDK_DISABLED", "OTEL_TRACES_EXPORTER", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
+    kept = {name: value for name, value in environ.items() if name not in others}
+    return kept | {"OTEL_EXPORTER_OTLP_ENDPOINT": endpoint}
+
+
 def named_endpoint(signal: str, environ: Mapping[str, str]) -> str:
     """Return the endpoint that is set; empty where none is."""
     for variable in (f"OTEL_EXPORTER_OTLP_{signal}_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT"):
         if value := environ.get(variable, "").strip():
             return value
     return ""
+
+
+def http_url(signal: str, environ: Mapping[str, str]) -> str:
+    """Return the URL that *signal* is posted to: the variable of its own names it whole."""
+    if own := environ.get(f"OTEL_EXPORTER_OTLP_{signal}_ENDPOINT", "").strip():
+        return own
+    general = environ.get("OTEL_EXPORTER_OTLP_ENDPOINT", "").strip() or DEFAULT_ENDPOINT
+    return f"{general.rstrip('/')}/v1/{signal.lower()}"
 
 
 def protocol(signal: str, environ: Mapping[str, str]) -> str:

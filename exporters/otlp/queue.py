@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
+from stagescope.exporters.otlp.batch_links import BatchLink, further_holders, has_trace
 from stagescope.exporters.otlp.environment import whole
-from stagescope.exporters.otlp.spans import BatchLink
 from stagescope.records import BatchRecord, Record, State
 
 FEW_SPANS = 256
@@ -66,12 +66,18 @@ class Waiting:
 
     records: tuple[Record, ...]
     links: tuple[BatchLink, ...] = ()
-    """From the request to its batches."""
+    """The batches that the request was a member of."""
 
     @property
     def spans(self) -> int:
         """How many spans it becomes."""
-        return sum([1 + len(record.stages) for record in self.records])
+        return sum([spans_of(record) for record in self.records])
+
+
+def spans_of(record: Record) -> int:
+    """Return how many spans *record* becomes."""
+    further = further_holders(record) if isinstance(record, BatchRecord) else 0
+    return 1 + len(record.stages) + further
 
 
 class SpanQueue:
@@ -204,7 +210,7 @@ class HeldBatches:
     def is_held(self, batch_id: str) -> bool:
         """Return whether a batch still waits for a member that is kept."""
         found = self._recent.get(batch_id)
-        return found is not None and not found[1]
+        return found is not None and not found[1] and has_trace(found[0])
 
     def release(self, batch_id: str) -> None:
         """Note that the batch's spans are on their way."""
@@ -214,7 +220,8 @@ class HeldBatches:
 
 def keeps_batch(batch: BatchRecord) -> bool:
     """Return whether *batch* keeps its spans whatever becomes of its members."""
-    return bool(batch.run_id or batch.error) or batch.state is State.DIED
+    wanted = bool(batch.run_id or batch.error) or batch.state is State.DIED
+    return wanted and has_trace(batch)
 
 
 def _weight(batch: BatchRecord) -> int:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Final
 
+from stagescope.exporters.otlp.batch_links import batch_link
 from stagescope.exporters.otlp.environment import TRACES
 from stagescope.exporters.otlp.queue import (
     HeldBatches,
@@ -19,7 +20,7 @@ from stagescope.exporters.otlp.queue import (
     limits_from_environment,
 )
 from stagescope.exporters.otlp.sending import STUCK_S, Sender
-from stagescope.exporters.otlp.spans import BatchLink, SpanBuilder
+from stagescope.exporters.otlp.spans import SpanBuilder
 from stagescope.exporters.otlp.transport import Spans, Transport, transport_from_environment
 from stagescope.exporters.tail_sampling import TailSampler
 from stagescope.records import BatchRecord, ColdStartRecord, Record, RequestRecord
@@ -230,7 +231,7 @@ class OtlpSpans:
         """Queue a request, and with it those of its batches that were not kept so far."""
         known = [batch for name in record.batch_ids if (batch := self._batches.get(name))]
         self._unknown_batches += len(record.batch_ids) - len(known)
-        links = tuple([BatchLink(batch.trace_id, batch.batch_id) for batch in known])
+        links = tuple([batch_link(batch, record) for batch in known])
         held = [batch for batch in known if self._batches.is_held(batch.batch_id)]
         if self._queue.put(Waiting((*held, record), links), self.accepted):
             for batch in held:

@@ -25,6 +25,7 @@ from stagescope.exporters.otlp.environment import (
     TRACES,
     check,
     exporter_asked_for,
+    http_url,
     named_endpoint,
     protocol,
 )
@@ -114,12 +115,13 @@ def transport_from_environment(
         return Transport("the console", resolve_name(names.console)())
     check(signal, environ)
     chosen = protocol(signal, environ)
-    endpoint = without_user_info(named_endpoint(signal, environ) or DEFAULT_ENDPOINT)
+    given = named_endpoint(signal, environ) or DEFAULT_ENDPOINT
+    endpoint = without_user_info(given)
     try:
         if chosen == "grpc":
             # Closing a gRPC channel cancels its calls; gRPC itself has a deadline for a whole call
             # and takes no answer above 4 MiB.
-            exporter = resolve_name(names.grpc)()
+            exporter = resolve_name(names.grpc)(endpoint=given)
             return Transport(f"{endpoint} (gRPC)", exporter, rejected_answers(exporter))
         from stagescope.exporters.otlp.http_session import CheckedSession
 
@@ -127,7 +129,7 @@ def transport_from_environment(
             resolve_name(names.answer),
             resolve_name(names.request) if chosen == "http/json" else None,
         )
-        exporter = resolve_name(names.http)(session=session)
+        exporter = resolve_name(names.http)(endpoint=http_url(signal, environ), session=session)
         return Transport(
             f"{endpoint} (HTTP)", exporter, lambda: session.rejected, session.shut
         )  # fmt: skip

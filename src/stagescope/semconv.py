@@ -31,11 +31,17 @@ HTTP_ROUTE: Final = "http.route"
 HTTP_REQUEST_BODY_SIZE: Final = "http.request.body.size"
 HTTP_RESPONSE_BODY_SIZE: Final = "http.response.body.size"
 URL_PATH: Final = "url.path"
+URL_FULL: Final = "url.full"
+SERVER_ADDRESS: Final = "server.address"
+SERVER_PORT: Final = "server.port"
 ERROR_TYPE: Final = "error.type"
 
 STAGE: Final = "model_server.stage"
 STAGE_SELF_NS: Final = "model_server.stage.self_ns"
 STAGE_OPEN: Final = "model_server.stage.open"
+STAGE_START_NS: Final = "model_server.stage.start_ns"
+STAGE_END_NS: Final = "model_server.stage.end_ns"
+DURATION_NS: Final = "model_server.duration_ns"
 OTHER_NS: Final = "model_server.other_ns"
 STAGES_DROPPED: Final = "model_server.stages_dropped"
 DIED_IN_STAGE: Final = "model_server.died_in_stage"
@@ -46,10 +52,15 @@ CHUNK_GAP_MEAN_NS: Final = "model_server.response.chunk_gap.mean_ns"
 CHUNK_GAP_MAX_NS: Final = "model_server.response.chunk_gap.max_ns"
 PROFILED: Final = "model_server.profiled"
 LOAD_RUN_ID: Final = "model_server.load_run.id"
+LOAD_RUN_RATE: Final = "model_server.load_run.rate"
+LOAD_PHASE: Final = "model_server.load_run.phase"
+CLIENT_FIRST_BYTE_NS: Final = "model_server.client.first_byte_ns"
 MODEL: Final = "model_server.model"
 BATCH_ID: Final = "model_server.batch.id"
 BATCH_IDS: Final = "model_server.batch.ids"
 BATCH_SIZE: Final = "model_server.batch.size"
+BATCH_WORKER: Final = "model_server.batch.worker"
+BATCH_POSITION: Final = "model_server.batch.position"
 BATCH_DEVICE_NS: Final = "model_server.batch.device_ns"
 BATCH_MEMBERS_DROPPED: Final = "model_server.batch.members_dropped"
 
@@ -107,6 +118,8 @@ REQUEST_SPAN: Final = "request span"
 STAGE_SPAN: Final = "stage span"
 BATCH_SPAN: Final = "batch span"
 COLD_START_SPAN: Final = "cold start span"
+CLIENT_SPAN: Final = "client span"
+CLIENT_PART_SPAN: Final = "span of a part of the client's time"
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +128,7 @@ class Attribute:
 
     name: str
     type: str
-    """OpenTelemetry's word: string, int, boolean or string[]."""
+    """OpenTelemetry's word: string, int, double, boolean or string[]."""
     unit: str
     """As UCUM writes it (ns, By); empty where there is none."""
     on: tuple[str, ...]
@@ -163,25 +176,30 @@ ATTRIBUTES: Final = (
     Attribute(TELEMETRY_SDK_LANGUAGE, "string", "", (RESOURCE,), "`python`.", OTEL_STABLE),
     Attribute(TELEMETRY_SDK_VERSION, "string", "", (RESOURCE,),
               "The stagescope that wrote the record.", OTEL_STABLE),
-    Attribute(HTTP_REQUEST_METHOD, "string", "", (REQUEST_SPAN,),
+    Attribute(HTTP_REQUEST_METHOD, "string", "", (REQUEST_SPAN, CLIENT_SPAN),
               "The method; `_OTHER` where HTTP knows no such method.", OTEL_STABLE),
     Attribute(HTTP_REQUEST_METHOD_ORIGINAL, "string", "", (REQUEST_SPAN,),
               "The method as sent, where `http.request.method` is `_OTHER`.", OTEL_STABLE),
-    Attribute(HTTP_RESPONSE_STATUS_CODE, "int", "", (REQUEST_SPAN,),
+    Attribute(HTTP_RESPONSE_STATUS_CODE, "int", "", (REQUEST_SPAN, CLIENT_SPAN),
               "Status; absent where no response was started.", OTEL_STABLE),
     Attribute(HTTP_ROUTE, "string", "", (REQUEST_SPAN,),
               "Route template; absent where the framework gave none.", OTEL_STABLE),
-    Attribute(HTTP_REQUEST_BODY_SIZE, "int", "By", (REQUEST_SPAN,),
+    Attribute(HTTP_REQUEST_BODY_SIZE, "int", "By", (REQUEST_SPAN, CLIENT_SPAN),
               "Bytes of the body as read by the app.", OTEL_DEVELOPMENT),
-    Attribute(HTTP_RESPONSE_BODY_SIZE, "int", "By", (REQUEST_SPAN,),
+    Attribute(HTTP_RESPONSE_BODY_SIZE, "int", "By", (REQUEST_SPAN, CLIENT_SPAN),
               "Bytes of the body as handed to the server.", OTEL_DEVELOPMENT),
     Attribute(URL_PATH, "string", "", (REQUEST_SPAN,),
               "Path without the query string, cut after 128 bytes.", OTEL_STABLE),
+    Attribute(URL_FULL, "string", "", (CLIENT_SPAN,), "URL without user, password and query.",
+              OTEL_STABLE),
+    Attribute(SERVER_ADDRESS, "string", "", (CLIENT_SPAN,), "Host of the URL.", OTEL_STABLE),
+    Attribute(SERVER_PORT, "int", "", (CLIENT_SPAN,), "Port of the URL.", OTEL_STABLE),
     Attribute(
-        ERROR_TYPE, "string", "", (REQUEST_SPAN, BATCH_SPAN, COLD_START_SPAN),
+        ERROR_TYPE, "string", "", (REQUEST_SPAN, BATCH_SPAN, COLD_START_SPAN, CLIENT_SPAN),
         "Class name of the exception; else `disconnect` (the client left), `incomplete` (the app "
         "ended within its response), `process_died`, the status of a 5xx "
-        "response, or `startup failed`.", OTEL_STABLE,
+        "response, or `startup failed`. On a client span the driver's word (docs/load.md), or the "
+        "status from 400 on.", OTEL_STABLE,
     ),
     Attribute(STAGE, "string", "", (STAGE_SPAN,), "Full name of the stage: `queue.threadpool`."),
     Attribute(
@@ -189,6 +207,10 @@ ATTRIBUTES: Final = (
         "What this opening is charged: its length less the time in which a stage opened later was "
         "open. All of a request, with `model_server.other_ns`, sum to its duration.",
     ),
+    Attribute(STAGE_START_NS, "int", "ns", (STAGE_SPAN,),
+              "When it opened, since the request's or batch's start: exact, where the span has "
+              "whole microseconds."),
+    Attribute(STAGE_END_NS, "int", "ns", (STAGE_SPAN,), "When it closed, likewise."),
     Attribute(STAGE_OPEN, "boolean", "", (STAGE_SPAN,),
               "True where the stage was still open when the request ended or the process died."),
     Attribute(STAGE_STALLS["loop"], "int", "ns", (STAGE_SPAN,),
@@ -208,6 +230,9 @@ ATTRIBUTES: Final = (
     Attribute(COLD_START_READY_NS, "int", "ns", (COLD_START_SPAN,),
               "From the start of the process until the app could serve; absent where it never "
               "could."),
+    Attribute(DURATION_NS, "int", "ns",
+              (REQUEST_SPAN, BATCH_SPAN, COLD_START_SPAN, CLIENT_SPAN, CLIENT_PART_SPAN),
+              "How long it took: exact, where the span has whole microseconds."),
     Attribute(OTHER_NS, "int", "ns", (REQUEST_SPAN, BATCH_SPAN, COLD_START_SPAN), "Time that no stage claimed."),
     Attribute(STAGES_DROPPED, "int", "", (REQUEST_SPAN, COLD_START_SPAN),
               "Openings that found no room in the record; their time is with the stage around."),
@@ -217,21 +242,32 @@ ATTRIBUTES: Final = (
               "From the start until the first body byte had been handed over."),
     Attribute(SEND_WAIT_NS, "int", "ns", (REQUEST_SPAN,),
               "Time in which the server waited for the client to take bytes."),
-    Attribute(CHUNKS, "int", "", (REQUEST_SPAN,), "Body chunks that were sent."),
+    Attribute(CHUNKS, "int", "", (REQUEST_SPAN, CLIENT_SPAN), "Body chunks that were sent."),
     Attribute(CHUNK_GAP_MEAN_NS, "int", "ns", (REQUEST_SPAN,),
               "Mean time between one chunk with bytes and the next; absent where there was one."),
     Attribute(CHUNK_GAP_MAX_NS, "int", "ns", (REQUEST_SPAN,), "The longest of these times."),
     Attribute(PROFILED, "boolean", "", (REQUEST_SPAN,),
               "True where a capture was at work meanwhile, so that its times are not the server's "
               "own (docs/capture.md). Absent else."),
-    Attribute(LOAD_RUN_ID, "string", "", (REQUEST_SPAN, BATCH_SPAN),
+    Attribute(LOAD_RUN_ID, "string", "", (REQUEST_SPAN, BATCH_SPAN, CLIENT_SPAN),
               "The load run that sent it (W3C baggage `stagescope.run`)."),
-    Attribute(MODEL, "string", "", (BATCH_SPAN,), "The model that the batch went to."),
+    Attribute(LOAD_RUN_RATE, "double", "{request}/s", (CLIENT_SPAN,),
+              "Requests a second that the load run was asked for."),
+    Attribute(LOAD_PHASE, "string", "", (CLIENT_SPAN,), "`warmup` or `measure`."),
+    Attribute(CLIENT_FIRST_BYTE_NS, "int", "ns", (CLIENT_SPAN,),
+              "From the span's start until the response's head was there; absent without one."),
+    Attribute(MODEL, "string", "", (BATCH_SPAN, STAGE_SPAN),
+              "The model that the batch went to; on the stage of a request that ran in a batch."),
     Attribute(BATCH_ID, "string", "", (BATCH_SPAN,),
               "16 hex digits; also the id of the batch's span."),
     Attribute(BATCH_IDS, "string[]", "", (REQUEST_SPAN,),
               "The batches that the request was a member of."),
-    Attribute(BATCH_SIZE, "int", "", (BATCH_SPAN,), "Members."),
+    Attribute(BATCH_SIZE, "int", "", (BATCH_SPAN, STAGE_SPAN),
+              "Members; on the stage of a request that ran in a batch."),
+    Attribute(BATCH_WORKER, "int", "", (STAGE_SPAN,),
+              "Process id of who ran the batch that the request's stage ran in."),
+    Attribute(BATCH_POSITION, "int", "", (STAGE_SPAN,),
+              "The request's place among the members of that batch, from 0."),
     Attribute(BATCH_DEVICE_NS, "int", "ns", (BATCH_SPAN,),
               "Device time of the whole batch; absent where it was not measured."),
     Attribute(BATCH_MEMBERS_DROPPED, "int", "", (BATCH_SPAN,),

@@ -192,7 +192,7 @@ def test_batches_are_bounded_and_released_once() -> None:
     held = HeldBatches(max_members=100)
     members = tuple(Member("ab" * 16, f"{index:016x}") for index in range(16))
     for index in range(20):
-        held.add(batch_record(batch_id=f"{index:016x}", members=members), kept=False)
+        held.add(batch_record(batch_id=f"{index:016x}", members=members, size=16), kept=False)
     newest = f"{19:016x}"
 
     assert held.get(f"{0:016x}") is None
@@ -213,4 +213,5 @@ def test_batches_are_bounded_and_released_once() -> None:
 )
 def test_batches_kept_for_their_own_sake(changes: dict[str, object], kept: bool) -> None:
     """A batch of a load run, one that failed, or one that died is kept without its members."""
-    assert keeps_batch(batch_record(**changes)) is kept
+    assert keeps_batch(batch_record(size=2, **changes)) is kept
+    assert not keeps_batch(batch_record(size=1, **changes))

@@ -91,6 +91,11 @@ def _places(parser: argparse.ArgumentParser) -> None:
         help="take the model server's own spans here while it is loaded (vLLM, SGLang, Triton): "
         "grpc://127.0.0.1:4317 or http://127.0.0.1:4318; used where no agent has records",
     )  # fmt: skip
+    group.add_argument(
+        "--otlp", default="", metavar="URL",
+        help="send the driver's own spans there, after the load (or set the OTEL_* variables): "
+        "then traces begin with the client",
+    )  # fmt: skip
     group.add_argument("--format", choices=("text", "json"), default="text")
     add_full(parser)
     group.add_argument("--quiet", action="store_true", help="no progress on standard error")
@@ -127,6 +132,7 @@ def _plan(args: argparse.Namespace) -> LoadPlan:
         agent_url=args.agent,
         token=read_token(args.token_file) if args.token_file else "",
         otlp_listen=tuple(args.otlp_listen),
+        otlp=args.otlp,
     )
 
 

@@ -44,6 +44,8 @@ class LoadPlan:
     agent_url: str = ""
     token: str = ""
     otlp_listen: tuple[str, ...] = ()
+    otlp: str = ""
+    """Where the driver's own spans go, by OTLP; empty: where the `OTEL_*` variables say, if they do."""
 
 
 @dataclass(frozen=True, slots=True)

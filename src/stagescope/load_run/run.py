@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from stagescope.errors import StagescopeError, UsageError
 from stagescope.identity import RUN_ID
+from stagescope.load_run.client_spans import client_transport, send_client_spans
 from stagescope.load_run.collect import Collected, collect_server_side, losses_so_far
 from stagescope.load_run.locate import HANDOVER_S, AgentLocation, locate, opened_run
 from stagescope.load_run.otlp_receiver import Endpoint, endpoint
@@ -53,6 +54,7 @@ def execute(plan: LoadPlan, url: str, watch: Watch | None = None) -> RunFolder:
             f"timeout {plan.timeout_s:g} is not usable: it is seconds, above 0, at most a day"
         )
     inboxes = tuple(endpoint(text) for text in plan.otlp_listen)
+    transport = client_transport(plan.otlp)
     run_id = fresh_run_id()
     folder = free_folder(plan.out or RUNS / run_id)
     driver = Driver(aim, arrivals, run_id, timeout_s=plan.timeout_s)
@@ -67,6 +69,9 @@ def execute(plan: LoadPlan, url: str, watch: Watch | None = None) -> RunFolder:
         if place.reason:  # The server may have opened its recorder file at the first request.
             place = locate(named, aim, wait_s=HANDOVER_S)
         collected = _collect(folder, run_id, driver.log, place, before, inbox)
+    if transport is not None:
+        problem = send_client_spans(transport, run, driver.log, folder)
+        collected.problems += [problem] if problem else []
     return completed(folder, run, collected)
 
 

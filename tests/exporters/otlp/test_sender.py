@@ -16,7 +16,7 @@ from stagescope.errors import UsageError
 from stagescope.exporters.otlp.queue import QueueLimits
 from stagescope.exporters.otlp.sender import OtlpSpans, otlp_from_environment
 from stagescope.exporters.tail_sampling import Share, TailSampler
-from stagescope.records import Record
+from stagescope.records import Member, Record
 from stagescope.testing import wait_until
 from stagescope.testing.records import SPAN_ID, TRACE_ID, batch_record, request_record
 from tests.support.otlp import Behaviour, OtlpReceiver
@@ -25,6 +25,10 @@ PROTOCOLS = ("grpc", "http/protobuf", "http/json")
 FAULTS = (Behaviour.REFUSE, Behaviour.THROTTLE, Behaviour.HANG, Behaviour.CLOSE)
 SPANS_EACH = 9
 """Of one `request_record()`: its own and eight stages."""
+BATCH_ATTRIBUTES = {
+    "model_server.batch.size", "model_server.model", "model_server.batch.worker",
+    "model_server.batch.position",
+}  # fmt: skip
 
 
 @pytest.fixture
@@ -96,24 +100,47 @@ def test_request_arrives_whole(protocol: str, receiver: OtlpReceiver) -> None:
 
 
 def test_batch_and_member_link_to_each_other(protocol: str, receiver: OtlpReceiver) -> None:
-    """A batch goes out once, for the first member that is kept, linked both ways."""
-    batch = batch_record()
+    """A batch goes out once, for the first member that is kept; stages link, both ways."""
+    ids = (SPAN_ID, "00000000000000bb")
+    batch = batch_record(size=2, members=tuple(Member(TRACE_ID, span_id) for span_id in ids))
     members = [
-        request_record(status=500, span_id=span_id, batch_ids=(batch.batch_id,))
-        for span_id in (SPAN_ID, "00000000000000bb")
+        request_record(status=500, span_id=span_id, batch_ids=(batch.batch_id,)) for span_id in ids
     ]
-    send(batch, *members)
+    sink = send(batch, *members)
     (of_batch,) = [span for span in receiver.spans if span.name == "batch resnet50"]
-    of_members = [span for span in receiver.spans if span.kind == "server"]
+    linked = [(span.name, span.links) for span in receiver.spans if span.links]
 
-    assert of_batch.links == ((TRACE_ID, SPAN_ID),)
-    assert [span.links for span in of_members] == [((of_batch.trace_id, of_batch.span_id),)] * 2
+    assert linked == [
+        ("inference", ((TRACE_ID, SPAN_ID), (TRACE_ID, "00000000000000bb"))),
+        *[("inference", ((of_batch.trace_id, of_batch.span_id),))] * 2,
+    ]
     assert (of_batch.span_id, of_batch.trace_id) == (batch.batch_id, batch.trace_id)
+    assert sink.counters()["sent_spans"] == len(receiver.spans)
+
+
+def test_a_batch_of_one_is_told_by_its_request(protocol: str, receiver: OtlpReceiver) -> None:
+    """A batch of one is no trace: its size, model, worker and place are on the request's stage."""
+    batch = batch_record(run_id="r1")
+    send(batch, request_record(run_id="r1", batch_ids=(batch.batch_id,)))
+    told = {
+        span.name: {key: value for key, value in span.attributes.items() if key in BATCH_ATTRIBUTES}
+        for span in receiver.spans
+        if span.attributes.keys() & BATCH_ATTRIBUTES
+    }
+
+    assert {span.trace_id for span in receiver.spans} == {TRACE_ID}
+    assert told == {
+        "inference": {
+            "model_server.batch.size": 1, "model_server.model": "resnet50",
+            "model_server.batch.worker": 4242, "model_server.batch.position": 0,
+        }
+    }  # fmt: skip
+    assert not any(span.links for span in receiver.spans)
 
 
 def test_batch_of_none_that_are_kept_stays(protocol: str, receiver: OtlpReceiver) -> None:
     """A batch none of whose members is kept is not sent, and holds nothing up."""
-    batch = batch_record()
+    batch = batch_record(size=2)
     member = request_record(batch_ids=(batch.batch_id,), sampled=False)
     sink = send(batch, member)
 
