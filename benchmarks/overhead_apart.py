@@ -1,4 +1,4 @@
-"""FastAPI with stagescope's automatic hooks: in a process of its own, for hooks patch a whole process.
+"""What changes a whole process, and so has one of its own: FastAPI's hooks, an opened load run.
 
 Each variant runs in one child, which waits to be told to run a block and answers with its cost;
 so blocks of children and of the other variants alternate, and a bare app stays bare.
@@ -9,12 +9,14 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Self
 
 SOURCE = Path(__file__).parent.parent / "src"
 
-APART = ("apart-bare", "apart-hooks-0", "apart-hooks-6")
+OPENED = "stagescope-6-run"
+APART = (OPENED, "apart-bare", "apart-hooks-0", "apart-hooks-6")
 
 
 class Apart:
@@ -46,24 +48,26 @@ class Apart:
 
 
 async def _serve(variant: str, spool: Path) -> None:
-    from overhead_apps import fastapi_app
-    from overhead_in_process import WARM_UP, Lane, block, drive
+    from overhead_apps import fastapi_app, marked
+    from overhead_in_process import BAGGAGE, HEADERS, RUN, WARM_UP, Lane, block, drive, opened
 
     from stagescope.middleware.asgi import StageMiddleware
     from stagescope.middleware.hooks.installer import FrameworkHooks
     from stagescope.middleware.stage import stage
 
-    app = fastapi_app(stage if variant.endswith("-6") else None)
-    wrapped = (
-        app
-        if variant == "apart-bare"
-        else StageMiddleware(app, spool=spool, installer=FrameworkHooks())
-    )
-    lane = Lane(variant, wrapped)
-    await drive(lane, WARM_UP)
-    for line in sys.stdin:
-        await block(lane, int(line))
-        print(lane.us[-1], flush=True)
+    with ExitStack() as stack:
+        if variant == OPENED:
+            spool = spool / OPENED
+            stack.enter_context(opened(spool, RUN))
+            lane = Lane(variant, StageMiddleware(marked(stage), spool=spool), [*HEADERS, BAGGAGE])
+        else:
+            app = fastapi_app(stage if variant.endswith("-6") else None)
+            hooked = StageMiddleware(app, spool=spool, installer=FrameworkHooks())
+            lane = Lane(variant, app if variant == "apart-bare" else hooked)
+        await drive(lane, WARM_UP)
+        for line in sys.stdin:
+            await block(lane, int(line))
+            print(lane.us[-1], flush=True)
 
 
 if __name__ == "__main__":

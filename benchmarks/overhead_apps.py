@@ -22,7 +22,15 @@ from stagescope.middleware.asgi import StageMiddleware
 from stagescope.middleware.stage import stage
 from stagescope.middleware.types import ASGIApp, Message, Receive, Scope, Send
 
-__all__ = ["CountingExporter", "fastapi_app", "fastapi_apps", "marked", "plain", "raw_apps"]
+__all__ = [
+    "CountingExporter",
+    "def_app",
+    "fastapi_app",
+    "fastapi_apps",
+    "marked",
+    "plain",
+    "raw_apps",
+]
 
 Mark = Callable[[str], AbstractContextManager[Any]]
 
@@ -88,6 +96,17 @@ def fastapi_app(mark: Mark | None, **options: Any) -> FastAPI:
     return app
 
 
+def def_app() -> FastAPI:
+    """Return a FastAPI app whose endpoint is a `def`: it runs in a worker thread."""
+    app = FastAPI()
+
+    def predict() -> dict[str, list[str]]:
+        return {"top": ["cat", "dog"]}
+
+    app.post("/predict")(predict)
+    return app
+
+
 class CountingExporter(SpanExporter):
     """Takes spans and counts them; sends nothing, which is in OpenTelemetry's favour."""
 
@@ -119,7 +138,6 @@ def raw_apps(spool: Path) -> dict[str, Built]:
         "bare": (plain, None),
         "stagescope-0": (StageMiddleware(plain, spool=spool), None),
         "stagescope-6": (StageMiddleware(marked(stage), spool=spool), None),
-        "stagescope-6-run": (StageMiddleware(marked(stage), spool=spool), None),
         "otel-asgi-0": (OpenTelemetryMiddleware(plain, tracer_provider=without[0]), without),
         "otel-asgi-5": (
             OpenTelemetryMiddleware(marked(mark), tracer_provider=with_five[0]),

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import gc
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median, quantiles
@@ -14,6 +14,8 @@ from statistics import median, quantiles
 from overhead_apart import APART, Apart
 from overhead_apps import Built, CountingExporter, fastapi_apps, raw_apps
 
+from stagescope.load_run.locate import AgentLocation, opened_run
+from stagescope.loadgen.target import target
 from stagescope.middleware.types import ASGIApp, Message, Scope
 
 WARM_UP = 300
@@ -28,13 +30,14 @@ HEADERS = [
     (b"connection", b"keep-alive"),
     (b"traceparent", TRACEPARENT),
 ]
-BAGGAGE = (b"baggage", b"stagescope.run=r-20261123-1")
+RUN = "r-20261123-1"
+BAGGAGE = (b"baggage", b"stagescope.run=" + RUN.encode())
 
 WHAT = {
     "bare": "bare ASGI app",
     "stagescope-0": "stagescope, no stage of the app's",
     "stagescope-6": "stagescope, six stages",
-    "stagescope-6-run": "stagescope, six stages, a run is named",
+    "stagescope-6-run": "stagescope, six stages, in an opened load run",
     "otel-asgi-0": "OpenTelemetry ASGI",
     "otel-asgi-5": "OpenTelemetry ASGI, five child spans",
     "fastapi-bare": "bare FastAPI app",
@@ -88,6 +91,17 @@ class Lane:
     us: list[float] = field(default_factory=list)
 
 
+@contextmanager
+def opened(spool: Path, run: str) -> Iterator[None]:
+    """Open *run* in *spool*, as the load driver does where there is no agent to ask."""
+    spool.mkdir(mode=0o700, parents=True, exist_ok=True)
+    nobody_listens = target("http://127.0.0.1:1/")
+    with opened_run(AgentLocation(spool), nobody_listens, run):
+        if not any(spool.glob(f"*/{run}*")):
+            raise RuntimeError(f"the run was not opened in {spool}")
+        yield
+
+
 async def _receive() -> Message:
     return {"type": "http.request", "body": b'{"image": ""}', "more_body": False}
 
@@ -133,11 +147,10 @@ async def block(lane: Lane, requests: int) -> None:
 
 def _lane(variant: str, built: Built) -> Lane:
     app, traced = built
-    headers = [*HEADERS, BAGGAGE] if variant.endswith("-run") else HEADERS
     if traced is None:
-        return Lane(variant, app, headers)
+        return Lane(variant, app)
     provider, exporter = traced
-    return Lane(variant, app, headers, provider.force_flush, exporter)
+    return Lane(variant, app, HEADERS, provider.force_flush, exporter)
 
 
 async def _rounds(

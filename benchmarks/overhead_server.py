@@ -20,10 +20,12 @@ from stagescope.middleware.types import ASGIApp, Receive, Scope, Send
 
 def build(variant: str) -> ASGIApp:
     """Return the app of *variant*; a spool and an OTLP endpoint come in the environment."""
-    from overhead_apps import marked, plain
+    from overhead_apps import def_app, marked, plain
 
     if variant == "bare":
         return plain
+    if variant == "def-bare":
+        return def_app()
     if variant == "otel-otlp":
         return _otel()
     from stagescope.face import StageMiddleware as WithAgent
@@ -33,6 +35,10 @@ def build(variant: str) -> ASGIApp:
     spool = Path(os.environ["STAGESCOPE_SPOOL"])
     if variant == "agent-thread":
         return WithAgent(marked(stage), spool=spool)
+    if variant.startswith("def-"):
+        from stagescope.middleware.hooks.installer import FrameworkHooks
+
+        return StageMiddleware(def_app(), spool=spool, installer=FrameworkHooks())
     return StageMiddleware(marked(stage), spool=spool)
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import aiohttp
 import psutil
-from overhead_in_process import HEADERS, Spread
+from overhead_in_process import BAGGAGE, HEADERS, RUN, Spread, opened
 
 SETTLE_S = 1.2
 """After each turn: what was put off (a drain, an export) still belongs to it."""
@@ -24,9 +24,13 @@ ANSWER_S = 5.0
 WHAT = {
     "bare": "bare ASGI app",
     "agent-off": "stagescope, six stages, nobody reads",
+    "agent-off-run": "stagescope, six stages, nobody reads, in an opened load run",
     "agent-thread": "stagescope, six stages, agent on a thread",
     "agent-process": "stagescope, six stages, agent process beside",
     "otel-otlp": "OpenTelemetry ASGI, five child spans, OTLP/HTTP",
+    "def-bare": "bare FastAPI app, a def endpoint",
+    "def-off": "stagescope with its hooks, a def endpoint, nobody reads",
+    "def-off-run": "stagescope with its hooks, a def endpoint, nobody reads, in an opened load run",
 }
 NEEDS = {"agent-thread": "stagescope.embedded", "agent-process": "stagescope.agent.loop"}
 """Modules without which a variant cannot run; it is then listed as absent."""
@@ -54,6 +58,7 @@ class _Lane:
     us: list[float] = field(default_factory=list)
     beside_us: list[float] = field(default_factory=list)
     url: str = ""
+    headers: dict[str, str] = field(default_factory=dict[str, str])
 
     def wait_for_port(self) -> None:
         """Read the port that the server prints once it listens."""
@@ -122,13 +127,18 @@ def _start(stack: ExitStack, variant: str, spools: Path, sink: str) -> _Lane:
     elif variant == "agent-thread":
         environment.pop("OTEL_EXPORTER_OTLP_ENDPOINT")
         environment["STAGESCOPE_AGENT"] = "thread"
+    named = {}
+    if variant.endswith("-run"):
+        stack.enter_context(opened(spool, RUN))
+        named = {BAGGAGE[0].decode(): BAGGAGE[1].decode()}
     server = str(Path(__file__).with_name("overhead_server.py"))
     child = stack.enter_context(_process(server, variant, environment=environment))
-    return _Lane(variant, child, agent)
+    return _Lane(variant, child, agent, headers=_HEADERS | named)
 
 
-async def _post(client: aiohttp.ClientSession, url: str) -> None:
-    async with client.post(f"{url}/predict", data=b'{"image": ""}', headers=_HEADERS) as reply:
+async def _post(client: aiohttp.ClientSession, lane: _Lane) -> None:
+    url, headers = f"{lane.url}/predict", lane.headers
+    async with client.post(url, data=b'{"image": ""}', headers=headers) as reply:
         await reply.read()
         reply.raise_for_status()
 
@@ -136,7 +146,7 @@ async def _post(client: aiohttp.ClientSession, url: str) -> None:
 _HEADERS = {"content-type": "application/json", "traceparent": HEADERS[-1][1].decode()}
 
 
-async def _load(client: aiohttp.ClientSession, url: str, rate: float, seconds: float) -> int:
+async def _load(client: aiohttp.ClientSession, lane: _Lane, rate: float, seconds: float) -> int:
     """Send at a steady rate on an absolute schedule; give the number of requests."""
     loop = asyncio.get_running_loop()
     requests = max(1, int(rate * seconds))
@@ -144,7 +154,7 @@ async def _load(client: aiohttp.ClientSession, url: str, rate: float, seconds: f
     async with asyncio.TaskGroup() as sends:
         for number in range(requests):
             await asyncio.sleep(max(0.0, begin + number / rate - loop.time()))
-            sends.create_task(_post(client, url))
+            sends.create_task(_post(client, lane))
     return requests
 
 
@@ -164,7 +174,7 @@ async def _turn(
     client: aiohttp.ClientSession, lane: _Lane, rate: float, seconds: float, settle_s: float
 ) -> None:
     cpu, agent = await _cpu_ns(client, lane.url), _agent_s(lane)
-    requests = await _load(client, lane.url, rate, seconds)
+    requests = await _load(client, lane, rate, seconds)
     await asyncio.sleep(settle_s)
     lane.us.append((await _cpu_ns(client, lane.url) - cpu) / requests / 1000)
     lane.beside_us.append((_agent_s(lane) - agent) / requests * 1e6)
@@ -179,7 +189,7 @@ async def _turns(
     connector = aiohttp.TCPConnector(limit=32)
     async with aiohttp.ClientSession(timeout=timeout, connector=connector) as client:
         for lane in lanes:
-            await _load(client, lane.url, 200, 0.2)
+            await _load(client, lane, 200, 0.2)
         for number in range(rounds):
             turn = number % len(lanes)
             for lane in lanes[turn:] + lanes[:turn]:
@@ -215,7 +225,8 @@ def _sum_up(variant: str, lanes: dict[str, _Lane]) -> UnderLoad:
     if lane is None:
         return UnderLoad(variant, WHAT[variant], absent(variant))
     over = None
-    if variant != "bare":
-        over = Spread.of([us - least for us, least in zip(lane.us, lanes["bare"].us, strict=True)])
+    bare = "def-bare" if variant.startswith("def-") else "bare"
+    if variant != bare:
+        over = Spread.of([us - least for us, least in zip(lane.us, lanes[bare].us, strict=True)])
     beside = Spread.of(lane.beside_us) if lane.agent else None
     return UnderLoad(variant, WHAT[variant], "", lane.requests, Spread.of(lane.us), over, beside)

@@ -24,6 +24,7 @@ from stagescope.middleware.recording.guard import guarded
 from stagescope.middleware.recording.names import CODES
 from stagescope.middleware.recording.timeline import Timeline, current
 from stagescope.middleware.recording.timeline_group import TimelineGroup
+from stagescope.middleware.runtime.thread_clock import Stretch, runs_a_loop
 from stagescope.recorder import format as fmt
 
 _QUEUE = CODES["queue.batch"]
@@ -86,8 +87,8 @@ class batch:
     Nothing that can go wrong with it reaches the caller.
     """
 
-    __slots__ = ("_begun_ns", "_code", "_index", "_model", "_size", "_timeline", "_word", "device_ns",
-                 "tickets")  # fmt: skip
+    __slots__ = ("_at_work", "_begun_ns", "_code", "_index", "_model", "_size", "_timeline", "_word",
+                 "device_ns", "tickets")  # fmt: skip
 
     def __init__(self, model: str = "", *, clock: Callable[[], int] = time.monotonic_ns) -> None:
         self._model = model
@@ -98,6 +99,9 @@ class batch:
         self.tickets: list[Ticket] = []
         self.device_ns = 0
         """Device time of the whole batch, where somebody measured it."""
+        self._at_work: tuple[Stretch, list[Timeline]] | None = None
+        """What the batcher's thread does for those members of the present phase that are of an open
+        load run."""
         self._begun_ns = clock()
 
     @staticmethod
@@ -188,10 +192,21 @@ class batch:
             return
         with guarded(timeline.recorder):
             at = timeline.clock()
+            self._end_stretch(at)
             timeline.close_at(self._index, at)
             self._index = timeline.open_at(code, at)
             for ticket in self.tickets:
                 ticket.move(code, at)
+            watched = [ticket.timeline for ticket in self.tickets if ticket.timeline.watched]
+            if watched and not runs_a_loop():
+                self._at_work = Stretch(at), watched
+
+    def _end_stretch(self, at_ns: int) -> None:
+        if self._at_work is not None:
+            (stretch, timelines), self._at_work = self._at_work, None
+            stretch.end(at_ns)
+            for timeline in timelines:
+                stretch.record(timeline)
 
     def release(self, ticket: Ticket | None) -> None:
         """Let one member go before the others (continuous batching)."""
@@ -222,6 +237,8 @@ class batch:
         if timeline is None or timeline.done:
             return
         at = timeline.clock()
+        with guarded(timeline.recorder):
+            self._end_stretch(at)
         with guarded(timeline.recorder):
             timeline.close_at(self._index, at, failed=failed)
             for ticket in self.tickets:

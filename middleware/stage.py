@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import time
 from collections.abc import Callable
 from threading import RLock
 from types import CodeType, FunctionType, TracebackType
@@ -76,7 +77,7 @@ def in_other_thread(function: Callable[..., R], submitted_ns: int = 0) -> Callab
     if timeline is None or timeline.done:
         return function
     if timeline.watched:
-        function = functools.partial(timed, timeline, submitted_ns, function)
+        function = functools.partial(timed, timeline, submitted_ns, time.monotonic_ns(), function)
     code = timeline.innermost(_THREADPOOL)
     return functools.partial(marked_call(code), function) if code else function
 

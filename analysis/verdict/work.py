@@ -69,7 +69,8 @@ def work(served: Sequence[Served], found: Mapping[str, Waits]) -> Work | None:
     looked_at = served[::step]
     stages: dict[str, StageWork] = defaultdict(StageWork)
     loops: dict[tuple[str, int], list[Interval]] = defaultdict(list)
-    threads: list[Interval] = []
+    threads: set[Interval] = set()
+    """A batch's thread is at work for several requests at once."""
     pauses: dict[str, list[Interval]] = defaultdict(list)
     computed = ran = starved = 0.0
     for request in looked_at:
@@ -100,8 +101,8 @@ def work(served: Sequence[Served], found: Mapping[str, Waits]) -> Work | None:
                         of.thread_ns += last - first
             if fact.kind in ("ran", "busy"):
                 loops[request.process, fact.loop].append(bounds)
-            elif fact.kind == "thread":
-                threads.append(bounds)
+            elif fact.kind == "thread" and bounds not in threads:
+                threads.add(bounds)
                 computed += length - min(off.get(fact.start_ns, 0), length)
             elif fact.kind == "gc":
                 pauses[request.process].append(bounds)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from statistics import median
 
@@ -68,8 +68,8 @@ class Work:
 
     start: int
     end: int
-    owner: str
-    """The request's key."""
+    owners: frozenset[str]
+    """The keys of the requests: of a batch several."""
     name: str
     """Kind of thread, and the stage in the middle."""
     on_loop: bool
@@ -102,10 +102,12 @@ class OffCore:
 
     def __init__(self, requests: Sequence[Served], parts: Mapping[str, Sequence[Part]]) -> None:
         self._parts = parts
-        self._work = sorted(
-            (work for request in requests for work in self._works(request)),
-            key=lambda work: work.start,
-        )
+        apart: dict[tuple[int, ...], Work] = {}
+        for work in (work for request in requests for work in self._works(request)):
+            of = work.start, work.end, work.on_loop, work.off, work.computed, work.times
+            shared = apart[of].owners if of in apart else frozenset[str]()
+            apart[of] = replace(work, owners=work.owners | shared)
+        self._work = sorted(apart.values(), key=lambda work: work.start)
         self._starts = [work.start for work in self._work]
         self._longest = max((work.end - work.start for work in self._work), default=0)
         self._usual = self._by_itself()
@@ -121,7 +123,7 @@ class OffCore:
             blocked = off.get(fact.start_ns)
             spent = blocked.end_ns - blocked.start_ns if blocked else 0
             yield Work(
-                start, start + length, request.key,
+                start, start + length, frozenset({request.key}),
                 f"{fact.kind} {stage_at(self._parts[request.key], start + length // 2)}",
                 fact.kind == "ran", spent, length - spent - queued.get(fact.start_ns, 0),
                 blocked.loop if blocked else 0,
@@ -131,7 +133,7 @@ class OffCore:
         first = bisect_left(self._starts, start - self._longest)
         last = bisect_left(self._starts, end)
         for work in self._work[first:last]:
-            if work.owner != key and work.end > start:
+            if key not in work.owners and work.end > start:
                 yield work, min(work.end, end) - max(work.start, start)
 
     def computing(self, start: int, end: int, key: str, *, steps: bool = False) -> int:
@@ -145,7 +147,7 @@ class OffCore:
 
     def _contenders(self, work: Work) -> float:
         """Return how many other threads at a time computed for long, 1 at least."""
-        others = self._others(work.start, work.end, work.owner)
+        others = self._others(work.start, work.end, next(iter(work.owners)))
         together = sum(both for other, both in others if other.yields)
         return max(1.0, together / (work.end - work.start))
 
@@ -158,7 +160,7 @@ class OffCore:
         alone: dict[str, list[int]] = defaultdict(list)
         beside: dict[str, list[int]] = defaultdict(list)
         for work in self._work:
-            others = self.computing(work.start, work.end, work.owner, steps=True)
+            others = self.computing(work.start, work.end, next(iter(work.owners)), steps=True)
             if others:
                 given = min(work.yields * SWITCH_NS, others)
                 beside[work.name].append(max(0, work.off - given))

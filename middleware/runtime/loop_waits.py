@@ -25,7 +25,7 @@ from stagescope.middleware.runtime.stamped_future import (
     answers_of,
     made_ready_by,
 )
-from stagescope.middleware.runtime.thread_clock import FLOOR_NS, ThreadClock, record
+from stagescope.middleware.runtime.thread_clock import FLOOR_NS, Reading, ThreadClock, record
 from stagescope.middleware.runtime.workers import Round
 from stagescope.recorder import format as fmt
 
@@ -123,19 +123,8 @@ class LoopWatch:
     def _begin_anew(self) -> None:
         """Know nothing of what ran before now."""
         self.clock = ThreadClock()
-        self.read_ns, self.reading = _now(), self.clock.read()
-        """When the thread's clock was read last, and what it said."""
-        self.known_ns, self.known = self.read_ns, self.reading
+        self.known_ns, self.known = _now(), self.clock.reading
         """Until when what ran on the loop is recorded, and the thread's clock then."""
-
-    def read(self, at_ns: int) -> tuple[int, int, int]:
-        """Return what the thread's clock says at *at_ns*, which is now, or said just before.
-
-        A reading costs more than all else that is done at a step.
-        """
-        if at_ns - self.read_ns >= FLOOR_NS:
-            self.read_ns, self.reading = at_ns, self.clock.read()
-        return self.reading
 
     def _check(self) -> None:
         with guarded():
@@ -218,7 +207,9 @@ class Steps(Coroutine[Any, Any, Any]):
         self._timeline = timeline
         self._watch = watch
         self._begun_ns = 0
-        self._used = (0, 0, 0)
+        self._used: Reading = (0, 0, 0)
+        self._unread_ns = 0
+        """Of the thread's clock when the step began."""
         self._awaited: Any = None
         self._since_ns = created_ns
         """When it gave the loop back, or was made; 0: it did not wait for the loop yet."""
@@ -287,8 +278,10 @@ class Steps(Coroutine[Any, Any, Any]):
     def _begin(self, *, alone: bool) -> None:
         """Note that a step begins; not *alone* where it is within another one."""
         watch = self._watch
-        begun_ns, before = _now(), watch.reading
-        used = self._used = watch.read(begun_ns)
+        clock, begun_ns = watch.clock, _now()
+        before = clock.reading
+        used = self._used = clock.look(begun_ns)
+        self._unread_ns = clock.unread_ns
         worked = self._since_ns and self._resumed(begun_ns)
         self._begun_ns = begun_ns
         if alone and begun_ns - watch.known_ns > BREAK_NS:
@@ -300,16 +293,16 @@ class Steps(Coroutine[Any, Any, Any]):
 
     def ran_until(self, timeline: Timeline, at_ns: int) -> None:
         """Record the step that is under way, where it is *timeline*'s."""
-        watch = self._watch
-        used = watch.read(at_ns)
         if timeline is not self._timeline or timeline.done:
             return
         if at_ns - self._begun_ns >= self._floor_ns:
+            watch = self._watch
+            used = watch.clock.look(at_ns, self._unread_ns + FLOOR_NS)
             record(timeline, fmt.CODE_RAN + watch.number, self._begun_ns, at_ns, self._used, used)
             watch.known_ns, watch.known = at_ns, used
             self._count()
 
-    def _break(self, at_ns: int, used: tuple[int, int, int]) -> None:
+    def _break(self, at_ns: int, used: Reading) -> None:
         """Record what ran on the loop since the last recorded step, where it was no such step."""
         watch = self._watch
         since_ns, before = watch.known_ns, watch.known

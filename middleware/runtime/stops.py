@@ -68,10 +68,10 @@ class StopWatch:
 
     def _explained_ns(self) -> int:
         """Return what the process computed, and this thread and the loop's waited for a core."""
-        queued_ns = thread_clock().read()[1]
+        queued_ns = thread_clock().queued_ns()
         if self._loop_clock is not None:
             try:
-                queued_ns += self._loop_clock.read()[1]
+                queued_ns += self._loop_clock.queued_ns()
             except ProcessLookupError:  # The loop's thread has ended.
                 self._loop_clock = None
         return time.process_time_ns() + queued_ns

@@ -28,7 +28,7 @@ from stagescope.middleware.recording.names import CODES
 from stagescope.middleware.recording.timeline import Timeline, current
 from stagescope.middleware.runtime import cold_start
 from stagescope.middleware.runtime.shared_rounds import Members, write_all
-from stagescope.middleware.runtime.thread_clock import FLOOR_NS
+from stagescope.middleware.runtime.thread_clock import FLOOR_NS, Stretch
 from stagescope.recorder import format as fmt
 from stagescope.stages import stage_of
 
@@ -54,12 +54,14 @@ UNMARKED = frozenset(
 class Block:
     """A stage that a worker opened outside requests; an end of 0: it is open."""
 
-    __slots__ = ("code", "end_ns", "start_ns")
+    __slots__ = ("code", "end_ns", "start_ns", "stretch")
 
     def __init__(self, code: int, start_ns: int, end_ns: int = 0) -> None:
         self.code = code
         self.start_ns = start_ns
         self.end_ns = end_ns
+        self.stretch: Stretch | None = None
+        """What its thread did meanwhile; None where another block is around it, and of a task."""
 
 
 class Round:
@@ -101,11 +103,15 @@ class Worker(Timeline):
         """Begin the block *index*."""
         block = self._open[index] = Block(code, start)
         self._present_round().blocks.append(block)
+        if not self.is_task and len(self._open) == 1:
+            block.stretch = Stretch(start)
 
     def close_at(self, index: int, at_ns: int, failed: bool = False) -> None:
         """End the block *index*."""
         if block := self._open.pop(index, None):
             block.end_ns = at_ns
+            if block.stretch is not None:
+                block.stretch.end(at_ns)
 
     def recode(self, index: int, code: int, *, add: bool = False) -> None:
         """Say that the open block *index* is of another stage."""
@@ -286,6 +292,9 @@ def claim(timeline: Timeline, done: Round, since_ns: int, ready_ns: int) -> None
             timeline.close_at(claims.last[block.code], end)
         else:
             claims.last[block.code] = _enter(timeline, block.code, start, end)
+        whole = (start, end) == (block.start_ns, block.end_ns)
+        if block.stretch is not None and whole and claims.answers <= CLAIMS_APART:
+            block.stretch.record(timeline)
 
 
 def _visible(blocks: list[Block], since_ns: int, ready_ns: int) -> list[Block]:

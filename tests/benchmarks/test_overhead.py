@@ -11,7 +11,10 @@ IN_PROCESS = {
     "fastapi-bare", "fastapi-stagescope-6", "fastapi-starlette-exporter", "fastapi-otel-asgi-5",
     "fastapi-otel-native-5", "apart-bare", "apart-hooks-0", "apart-hooks-6",
 }  # fmt: skip
-UNDER_LOAD = {"bare", "agent-off", "agent-thread", "agent-process", "otel-otlp"}
+UNDER_LOAD = {
+    "bare", "agent-off", "agent-off-run", "agent-thread", "agent-process", "otel-otlp", "def-bare",
+    "def-off", "def-off-run",
+}  # fmt: skip
 
 
 def test_quick_run_has_every_variant(tmp_path: Path) -> None:

@@ -176,6 +176,22 @@ def test_the_interpreters_lock_is_an_estimate_between_bounds() -> None:
     assert waited(slept=1) == (0, 2.5 * MS, 4 * MS)
 
 
+def test_a_batch_is_at_work_in_one_thread_for_all_of_its_members() -> None:
+    """Its members do not contend for the lock with one another, but with another thread they do."""
+    alone = [
+        request(f"f{n}", 1_000 * n, [("inference", 0, 4)], [("thread", 0, 4)]) for n in range(5)
+    ]
+    facts = [("thread", 0, 20), ("off", 0, 12)]
+    members = [request(key, 9_000, [("inference", 0, 20)], facts) for key in "ab"]
+    assert [charged(split([*alone, *members])[key]) for key in "ab"] == [{}, {}]
+
+    beside = request("c", 9_000, [("preprocess", 0, 20)], [("thread", 1, 20)])
+    waits = split([*alone, *members, beside])
+    for key in "ab":
+        assert 0 < charged(waits[key])["inference", "gil"] <= 12
+    assert charged(waits["c"]) == {}
+
+
 SPANS = st.lists(st.tuples(st.integers(-3, 40), st.integers(-3, 40)).map(sorted), max_size=6)
 
 

@@ -20,6 +20,7 @@ import uvloop
 
 from stagescope.agent.store.runs import RunStore
 from stagescope.middleware.asgi import StageMiddleware
+from stagescope.middleware.batch import batch
 from stagescope.middleware.hooks.hook import install
 from stagescope.middleware.runtime import shared_rounds, workers
 from stagescope.middleware.stage import stage
@@ -347,6 +348,68 @@ def test_a_mark_around_the_waiting_wins(tmp_path: Path, loop: Callable[[], Any])
 
     assert found["rerank"] == pytest.approx(200, abs=NOISE_MS)
     assert "inference" not in found
+
+
+def thread_facts(record: RequestRecord) -> list[tuple[int, int, float]]:
+    """Return when a thread was at work for it, absolute, and for how many ms it was off its core."""
+    off = {f.start_ns: (f.end_ns - f.start_ns) / MS for f in record.wait_facts if f.kind == "off"}
+    return [
+        (record.start_ns + f.start_ns, record.start_ns + f.end_ns, off.get(f.start_ns, 0.0))
+        for f in record.wait_facts
+        if f.kind == "thread"
+    ]
+
+
+def test_what_a_models_thread_waited_for_itself_is_known(tmp_path: Path) -> None:
+    """The thread that ran the model slept in it: its clock was read for the request it served."""
+
+    def through_the_loop(future: Any) -> None:
+        future.get_loop().call_soon_threadsafe(future.set_result, None)
+
+    async def app(number: int) -> None:
+        future = asyncio.get_running_loop().create_future()
+        jobs.put(future)
+        await future
+
+    with model_thread(through_the_loop) as (jobs, took):
+        records, _ = recorded(tmp_path, asyncio.new_event_loop, app, 2)
+
+    for record, model_ms in zip(records, took, strict=True):
+        ((start, end, off_ms),) = thread_facts(record)
+        (inference,) = [span for span in record.stages if span.stage == "inference"]
+        assert (start, end) == (
+            record.start_ns + inference.start_ns,
+            record.start_ns + inference.end_ns,
+        )
+        assert off_ms == pytest.approx(model_ms, abs=NOISE_MS)
+
+
+def test_a_batchers_thread_is_read_for_each_member(tmp_path: Path) -> None:
+    """The members of a batch share the stretch in which its thread was at work, and the waits in it."""
+    tickets: queue.Queue[Any] = queue.Queue()
+
+    async def app(number: int) -> None:
+        future = asyncio.get_running_loop().create_future()
+        tickets.put((batch.enqueue(), future))
+        await future
+
+    def work() -> None:
+        members = [tickets.get(timeout=20) for _ in range(2)]
+        with batch() as formed:
+            formed.add(*(ticket for ticket, _ in members))
+            with formed.inference():
+                time.sleep(0.2)
+        for _, future in members:
+            future.get_loop().call_soon_threadsafe(future.set_result, None)
+
+    with thread(work):
+        records, _ = recorded(tmp_path, asyncio.new_event_loop, app, 2)
+
+    ((first,), (second,)) = map(thread_facts, records)
+    assert first == second
+    start, end, off_ms = first
+    assert (end - start) / MS >= 200
+    assert off_ms >= 150
 
 
 def test_outside_a_load_run_nothing_is_watched(tmp_path: Path) -> None:
