@@ -200,10 +200,11 @@ def _waits_body(report: Report) -> list[RenderableType]:
             continue
         holder = f"{cell.stage} of other requests" if cell.stage else "code outside requests"
         where = f" ({cell.where})" if cell.where and cell.stage else ""
+        whole = sum(each.mean_ms for each in report.held if each.waited == cell.waited)
         lines.append(
             Text(
-                f"{cell.waited} waited {ms(cell.mean_ms)} ms for the event loop while "
-                f"{holder} ran{where}"
+                f"{cell.waited} waited {ms(whole)} ms for the event loop; "
+                f"{_percent(cell.mean_ms / whole)} of that while {holder} ran{where}"
             )
         )
     for wait in report.waits:

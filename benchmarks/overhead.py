@@ -5,7 +5,7 @@ blocks of requests that alternate between all variants; the figure is CPU time o
 Under load: the same app in a real uvicorn at a steady rate; the figure is the CPU time of the
 whole server process, agent thread or exporter included.
 
-  python benchmarks/overhead.py                      both tables, about two minutes
+  python benchmarks/overhead.py                      both tables, about three minutes
   python benchmarks/overhead.py --quick              a look, ten seconds; figures are rough
   python benchmarks/overhead.py --markdown           the tables of docs/performance.md
   python benchmarks/overhead.py --json figures.json  for machines
