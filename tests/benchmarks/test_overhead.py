@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 IN_PROCESS = {
     "bare", "stagescope-0", "stagescope-6", "stagescope-6-run", "otel-asgi-0", "otel-asgi-5",
@@ -17,6 +19,7 @@ UNDER_LOAD = {
 }  # fmt: skip
 
 
+@pytest.mark.timeout(300)  # Ten servers start at once.
 def test_quick_run_has_every_variant(tmp_path: Path) -> None:
     """A quick run measures all variants, and OpenTelemetry's make the spans they claim."""
     figures = tmp_path / "figures.json"
