@@ -39,6 +39,8 @@ LONGEST_PAUSE_S = 0.25
 DISCOVER_S = 0.5
 CHECKPOINT_S = 0.5
 TIDY_S = 60.0
+KEEP_S = 1800.0
+"""How long samples and stacks are kept, and as long as a run that was opened goes on."""
 SHARED_BATCH = 32
 """Records that an embedded agent reads before it lets the server run: about half a millisecond."""
 
@@ -179,13 +181,18 @@ class Agent:
         return [
             self._discover,
             *self._samplers,
-            self._task("tidy", TIDY_S, self.runs.forget_old),
+            self._task("tidy", TIDY_S, self._tidy),
             self._task("checkpoint", CHECKPOINT_S, save),
             Metered(own_cost, self._clock),
         ]
 
     def _task(self, name: str, period_s: float, do: Callable[[], None]) -> Metered:
         return Metered(PeriodicTask(name, period_s, do), self._clock)
+
+    def _tidy(self) -> None:
+        self.runs.forget_old()
+        opened_s = time.time() - self.runs.opened_since_s()
+        self.evidence.forget_before(self._clock() - int(max(KEEP_S, opened_s) * 1e9))
 
     def run(self) -> None:
         """Work until `stop` is called; then read what is there. `close` is still to be called."""

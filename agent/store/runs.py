@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 from typing import BinaryIO
 
@@ -277,6 +278,11 @@ class RunStore(PromptSink):
                     f"load run {run_id} cannot be opened in {self._folder}: {problem.strerror}"
                 ) from None
             self._opened.add(run_id)
+
+    def opened_since_s(self) -> float:
+        """Return since when a run has been open that was not closed, seconds since the Unix epoch."""
+        with self._lock:
+            return min((_modified_s(self._mark(name), inf) for name in self._opened), default=inf)
 
     def close_run(self, run_id: str) -> None:
         """Note that the driver has what it wanted of *run_id*; what is stored stays for now."""

@@ -32,6 +32,13 @@ class BoundedLog(Generic[T]):
             self._added += len(new)
             self._kept.extend(new)
 
+    def forget_before(self, time_ns: int) -> None:
+        """Drop what ended before *time_ns*."""
+        with self._lock:
+            while self._kept and self._kept[0].end_ns < time_ns:
+                self._kept.popleft()
+                self._evicted += 1
+
     def between(self, since_ns: int, until_ns: int) -> list[T]:
         """Return what overlaps the time from *since_ns* to *until_ns*."""
         with self._lock:
@@ -51,7 +58,7 @@ MAX_KERNELS = 20_000
 
 @dataclass(frozen=True, slots=True)
 class TelemetryBuffer:
-    """One agent's samples, stacks and kernels of the last hour or so."""
+    """One agent's samples, stacks and kernels of the last half hour or so."""
 
     samples: SampleStore = field(default_factory=SampleStore)
     stacks: BoundedLog[StackSpan] = field(default_factory=lambda: BoundedLog[StackSpan](MAX_STACKS))
@@ -69,6 +76,12 @@ class TelemetryBuffer:
         """Wait until what was sampled up to now is here; not from the agent's loop."""
         for finish in self.before_reading:
             finish(timeout_s)
+
+    def forget_before(self, time_ns: int) -> None:
+        """Drop what ended before *time_ns*, so that memory stops growing."""
+        self.samples.forget_before(time_ns)
+        self.stacks.forget_before(time_ns)
+        self.kernels.forget_before(time_ns)
 
     def count(self, name: str, more: int = 1) -> None:
         """Count something that a sampler did or failed to do."""

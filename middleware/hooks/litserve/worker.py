@@ -159,10 +159,10 @@ class Work:
 
     def begin(self, request: object) -> None:
         """Work for the item whose payload is *request*, from here on, in this task or thread."""
-        item = self.next_item(request)
-        current.set(item.timeline if item else None)
-        if item:
-            with guarded():
+        current.set(None)  # Not the last one's, whatever goes wrong below.
+        with guarded():
+            if item := self.next_item(request):
+                current.set(item.timeline)
                 item.taken_up()
 
     def next_item(self, request: object) -> Item | None:
@@ -182,18 +182,18 @@ class Work:
 
         @functools.wraps(add_request)
         def timed(request_id: str, *args: Any, **kwargs: Any) -> Any:
-            item = self._items.get(request_id)
-            if item is None:
+            with _for(self._in_model(request_id)):
                 return add_request(request_id, *args, **kwargs)
-            item.taken_up()
-            item.open(_INFERENCE)
-            token = current.set(item.timeline)
-            try:
-                return add_request(request_id, *args, **kwargs)
-            finally:
-                current.reset(token)
 
         return timed
+
+    def _in_model(self, request_id: str) -> Item | None:
+        with guarded():
+            if item := self._items.get(request_id):
+                item.taken_up()
+                item.open(_INFERENCE)
+                return item
+        return None
 
     def sent(self, message: Any) -> Any:
         """Note that *message* is about to go back; the last one for a request ends the work."""
@@ -247,9 +247,9 @@ class BatchedWork(Work):
 
     def _form(self) -> None:
         """Take in what has been taken from the queue; the first call of a batch does."""
-        if self._members:
-            return
         with guarded():
+            if self._members:
+                return
             self._members = list(self._items.values())
             for item in self._members:
                 self._batch.add(item.ticket)
@@ -259,10 +259,15 @@ class BatchedWork(Work):
         @functools.wraps(decode)
         def timed(request: Any, *args: Any, **kwargs: Any) -> Any:
             self._form()
-            with self._failing(), _for(self.next_item(request)), stage("preprocess.parse"):
+            with self._failing(), _for(self._decoded(request)), stage("preprocess.parse"):
                 return decode(request, *args, **kwargs)
 
         return timed
+
+    def _decoded(self, request: object) -> Item | None:
+        with guarded():
+            return self.next_item(request)
+        return None
 
     def _collating(self, collate: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(collate)
