@@ -29,6 +29,7 @@ from pathlib import Path
 import aiohttp
 import psutil
 
+from stagescope.agent.api.client import AgentClient
 from stagescope.load_run.locate import AgentLocation, opened_run
 from stagescope.loadgen.target import target
 from stagescope.recorder.spool import SOCKET_NAME
@@ -222,6 +223,23 @@ async def measure_case(case: Case, processes: Processes, args: argparse.Namespac
         most = export_rate(processes.taken, back, time.monotonic(), 5.0)
         print(f"  exports, kB/s: {steady:.0f} before the outage, {most:.0f} at most in 5 s after it "
               f"({most / steady:.1f} times)", flush=True)  # fmt: skip
+        tell_losses(processes.spool)
+
+
+def tell_losses(spool: Path) -> None:
+    """Print what became of all records and spans, by the agent's own counters."""
+    counts = AgentClient(spool / SOCKET_NAME).counters()
+    print(
+        f"  records: {counts['records']:.0f} read, "
+        f"{counts['overwritten'] + counts['lost']:.0f} written over unread\n"
+        f"  spans: {counts['otlp_sent_spans']:.0f} sent, "
+        + ", ".join(
+            f"{value:.0f} {name.removeprefix('otlp_')}"
+            for name, value in counts.items()
+            if value and name.startswith(("otlp_dropped", "otlp_rejected"))
+        ),
+        flush=True,
+    )
 
 
 def main() -> None:

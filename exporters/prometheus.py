@@ -147,7 +147,7 @@ class StageMetrics:
 
     def render(self, accept: str = "") -> tuple[bytes, str]:
         """Return the text in the format that an `Accept` header asks for, and its content type."""
-        encode, content_type = choose_encoder(accept)
+        encode, content_type = choose_encoder(accept.lower())  # RFC 9110, 8.3.1: in any case
         return encode(self.registry), content_type
 
     def snapshot(self, metric: str) -> dict[Labels, Snapshot]:

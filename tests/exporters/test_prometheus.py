@@ -229,6 +229,10 @@ def test_format_goes_by_the_accept_header() -> None:
     assert open_type.startswith("application/openmetrics-text; version=1.0.0")
     assert open_text.endswith(b"# EOF\n")
     assert b"trace_id" in open_text
+    assert metrics.render(OPENMETRICS.replace("application/open", "Application/Open")) == (
+        open_text,
+        open_type,
+    )
 
 
 def test_names_without_end_are_bounded() -> None:
