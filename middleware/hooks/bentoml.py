@@ -208,8 +208,9 @@ def _next(function: Callable[..., Any]) -> Callable[..., Any]:
     since = timeline.clock()
 
     def carried(*args: Any) -> Any:
-        if timeline.clock() - since > LONG_WAIT_NS:
-            timeline.mark(_THREADPOOL, since, timeline.clock())
+        with guarded(timeline.recorder):
+            if timeline.clock() - since > LONG_WAIT_NS:
+                timeline.mark(_THREADPOOL, since, timeline.clock())
         return function(*args)
 
     return carried

@@ -191,24 +191,25 @@ def _forwarding_config(config: Any) -> Any:
 def _named_init(init: Callable[..., None]) -> Callable[..., None]:
     def named(self: Any, url: str, *args: Any, **kwargs: Any) -> None:
         init(self, url, *args, **kwargs)
-        found = _SOCKET.fullmatch(PurePath(url).name)
-        setattr(self, _MODEL, found[1] if found else "")
+        with guarded():
+            found = _SOCKET.fullmatch(PurePath(url).name)
+            setattr(self, _MODEL, found[1] if found else "")
 
     return named
 
 
 def _timed_requests(handle: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[None]]:
     async def timed(self: Any, scope: Any, payload: bytes, send: Any) -> None:
-        recorder = _recorder()
-        if recorder is None:
-            await handle(self, scope, payload, send)
-            return
-        received = scope[_RECEIVED] = Received(recorder, getattr(self, _MODEL, ""))
+        received: Received | None = None
+        with guarded():
+            if recorder := _recorder():
+                received = scope[_RECEIVED] = Received(recorder, getattr(self, _MODEL, ""))
         try:
             await handle(self, scope, payload, send)
         finally:
-            with guarded(recorder):
-                received.finish()
+            if received is not None:
+                with guarded(received.recorder):
+                    received.finish()
 
     return timed
 

@@ -88,14 +88,17 @@ class Call:
         self._replica = replica
         self._metadata = metadata
         self._timeline: Timeline | None = None
+        self._stage: stage | None = None
 
     def __enter__(self) -> None:
         with guarded():
             self._timeline = self._take_up()
         self._token = current.set(self._timeline)
-        deployment = self._replica._deployment_id.name
-        self._stage = stage(f"inference.{deployment}"[: fmt.NAME_BYTES - 1])
-        self._stage.__enter__()
+        with guarded():
+            deployment = self._replica._deployment_id.name
+            opened = stage(f"inference.{deployment}"[: fmt.NAME_BYTES - 1])
+            opened.__enter__()
+            self._stage = opened
 
     def __exit__(
         self,
@@ -103,7 +106,8 @@ class Call:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._stage.__exit__(kind, error, traceback)
+        if self._stage is not None:
+            self._stage.__exit__(kind, error, traceback)
         current.reset(self._token)
         if self._timeline is not None:
             with guarded(self._timeline.recorder):
@@ -153,7 +157,8 @@ def arriving(call: Callable[..., Any]) -> Callable[..., Any]:
     """
 
     async def note_and_call(self: Any, scope: Scope, receive: Receive, send: Send) -> None:
-        arrived.set((time.monotonic_ns(), _boot()))
+        with guarded():
+            arrived.set((time.monotonic_ns(), _boot()))
         if scope.pop(SCOPE_KEY, None) is not None:
             current.set(None)
         await call(self, scope, receive, send)
