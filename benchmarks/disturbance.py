@@ -151,7 +151,9 @@ async def measure(ports: list[int], seconds: float, rate: float) -> list[list[fl
             await answer.read()
         taken[which].append((time.perf_counter() - began) * 1e3)
 
-    async with aiohttp.ClientSession() as session, asyncio.TaskGroup() as tasks:
+    # uvicorn closes what was idle for 5 s, perhaps just when it is used again.
+    idle = aiohttp.TCPConnector(keepalive_timeout=2.0)
+    async with aiohttp.ClientSession(connector=idle) as session, asyncio.TaskGroup() as tasks:
         first = time.perf_counter()
         for number in range(int(seconds * rate) * len(ports)):
             # Half a period apart, so that neither waits for the other.

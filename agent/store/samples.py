@@ -67,10 +67,9 @@ class _Block:
         """Return what was compressed."""
         columns = _Columns()
         columns.series = self.series()
-        for column, data in zip(
-            (columns.starts, columns.ends, columns.values), self._data[1:], strict=True
-        ):
-            column.frombytes(zlib.decompress(data))
+        columns.starts.frombytes(zlib.decompress(self._data[1]))
+        columns.ends.frombytes(zlib.decompress(self._data[2]))
+        columns.values.frombytes(zlib.decompress(self._data[3]))
         return columns
 
 
