@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from math import inf
 
 from stagescope.exporters.otlp.batch_links import BatchLink, further_holders, has_trace
 from stagescope.exporters.otlp.environment import whole
@@ -114,8 +115,8 @@ class SpanQueue:
                 self._changed.notify()
         return True
 
-    def take(self, pause_s: float) -> list[Waiting]:
-        """Wait *pause_s*, then for something to send; empty at the end."""
+    def take(self, pause_s: float, most: float = inf) -> list[Waiting]:
+        """Wait *pause_s*, then for something to send, *most* spans; empty at the end."""
         with self._changed:
             if pause_s:
                 self._changed.wait_for(lambda: self._closing, pause_s)
@@ -124,7 +125,7 @@ class SpanQueue:
                     break
             if self._closing and time.monotonic() >= self._flush_until:
                 return []
-            return self._take_batch()
+            return self._take_batch(most)
 
     def settle(self, taken: Sequence[Waiting], outcome: Outcome, rejected: int = 0) -> None:
         """Count what was taken as sent, or as dropped; *rejected* of its spans as rejected."""
@@ -170,9 +171,9 @@ class SpanQueue:
     def _is_due(self) -> bool:
         return self._closing or self._spans >= self.limits.at_once(0)
 
-    def _take_batch(self) -> list[Waiting]:
+    def _take_batch(self, most: float) -> list[Waiting]:
         taken: list[Waiting] = []
-        room = self.limits.at_once(self._spans)
+        room = min(self.limits.at_once(self._spans), most)
         while self._waiting and (not taken or self._waiting[0][1] <= room):
             waiting, spans, number = self._waiting.popleft()
             if not taken:

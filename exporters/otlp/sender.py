@@ -6,11 +6,13 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
+from math import inf
 from typing import Final
 
 from stagescope.exporters.otlp.batch_links import batch_link
 from stagescope.exporters.otlp.environment import TRACES
 from stagescope.exporters.otlp.queue import (
+    FEW_SPANS,
     HeldBatches,
     Outcome,
     QueueLimits,
@@ -26,8 +28,11 @@ from stagescope.exporters.tail_sampling import TailSampler
 from stagescope.records import BatchRecord, ColdStartRecord, Record, RequestRecord
 
 MAX_PAUSE_S: Final = 30.0
-CATCH_UP: Final = 3.0
-"""After an outage spans are sent at most so many times as fast as they come."""
+CATCH_UP: Final = 2.5
+"""After an outage spans are sent so many times as fast as they come: three times, with what one
+delivery more or less makes of any few seconds."""
+PACED_S: Final = 0.5
+"""While they are, a delivery holds what may be sent in so long."""
 LEAST_PACE: Final = 100.0
 """Spans a second, where hardly any came."""
 LONGEST_HOLD_S: Final = 10.0
@@ -61,7 +66,7 @@ class SpanSender(Sender[Spans]):
 
     def work(self) -> None:
         """Send until the end; a failure while closing is the end too."""
-        while taken := self._queue.take(self._pause_s()):
+        while taken := self._queue.take(self._pause_s(), self._most()):
             began_s = time.monotonic()
             failed_before = bool(self.failures)
             if not failed_before:
@@ -89,6 +94,12 @@ class SpanSender(Sender[Spans]):
             return max(0.0, self._sent_last / self._pace - self._call_s) if self._pace else 0.0
         return float(min(self._queue.limits.delay_s * 2 ** min(self.failures, 16), MAX_PAUSE_S))
 
+    def _most(self) -> float:
+        """Return how many spans go at once: an attempt in an outage may lose them, so few then."""
+        if self.failures:
+            return FEW_SPANS
+        return self._pace * PACED_S if self._pace else inf
+
     def _set_pace(self, taken: list[Waiting], *, failed_before: bool) -> None:
         """After an outage, or a call that hung, send what waited no faster than is polite.
 
@@ -99,7 +110,7 @@ class SpanSender(Sender[Spans]):
             came = self._queue.offered - self._offered_before
             self._pace = max(LEAST_PACE, CATCH_UP * came / max(1.0, took_s))
             self._after_failure = self._after_failure or failed_before
-        if self._pace and self._queue.queued_spans < self._queue.limits.batch_spans:
+        if self._queue.queued_spans < min(self._pace, self._queue.limits.batch_spans):
             self._pace, self._after_failure = 0.0, False
         self._sent_last = sum([waiting.spans for waiting in taken])
 

@@ -141,7 +141,7 @@ def test_what_is_rejected_is_counted_and_said_once(
 
 def test_what_an_outage_left_is_sent_at_a_bounded_rate(monkeypatch: pytest.MonkeyPatch) -> None:
     """A back end that is back gets at most three times as many spans a second as come steadily."""
-    monkeypatch.setenv("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "100")
+    monkeypatch.setenv("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "1000")
     monkeypatch.setenv("OTEL_BSP_MAX_QUEUE_SIZE", "4000")
     with OtlpReceiver() as receiver:
         sink = sink_at(receiver.http_endpoint, monkeypatch, TIMEOUT="10")
@@ -162,6 +162,7 @@ def test_what_an_outage_left_is_sent_at_a_bounded_rate(monkeypatch: pytest.Monke
     took_s = caught_up[-1].at_s - caught_up[0].at_s
     assert spans > 1_000
     assert spans / took_s < 3.3 * SteadyRecords.RATE
+    assert max(delivery.spans for delivery in caught_up[1:]) <= 1.7 * SteadyRecords.RATE
 
 
 class SteadyRecords:
