@@ -104,7 +104,11 @@ def _build(tables: RunTables) -> Report:
         resources=resources,
     )
     base = chosen.filter(in_breakdown(chosen)) if join.joined else None
-    requests = Requests(tables, base)
+    return _judged(report, tables, Requests(tables, base), waits)
+
+
+def _judged(report: Report, tables: RunTables, requests: Requests, waits: RunWaits) -> Report:
+    """Return *report* with its evidence, its verdict and its slowest requests."""
     evidence = gather(tables, report, requests, waits)
     return replace(
         report,

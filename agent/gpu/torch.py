@@ -68,12 +68,12 @@ class TorchProbe:
     def _of(self, ring: Path, pid: int) -> Iterator[Sample]:
         self._answering.discard(ring)
         try:
-            answer = ask(probe_of(ring), "accelerator", timeout_s=ANSWER_S)
+            answer = ask(probe_of(ring), "torch", driver=True, timeout_s=ANSWER_S)
         except StagescopeError:  # it has ended, has no probe, or is an older one
             return
         now_ns = self._clock()
-        for told in answer["devices"]:
-            if "bytes" not in told:
+        for told in answer.get("memory", ()):
+            if "name" not in told:
                 return  # an older stagescope's
             self._answering.add(ring)
             device = self._device(told)

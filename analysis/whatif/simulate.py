@@ -121,17 +121,7 @@ class Scenario:
             one = pipeline.requests[like]
             yield env.timeout(at_ms)
             process = processes[chosen[index] if pipeline.spread else one.process]
-            for needs, where, spent in self.works[like]:
-                if needs == DELAY:
-                    yield env.timeout(spent)
-                elif needs == BATCH:
-                    yield process.batchers[where].join()
-                elif (resource := process.loop if needs == LOOP else process.pools[where]) is None:
-                    yield env.timeout(spent * slower)
-                else:
-                    with resource.request() as turn:
-                        yield turn
-                        yield env.timeout(spent * slower)
+            yield from process.serve(self.works[like])
             ends[index] = env.now + one.after_ms
 
         for index, (at_ms, _) in enumerate(arrivals):
@@ -172,6 +162,8 @@ class _Process:
     def __init__(
         self, env: simpy.Environment, scenario: Scenario, moved: Moved, slower: float
     ) -> None:
+        self._env = env
+        self._slower = slower
         self.loop = simpy.Resource(env, 1)
         self.pools: dict[str, simpy.Resource | None] = {
             name: simpy.Resource(env, pool.size) if pool.size else None
@@ -181,6 +173,20 @@ class _Process:
             name: _Batching(env, batcher, scenario.services[name], moved, slower)
             for name, batcher in scenario.pipeline.batchers.items()
         }
+
+    def serve(self, works: Sequence[tuple[str, str, float]]) -> Step:
+        """Do what one request needs, one work after the other."""
+        for needs, where, spent in works:
+            if needs == DELAY:
+                yield self._env.timeout(spent)
+            elif needs == BATCH:
+                yield self.batchers[where].join()
+            elif (resource := self.loop if needs == LOOP else self.pools[where]) is None:
+                yield self._env.timeout(spent * self._slower)
+            else:
+                with resource.request() as turn:
+                    yield turn
+                    yield self._env.timeout(spent * self._slower)
 
 
 class _Batching:

@@ -51,18 +51,7 @@ def install(name: str) -> bool:
         return True
     if is_switched_off(name):
         return False
-    others = {} if name in HOOKS else third_party()
-    if name not in HOOKS and name not in others:
-        there = ", ".join(sorted(HOOKS | others))
-        raise UsageError(f"there is no hook for {name!r}; there are: {there}")
-    try:
-        module, _, attribute = (HOOKS.get(name) or others[name]).partition(":")
-        hook: Hook = getattr(import_module(module), attribute)
-    except ModuleNotFoundError as missing:
-        raise UsageError(
-            f"the hook for {name} needs {missing.name}, which is not installed: "
-            f"pip install {missing.name}"
-        ) from missing
+    hook, module = _loaded(name)
     _installed.add(name)
     if not _known(hook):
         return False
@@ -75,7 +64,7 @@ def install(name: str) -> bool:
         return False
     except Exception as error:
         unwrap(before)
-        if name in others:
+        if name not in HOOKS:
             log.warning(
                 "stagescope: hook %s (%s) is switched off, it raised %r; the server runs without it",
                 name, module, error,
@@ -84,6 +73,22 @@ def install(name: str) -> bool:
             raise
         return False
     return True
+
+
+def _loaded(name: str) -> tuple[Hook, str]:
+    """Return the hook and the name of its module. Raises UsageError, as `install` does."""
+    there = HOOKS if name in HOOKS else HOOKS | third_party()
+    if name not in there:
+        raise UsageError(f"there is no hook for {name!r}; there are: {', '.join(sorted(there))}")
+    module, _, attribute = there[name].partition(":")
+    try:
+        hook: Hook = getattr(import_module(module), attribute)
+    except ModuleNotFoundError as missing:
+        raise UsageError(
+            f"the hook for {name} needs {missing.name}, which is not installed: "
+            f"pip install {missing.name}"
+        ) from missing
+    return hook, module
 
 
 def is_switched_off(name: str) -> bool:

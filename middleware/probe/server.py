@@ -34,7 +34,6 @@ _CREDENTIALS = Struct("3i")
 THREAD_NAME = "stagescope-probe"
 
 OPS: Mapping[str, str] = {
-    "accelerator": "stagescope.middleware.torch.memory:accelerator_answer",
     "allow_ptrace": "stagescope.middleware.probe.ops:allow_ptrace",
     "capture": "stagescope.middleware.torch.capture:answer",
     "dump": "stagescope.middleware.probe.ops:dump",

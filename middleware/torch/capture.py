@@ -263,35 +263,43 @@ class Capture:
             stop_ns = self._clock()
             session.stop()
         stopped_ns = self._clock()
-        if session.taken:
-            raise Unfit("the server started a torch profiler of its own meanwhile; try again later")
-        if not window.calls and window.ended_by == "asked":
-            raise Enough
-        if self._asker.closed():
-            raise Left
+        self._check(session, window)
         session.save(self._folder.part)
         saved_ns = self._clock()
         size = self._folder.part.stat().st_size
         if window.calls:
             _learnt[self._cpu] = size / BYTES_AN_EVENT / (window.calls + self._device)
-        facts = {
-            "capture_id": self._asked.capture_id,
-            "pid": os.getpid(),
-            "torch": str(self._torch.__version__),
-            "device": self._device,
-            "operators": self._cpu,
+        facts = self._facts(window) | {
             "profiled_since_ns": profiled.start_ns,
-            "since_ns": window.since_ns,
-            "until_ns": window.until_ns,
             "profiled_until_ns": saved_ns,
-            "batches": window.calls,
-            "ended_by": window.ended_by,
             "stop_s": (stopped_ns - stop_ns) / 1e9,
             "save_s": (saved_ns - stopped_ns) / 1e9,
         }
         anchors.append(self._anchor())
         self._folder.finish(facts | {"anchors": anchors} | self._ledger.to_json())
         return facts | {"state": "exported", "bytes": size}
+
+    def _check(self, session: Session, window: Window) -> None:
+        """Raise where what was recorded is of no use, or nobody waits for it any more."""
+        if session.taken:
+            raise Unfit("the server started a torch profiler of its own meanwhile; try again later")
+        if not window.calls and window.ended_by == "asked":
+            raise Enough
+        if self._asker.closed():
+            raise Left
+
+    def _facts(self, window: Window) -> dict[str, Any]:
+        return {
+            "capture_id": self._asked.capture_id,
+            "pid": os.getpid(),
+            "torch": str(self._torch.__version__),
+            "device": self._device,
+            "operators": self._cpu,
+            "since_ns": window.since_ns,
+            "until_ns": window.until_ns,
+            "batches": window.calls,
+            "ended_by": window.ended_by,
+        }
 
     def _until_enough(self) -> Window:
         """Wait until there are enough batches, events or seconds, or the asker says so."""

@@ -36,14 +36,19 @@ HOST_TIMES = {"alloc": "host_alloc_time", "free": "host_free_time"}
 """Time in the driver's calls, µs."""
 
 
-def device_memory(kind: str, namespace: Any) -> list[dict[str, Any]]:
-    """Return what the allocator of each device holds that has ever held anything."""
+def device_memory(kind: str, namespace: Any, driver: Any = None) -> list[dict[str, Any]]:
+    """Return what the allocator of each device holds that has ever held anything.
+
+    With *driver*, `torch.accelerator`: of every device, and also what it is and how much of it is
+    in use by all processes.
+    """
     found = []
-    for index in range(namespace.device_count()):
-        stats = namespace.memory.memory_stats_as_nested_dict(index)
-        if _of(stats, "reserved_bytes", "peak"):
-            name = device_name(kind, namespace, index)
-            found.append({"device": name, **_device_reading(stats)})
+    for index in range((driver or namespace).device_count()):
+        stats = _stats(namespace, driver, index)
+        if driver or _of(stats, "reserved_bytes", "peak"):
+            name = _known(device_name, kind, namespace, index) or f"{kind}:{index}"
+            told = _described(kind, namespace, driver, index) if driver else {}
+            found.append({"device": name, **_device_reading(stats), **told})
     return found
 
 
@@ -89,17 +94,32 @@ def _of(stats: Mapping[str, Any], key: str, which: str) -> int | None:
 
 # The probe's `torch`: what torch holds on its devices, and the device time of stages so far.
 #
-# The first question that finds a device in use also begins the taking of device times, and the
-# watch for running out of memory. torch is looked up among the loaded modules, never imported, and
-# a device that the server has not begun to use is not begun.
+# torch is looked up among the loaded modules, never imported, and a device that the server has not
+# begun to use is not begun.
 
 
 NONE, WAITING, IN_USE = "none", "waiting", "in use"
+T = TypeVar("T")
 
 
 def torch_answer(question: Mapping[str, Any], asker: Connection) -> Mapping[str, Any]:
-    """Return state and, where a device is in use, sums and levels; times are monotonic ns."""
-    return readings(sys.modules.get("torch"), asker)
+    """Return state and, where a device is in use, sums and levels; times are monotonic ns.
+
+    The first plain question that finds a device in use also begins the taking of device times, and
+    the watch for running out of memory. `"driver": true` asks instead for every device that
+    torch knows, whoever made it, with its name and what its driver tells of its memory.
+    """
+    torch = sys.modules.get("torch")
+    answer: dict[str, Any] = {"state": state(torch), "at_ns": asker.recorder.clock()}
+    if question.get("driver"):
+        return answer | {"memory": _every_device(torch)}
+    if (found := in_use(torch)) is None:
+        return answer
+    kind, namespace = found
+    times = device_time(kind, namespace)
+    watch_memory(torch, kind, namespace, asker.recorder)
+    sums = times.sums() if times is not None else None
+    return {**answer, "kind": kind, "times": sums, **_memory(kind, namespace)}
 
 
 def state(torch: Any) -> str:
@@ -111,23 +131,6 @@ def state(torch: Any) -> str:
     return WAITING if possible(torch) else NONE
 
 
-def readings(torch: Any, asker: Connection) -> Mapping[str, Any]:
-    """Read *torch*."""
-    now_ns = asker.recorder.clock()
-    if (present := state(torch)) != IN_USE or (found := in_use(torch)) is None:
-        return {"state": present, "at_ns": now_ns}
-    kind, namespace = found
-    times = device_time(kind, namespace)
-    watch_memory(torch, kind, namespace, asker.recorder)
-    return {
-        "state": IN_USE,
-        "at_ns": now_ns,
-        "kind": kind,
-        "times": times.sums() if times is not None else None,
-        **_memory(kind, namespace),
-    }
-
-
 def _memory(kind: str, namespace: Any) -> Mapping[str, Any]:
     try:
         return {"memory": device_memory(kind, namespace), "pinned": pinned_memory(namespace)}
@@ -135,54 +138,37 @@ def _memory(kind: str, namespace: Any) -> Mapping[str, Any]:
         return {"memory": [], "pinned": None, "why_no_memory": str(refusal).partition("\n")[0]}
 
 
-# The probe's `accelerator`: what torch tells of this process's devices, whoever made them.
-#
-# It neither loads torch nor initialises a device: a process that has done neither has no devices.
-
-
-T = TypeVar("T")
-
-
-def accelerator_answer(question: Mapping[str, Any], asker: Connection) -> Mapping[str, Any]:
-    """Return the devices as `torch` names them, with what their allocators and their driver tell."""
-    torch = sys.modules.get("torch")
-    accelerator = getattr(torch, "accelerator", None)  # torch 2.6 and later
-    if torch is None or accelerator is None or not accelerator.is_available():
-        return {"devices": []}
-    kind = accelerator.current_accelerator().type
-    module: Any = getattr(torch, kind, None)
-    if not getattr(module, "is_initialized", lambda: True)():
-        return {"devices": []}  # it may be about to fork, and initialised parents break children
+def _every_device(torch: Any) -> list[dict[str, Any]]:
+    driver = getattr(torch, "accelerator", None)  # torch 2.6 and later
+    if driver is None or not driver.is_available():
+        return []
+    kind = driver.current_accelerator().type
+    namespace: Any = getattr(torch, kind, None)
+    if not getattr(namespace, "is_initialized", lambda: True)():
+        return []  # it may be about to fork, and initialised parents break children
     platform = "hip" if getattr(torch.version, "hip", None) else kind
-    return {
-        "devices": [
-            {
-                "device": _known(device_name, kind, module, index) or f"{kind}:{index}",
-                "name": _known(lambda at: module.get_device_name(at), index) or kind,
-                "platform": platform,
-                "ordinal": index,
-                **_device_reading(_stats(accelerator, module, index)),
-                **_driver_memory(accelerator, index),
-            }
-            for index in range(accelerator.device_count())
-        ]
-    }
+    return [one | {"platform": platform} for one in device_memory(kind, namespace, driver)]
 
 
-def _stats(accelerator: Any, module: Any, index: int) -> Mapping[str, Any]:
+def _stats(namespace: Any, driver: Any, index: int) -> Mapping[str, Any]:
     """Return what the allocator of a device says; of a back end without more, what it reserved."""
-    if stats := _known(lambda: module.memory.memory_stats_as_nested_dict(index)):
-        return dict(stats)
-    flat = _known(lambda: accelerator.memory_stats(index)) or {}
+    if driver is None:
+        stats: Mapping[str, Any] = namespace.memory.memory_stats_as_nested_dict(index)
+        return stats
+    if known := _known(lambda: namespace.memory.memory_stats_as_nested_dict(index)):
+        return dict(known)
+    flat = _known(lambda: driver.memory_stats(index)) or {}
     return {"reserved_bytes": {"current": flat.get("reserved_bytes.all.current")}}
 
 
-def _driver_memory(accelerator: Any, index: int) -> dict[str, int]:
-    """Return what is in use on a device, of all processes, and how much there is."""
-    if free_and_total := _known(lambda: accelerator.get_memory_info(index)):
+def _described(kind: str, namespace: Any, driver: Any, index: int) -> dict[str, Any]:
+    """Return what a device is, what of it is in use by all processes, and how much there is."""
+    name = _known(lambda: namespace.get_device_name(index)) or kind
+    told = {"name": name, "ordinal": index}
+    if free_and_total := _known(lambda: driver.get_memory_info(index)):
         free, total = free_and_total
-        return {"used_bytes": total - free, "total_bytes": total}
-    return {}
+        told |= {"used_bytes": total - free, "total_bytes": total}
+    return told
 
 
 def _known(ask: Callable[..., T], *about: Any) -> T | None:

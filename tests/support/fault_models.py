@@ -30,7 +30,7 @@ from tests.support import fault_drive
 HOOKS = ("onnxruntime", "transformers.pipelines", "transformers.generation.utils",
          "sse_starlette")  # fmt: skip
 ASKED: tuple[tuple[str, dict[str, Any]], ...] = (
-    ("hello", {}), ("dump", {}), ("stacks", {"seconds": 0.03}), ("torch", {}), ("accelerator", {}),
+    ("hello", {}), ("dump", {}), ("stacks", {"seconds": 0.03}), ("torch", {}), ("torch", {"driver": True}),
     ("allow_ptrace", {"pid": os.getpid()}), ("memory_snapshot", {}),
 )  # fmt: skip
 """What the probe is asked while the app serves; a capture takes too long for hundreds of times."""

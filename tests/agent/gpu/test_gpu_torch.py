@@ -68,7 +68,7 @@ def test_a_process_with_accelerators(serve: Serve) -> None:
 def test_a_process_that_has_not_touched_a_device(serve: Serve, how: str) -> None:
     """It has none, and asking does not initialise one: it may be about to fork."""
     ring, process = serve(how)
-    assert ask(probe_of(ring), "accelerator", timeout_s=30) == {"devices": [], "done": True}
+    assert ask(probe_of(ring), "torch", driver=True, timeout_s=30)["memory"] == []
     probe = TorchProbe(lambda: [(ring, process)])
     assert probe.poll("slow") == []
     assert probe.devices() == []
