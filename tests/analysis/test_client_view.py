@@ -43,6 +43,9 @@ def test_first_token_and_token_times_of_streams(tmp_path: Path) -> None:
     assert report.client.first_token.p50_ms == 200
     assert report.client.inter_token.mean_ms == 20
     assert "first token" in text(report)
+    client = report.to_json()["client"]
+    assert client["first_token"]["p50_ms"] == 200
+    assert client["inter_token"]["mean_ms"] == 20
 
 
 def test_without_streams_there_are_no_token_times(tmp_path: Path) -> None:

@@ -84,6 +84,28 @@ def test_ctrl_c_keeps_what_was_measured_and_leaves_no_server(tmp_path: Path) -> 
     assert "Finished server process" in (out / "server.log").read_text()
 
 
+def test_torch_is_the_users_own(tmp_path: Path) -> None:
+    """`--server torch` without torch says what to install, before it makes or starts anything."""
+    hidden = (
+        "import importlib.util as util, sys; find = util.find_spec\n"
+        "util.find_spec = lambda name, *rest: None if name == 'torch' else find(name, *rest)\n"
+        "from stagescope.cli import main; sys.exit(main(sys.argv[1:]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", hidden, "demo", "--server", "torch", "--out", str(tmp_path / "out")],
+        env=os.environ | {"PYTHONPATH": SOURCE},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "pip install torch" in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_used_folder_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """What is already there is not overwritten; the sentence names the folder."""
     (tmp_path / "kept").write_text("mine")

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from stagescope.cli.demo_server import ExampleServer, example_server
+from stagescope.cli.demo_server import TORCH_APP, ExampleServer, example_server
 from stagescope.errors import StagescopeError
 from stagescope.examples.image_server.images import sample_jpeg
 from stagescope.testing import wait_until
@@ -54,6 +54,18 @@ def test_a_jpeg_is_answered_with_the_likeliest_classes(server: ExampleServer) ->
     assert len(likely) == 5
     assert likely == sorted(likely, reverse=True)
     assert all(0 <= each["class"] < 1000 for each in answer["top"])
+
+
+def test_the_torch_server_answers_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`demo --server torch` runs a model by torch, behind the same endpoint."""
+    for name, value in SMALL.items():
+        monkeypatch.setenv(name, value)
+    with example_server(tmp_path / "server.log", TORCH_APP) as running:
+        running.wait_ready()
+        status, answer = post(running, sample_jpeg())
+
+    assert status == 200
+    assert len(answer["top"]) == 5
 
 
 @pytest.mark.parametrize("body", [b"", b"GIF89a", sample_jpeg()[:700]])

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -293,6 +294,14 @@ def test_a_spool_that_cannot_be_written(tmp_path: Path) -> None:
     assert "cannot be made in /proc" in found["by_name"]["spool"]["told"]
     found = examined(tmp_path / ("long" * 30))
     assert "a socket may have 107" in found["by_name"]["spool"]["told"]
+
+
+def test_how_much_memory_a_worker_takes_is_told(spool: Path) -> None:
+    """Of what is free where the spool is, and by how many requests its file holds."""
+    line = examined(spool)["by_name"]["spool"]
+    assert re.search(r"a worker's file takes \d+\.\d MB", line["told"])
+    assert line["facts"]["records_per_file"] > 0
+    assert line["facts"]["free_bytes"] > 0
 
 
 def test_who_drains_the_spool(spool: Path) -> None:

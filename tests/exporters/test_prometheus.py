@@ -30,6 +30,7 @@ from stagescope.testing.records import (
     batch_record,
     cold_start_record,
     request_record,
+    stage_spans,
 )
 from stagescope.testing.records import (
     WAITS as WAIT_FACTS,
@@ -79,6 +80,66 @@ def test_stage_seconds_add_up() -> None:
     assert sum(sums.values()) == pytest.approx(whole.value)
 
 
+def test_stages_and_sub_stages_are_told_by_route() -> None:
+    """What one route needs for a stage is not mixed with another's; sub-stages by full name."""
+    fast = stage_spans((("queue.threadpool", 0, 1_000_000), ("inference", 1_000_000, 3_000_000)),
+                       3_000_000)  # fmt: skip
+    read = families(counted(request_record(), request_record(route="/fast", stages=fast)))
+
+    def sums(metric: str, label: str, route: str) -> dict[str, float]:
+        return {s.labels[label]: s.value for s in samples(read[metric], "_sum", route=route)}
+
+    stages = "model_server_stage_duration_seconds"
+    assert sums(stages, "stage", "/predict")["inference"] == pytest.approx(0.007)
+    assert sums(stages, "stage", "/fast")["inference"] == pytest.approx(0.002)
+    parts = {s.labels["sub_stage"]: s.value for s in
+             samples(read["model_server_sub_stage_duration_seconds"], "_sum")}  # fmt: skip
+    assert parts == pytest.approx(
+        {"queue.threadpool": 0.0001 + 0.001, "queue.batch": 0.0001, "batch.wait": 0.0009}
+    )
+
+
+def test_workers_are_told_apart() -> None:
+    """The mean request of each process of a service, by its pid."""
+    other = replace(PROCESS, pid=4243, ring_id="cd" * 16)
+    slow = request_record(process=other, duration_ns=90_000_000)
+    read = families(counted(request_record(), request_record(), slow))
+    workers = read["model_server_worker_request_duration_seconds"]
+
+    sums = {s.labels["worker"]: s.value for s in samples(workers, "_sum")}
+    counts = {s.labels["worker"]: s.value for s in samples(workers, "_count")}
+    assert sums == pytest.approx({"4242": 0.02, "4243": 0.09})
+    assert counts == {"4242": 2, "4243": 1}
+
+
+def test_the_share_under_200_ms_can_be_asked_for() -> None:
+    """There are buckets from 100 to 250 ms in small steps, of requests and of stages."""
+    read = families(
+        counted(*(request_record(duration_ns=ms * 1_000_000) for ms in (90, 199, 200, 201, 240)))
+    )
+    requests = read["http_server_request_duration_seconds"]
+    seconds = {float(s.labels["le"]): s.value for s in samples(requests, "_bucket")}
+
+    assert [seconds[le] for le in (0.1, 0.125, 0.15, 0.175, 0.2, 0.25)] == [1, 1, 1, 1, 3, 5]
+    stages = samples(read["model_server_stage_duration_seconds"], "_bucket")
+    assert {float(s.labels["le"]) for s in stages} == set(seconds)
+
+
+def test_a_process_figure_has_one_family_in_seconds() -> None:
+    """The agent's own counters do not show a second time what `model_server_process_*` shows."""
+    both = dict.fromkeys(WAITS, 2_000_000_000)
+    figures = AgentFigures(
+        counters=lambda: both, gauges=lambda: both, waits=lambda: {"resnet-api": both}
+    )
+    text, _ = StageMetrics(figures=figures).render()
+    shown = {family.name for family in plain_text(text.decode())}
+
+    assert not [name for name in shown if name.startswith("stagescope_")]
+    assert b'model_server_process_gc_pause_seconds_total{service="resnet-api"} 2.0' in text
+    assert b'model_server_process_pool_busy_seconds_total{service="resnet-api"} 2.0' in text
+    assert not [name for name in shown if name.endswith(("_ns", "_ms"))]
+
+
 def test_own_time_and_waits_of_a_load_run_sum_to_its_stages() -> None:
     """Requests of a load run have both histograms, others neither; a wait of 0 is not counted."""
     run = request_record(run_id="r1", wait_facts=WAIT_FACTS)
@@ -108,6 +169,7 @@ def test_request_labels_are_bounded_words() -> None:
             request_record(),
             request_record(route="", path="/secret/42", status=404),
             request_record(method="BREW", status=0),
+            request_record(error="LookupError", status=500),
         )
     )["http_server_request_duration_seconds"]
     labels = [s.labels for s in samples(read, "_count")]
@@ -116,6 +178,7 @@ def test_request_labels_are_bounded_words() -> None:
         {"service": "resnet-api", "method": "POST", "route": "/predict", "status": "2xx"},
         {"service": "resnet-api", "method": "POST", "route": "", "status": "4xx"},
         {"service": "resnet-api", "method": "_OTHER", "route": "/predict", "status": "none"},
+        {"service": "resnet-api", "method": "POST", "route": "/predict", "status": "5xx"},
     ]
 
 

@@ -88,6 +88,23 @@ def test_without_an_agent_the_header_steps_in_and_the_reason_is_said(
     assert list((spool / RUNS_FOLDER).iterdir()) == []
 
 
+def test_an_agent_in_the_other_default_spool_is_found(
+    spool: Path, elsewhere: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where no process tells the spool, each default one is looked into, not the first alone."""
+    monkeypatch.setattr(locate, "default_spools", lambda: (elsewhere, spool))
+    with running_agent(spool) as agent:
+        server = serve_socket(Control(agent, "agent", spool))
+        try:
+            found = locate.locate(AgentLocation(), None)
+        finally:
+            server.stop()
+    assert (found.spool, found.reason) == (spool, "")
+
+    nowhere = locate.locate(AgentLocation(), None)
+    assert f"no agent is in {elsewhere}" in nowhere.reason
+
+
 def test_a_server_that_records_nothing_is_named(elsewhere: Path, tmp_path: Path) -> None:
     """By its pid and port, with what to do."""
     code = (

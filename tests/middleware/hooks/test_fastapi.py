@@ -14,10 +14,11 @@ import aiohttp
 import anyio.to_thread
 import pytest
 from fastapi import APIRouter, Depends, FastAPI, Form
-from fastapi.responses import StreamingResponse
+from fastapi.responses import PlainTextResponse, StreamingResponse
 from pydantic import BaseModel, field_serializer
 from starlette.applications import Starlette
 from starlette.staticfiles import StaticFiles
+from starlette.types import Receive, Scope, Send
 
 from stagescope import stage
 from stagescope.middleware.asgi import StageMiddleware
@@ -320,6 +321,21 @@ def test_the_route_of_a_mounted_app_without_routes_is_its_mount(
     record = one_record(app, recording, "GET", path)
 
     assert record.route == ("/v1/static/{path}" if between else "/static/{path}")
+
+
+@pytest.mark.parametrize("outer", [FastAPI, Starlette])
+def test_the_route_of_a_mounted_function_is_its_mount(
+    recording: Recording, outer: type[Starlette]
+) -> None:
+    """As prometheus_client's `/metrics` and MCP servers are mounted."""
+
+    async def metrics(scope: Scope, receive: Receive, send: Send) -> None:
+        await PlainTextResponse("up 1")(scope, receive, send)
+
+    app = outer()
+    app.mount("/metrics", metrics)
+
+    assert one_record(app, recording, "GET", "/metrics/").route == "/metrics/{path}"
 
 
 @pytest.mark.parametrize("form", ["t={:.6f}", "{:.6f}", "ms", "us"])

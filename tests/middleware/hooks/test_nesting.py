@@ -17,7 +17,15 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
 from stagescope.agent.sinks import publish_export
 from stagescope.identity import stage_span_id
-from stagescope.middleware.otel_context import exporter_hosts, exporting_to, host_of
+from stagescope.middleware.otel_context import (
+    LOOK_NS,
+    PATIENCE_NS,
+    AppTracing,
+    exporter_hosts,
+    exporting_to,
+    host_of,
+)
+from stagescope.middleware.recording import guard
 from stagescope.recorder.spool import EXPORTING_NAME
 
 CLIENT = "b7ad6b7169203331"
@@ -135,6 +143,23 @@ def test_the_apps_spans_join_only_what_reaches_the_same_back_end(tmp_path: Path)
     )
     assert exporter_hosts(provider) == {"collector"}
     provider.shutdown()
+
+
+def test_how_to_join_them_is_said_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """After half a minute in which ours went nowhere, with what to do about it."""
+    monkeypatch.setattr(guard, "_said", set())
+    tracing = AppTracing()
+
+    for second in range(60):
+        assert not tracing.nests(tmp_path / "1.ring", LOOK_NS * second)
+
+    (said,) = (record.getMessage() for record in caplog.records)
+    assert PATIENCE_NS < 60 * LOOK_NS
+    assert "stagescope's own are not exported" in said
+    assert "OTEL_EXPORTER_OTLP_ENDPOINT" in said
+    assert "STAGESCOPE_APP_SPANS=1" in said
 
 
 def test_the_agent_publishes_where_it_exports_to_while_that_works(tmp_path: Path) -> None:
