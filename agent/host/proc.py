@@ -8,6 +8,7 @@ from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from stagescope.identity import stat_fields
 from stagescope.samples import Sample
 
 _PAIR = re.compile(rb"^([\w.]+):?[ \t]+(\d+)(?: kB)?$", re.MULTILINE)
@@ -87,8 +88,7 @@ class ProcessStat:
 
 def parse(text: bytes | None) -> ProcessStat | None:
     """Read the line; None where there is none, or it is not one of a process."""
-    # The name, in brackets, may hold spaces and brackets.
-    fields = (text or b"").rpartition(b")")[2].split()
+    fields = stat_fields(text or b"")
     if len(fields) < _FIELDS:
         return None
     wanted = [fields[i] for i in (1, 7, 9, 11, 12, 17, 19, 21)]

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from stagescope import settings
+from stagescope.identity import parent_pid
 from stagescope.middleware.recording.deferred import DeferredRecord, Late
 from stagescope.middleware.recording.guard import guarded
 from stagescope.middleware.recording.names import CODES
@@ -131,20 +132,13 @@ def find_log(pid: int | None = None, proc: Path = Path("/proc")) -> Path | None:
         return Path(named) if Path(named).is_file() else None
     ancestor = pid or os.getpid()
     for _ in range(ANCESTORS):
-        ancestor = _parent(proc / str(ancestor))
+        ancestor = parent_pid(proc / str(ancestor))
         if ancestor <= 1:
             break
         if found := _open_log(proc / str(ancestor) / "fd"):
             return found
     folder = Path(os.environ.get("LOG_LOCATION", "logs"))
     return folder / LOG_NAME if (folder / LOG_NAME).is_file() else None
-
-
-def _parent(process: Path) -> int:
-    try:
-        return int((process / "stat").read_text().rpartition(")")[2].split()[1])
-    except (OSError, ValueError, IndexError):
-        return 0
 
 
 def _open_log(descriptors: Path) -> Path | None:

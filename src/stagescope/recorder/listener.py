@@ -10,6 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from stagescope.identity import parent_pid
 from stagescope.recorder.format import SUFFIX
 
 _LISTENS = "0A"
@@ -57,7 +58,7 @@ def _look(port: int, proc: Path) -> ListenerSpool:
     parents: dict[int, int] = {}
     unreadable: set[int] = set()
     for pid in _pids(proc):
-        parents[pid] = _parent(proc / str(pid))
+        parents[pid] = parent_pid(proc / str(pid))
         try:
             links[pid] = list(_links(proc / str(pid) / "fd"))
         except PermissionError:
@@ -97,14 +98,6 @@ def _listening_inodes(port: int, proc: Path) -> Iterator[str]:
 def _pids(proc: Path) -> Iterator[int]:
     with suppress(OSError):
         yield from (int(name) for name in os.listdir(proc) if name.isdecimal())
-
-
-def _parent(folder: Path) -> int:
-    try:
-        stat = (folder / "stat").read_text("utf-8", "replace")
-        return int(stat.rpartition(")")[2].split()[1])
-    except (OSError, ValueError, IndexError):
-        return 0
 
 
 def _links(folder: Path) -> Iterator[tuple[str, str]]:
