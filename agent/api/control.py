@@ -8,8 +8,6 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from http import HTTPStatus
-from importlib.metadata import PackageNotFoundError
-from importlib.metadata import version as installed_version
 from pathlib import Path
 
 from stagescope.agent.api.address import url
@@ -26,7 +24,7 @@ from stagescope.agent.pipeline import Render
 from stagescope.agent.store.live import WINDOW_S, to_json
 from stagescope.agent.store.serialize import KERNELS, SAMPLES, STACKS, in_blocks
 from stagescope.errors import StagescopeError, UsageError
-from stagescope.identity import boot_id
+from stagescope.identity import boot_id, own_version
 from stagescope.recorder.spool import SOCKET_NAME
 
 _log = logging.getLogger("stagescope")
@@ -90,7 +88,7 @@ class Control:
                 "status": "ok",
                 "kind": self.kind,
                 "pid": os.getpid(),
-                "version": version(),
+                "version": own_version(),
                 "uptime_s": (time.monotonic_ns() - self.started_ns) / 1e9,
                 "boot_id": boot_id(),
                 "spool": str(self.spool),
@@ -169,14 +167,6 @@ def _nothing_there(request: Request) -> Reply:
         "/counters, /metrics, /live, /samples, /stacks, /kernels, /cold-starts, /runs/ID and "
         "/runs/ID/records",
     )
-
-
-def version() -> str:
-    """Return the installed version; `source` where stagescope runs from a source tree."""
-    try:
-        return installed_version("stagescope")
-    except PackageNotFoundError:
-        return "source"
 
 
 def metrics_reply(render: Render | None, request: Request) -> Reply:

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any, Final
 
 from stagescope.agent.api.client import AgentClient
-from stagescope.agent.api.control import version
 from stagescope.agent.api.http_server import SOCKET_PATH_BYTES
 from stagescope.agent.doctor.environment import Environment, Served
 from stagescope.agent.doctor.finding import NO, OK, SPANS, STACKS, WARN, Finding, plural
 from stagescope.agent.lock import held, holder
 from stagescope.agent.probe import ask
 from stagescope.errors import StagescopeError
+from stagescope.identity import own_version
 from stagescope.recorder.format import IN_FLIGHT_SLOTS, RING_SLOTS, file_bytes
 from stagescope.recorder.spool import (
     LOCK_NAME,
@@ -34,7 +34,11 @@ IN_MEMORY: Final = ("tmpfs", "ramfs")
 
 def python(around: Environment) -> Finding:
     """Which Python, which stagescope."""
-    facts = {"python": platform.python_version(), "stagescope": version(), "path": sys.executable}
+    facts = {
+        "python": platform.python_version(),
+        "stagescope": own_version(),
+        "path": sys.executable,
+    }
     return Finding(OK, f"{facts['python']}, stagescope {facts['stagescope']}", facts=facts)
 
 
@@ -115,8 +119,8 @@ def agent(around: Environment) -> Finding:
         return _no_answer(around, problem)
     facts = {key: found.get(key) for key in ("kind", "pid", "version", "uptime_s")}
     text = f"{facts['kind']} pid {facts['pid']} answers, up {facts['uptime_s']:.0f} s"
-    if facts["version"] != version():
-        told = f"{text}; its version is {facts['version']}, this one {version()}"
+    if facts["version"] != own_version():
+        told = f"{text}; its version is {facts['version']}, this one {own_version()}"
         return Finding(WARN, told, ("start it anew from this environment",), facts=facts)
     return Finding(OK, text, facts=facts)
 
@@ -177,10 +181,10 @@ def servers(around: Environment) -> Finding:
 def _of_versions(around: Environment, told: str, facts: dict[str, Any]) -> Finding:
     """All is well, but for servers that run another stagescope than we are."""
     there = {one.process.version for one in around.served}
-    if there == {version()} or "source" in (*there, version()):
+    if there == {own_version()} or "source" in (*there, own_version()):
         return Finding(OK, told, gives=(STACKS,), facts=facts)
-    text = f"{told}; they run stagescope {', '.join(sorted(there))}, this is {version()}"
-    do = (f"pip install stagescope=={version()}, in the servers' environment",)
+    text = f"{told}; they run stagescope {', '.join(sorted(there))}, this is {own_version()}"
+    do = (f"pip install stagescope=={own_version()}, in the servers' environment",)
     return Finding(WARN, text, do, gives=(STACKS,), facts=facts)
 
 

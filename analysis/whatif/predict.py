@@ -24,8 +24,6 @@ from stagescope.analysis.whatif.simulate import (
 from stagescope.analysis.whatif.trace import read_pipeline
 from stagescope.errors import UsageError
 
-COVERED = 0.9
-"""Of predictions, so many are to hold the figure that a real run of the changed setting shows."""
 Schedule = Callable[[float], Arrivals]
 """Arrivals at another rate, as the load driver would plan them."""
 

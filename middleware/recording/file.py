@@ -10,11 +10,10 @@ import stat
 import zlib
 from contextlib import suppress
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from stagescope.errors import StagescopeError
-from stagescope.identity import boot_id
+from stagescope.identity import boot_id, own_version
 from stagescope.recorder import format as fmt
 from stagescope.recorder.spool import (
     PROBE_SUFFIX,
@@ -111,7 +110,7 @@ def _header(ring_id: bytes, service: str, in_flight_slots: int, ring_slots: int)
         fmt.MAGIC, fmt.VERSION, 0, fmt.DATA_AT, fmt.SLOT_BYTES, in_flight_slots, ring_slots,
         fmt.NAME_CAPACITY, fmt.file_bytes(in_flight_slots, ring_slots), os.getpid(), 0, ring_id,
         boot_id().encode(), _cut(socket.gethostname(), 64), _cut(service, 128),
-        _cut(_own_version(), 24), _cut(platform.python_version(), 24),
+        _cut(own_version(), 24), _cut(platform.python_version(), 24),
     )  # fmt: skip
     return header + zlib.crc32(header).to_bytes(4, "little")
 
@@ -119,13 +118,6 @@ def _header(ring_id: bytes, service: str, in_flight_slots: int, ring_slots: int)
 def _cut(text: str, size: int) -> bytes:
     """Encode *text* to at most *size* bytes of whole characters."""
     return text.encode("utf-8", "replace")[:size].decode("utf-8", "ignore").encode()
-
-
-def _own_version() -> str:
-    try:
-        return version("stagescope")
-    except PackageNotFoundError:
-        return "0"
 
 
 def sweep(folder: int) -> int:

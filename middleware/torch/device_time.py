@@ -216,7 +216,6 @@ class Lane:
         self._charged_ns += ns
 
 
-DEFAULT_STAGES = "inference"
 MAX_LANES = 256
 """Streams; a server that makes a new one for each request has only the first of them timed."""
 

@@ -2,7 +2,8 @@
 
 Formats: https://www.w3.org/TR/trace-context/#traceparent-header and
 https://www.w3.org/TR/baggage/. Parsing never raises: what is malformed counts as absent,
-as the specification asks. At the end: which boot of the host this is, and whose child a process.
+as the specification asks. At the end: which stagescope
+this is, which boot of the host, and whose child a process is.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import re
 from binascii import Error as HexError
 from binascii import unhexlify
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from struct import Struct
 
@@ -92,6 +94,14 @@ def check_run_id(run_id: str) -> None:
 def format_run(run_id: str) -> str:
     """Return the `baggage` value that carries *run_id*."""
     return f"{RUN_KEY}={run_id}"
+
+
+def own_version() -> str:
+    """Return the installed version; `source` where stagescope runs from a source tree."""
+    try:
+        return version("stagescope")
+    except PackageNotFoundError:
+        return "source"
 
 
 def boot_id() -> str:

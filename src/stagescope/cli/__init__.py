@@ -9,10 +9,10 @@ import io
 import os
 import sys
 from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Protocol, cast
 
 from stagescope.errors import EXIT_FAILED, StagescopeError
+from stagescope.identity import own_version
 
 COMMANDS = (
     "demo",
@@ -113,7 +113,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Where did this request's time go, stage by stage, "
         "and what is holding the server back?",
     )
-    parser.add_argument("--version", action="version", version=_version())
+    parser.add_argument("--version", action="version", version=f"stagescope {own_version()}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name in COMMANDS:
         module = cast(Command, importlib.import_module(f"{__name__}.{name}"))
@@ -126,10 +126,3 @@ def _parser() -> argparse.ArgumentParser:
         module.prepare_parser(sub)
         sub.set_defaults(run=module.run)
     return parser
-
-
-def _version() -> str:
-    try:
-        return f"stagescope {version('stagescope')}"
-    except PackageNotFoundError:
-        return "stagescope (from a source tree)"

@@ -7,11 +7,12 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stagescope.errors import StagescopeError, UsageError
-from stagescope.identity import RUN_ID
+from stagescope.identity import RUN_ID, own_version
 from stagescope.load_run.client_spans import client_transport, send_client_spans
 from stagescope.load_run.collect import Collected, collect_server_side, losses_so_far
 from stagescope.load_run.locate import HANDOVER_S, AgentLocation, locate, opened_run
@@ -178,12 +179,5 @@ def _plan(plan: LoadPlan, aim: Target) -> Plan:
 
 
 def _versions(loop: str) -> dict[str, str]:
-    from importlib.metadata import PackageNotFoundError, version
-
-    versions: dict[str, str] = {}
-    for name in ("stagescope", "aiohttp", "pyarrow", *(["uvloop"] if loop == "uvloop" else [])):
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:
-            versions[name] = "from a source tree"
-    return versions
+    others = ("aiohttp", "pyarrow", *(["uvloop"] if loop == "uvloop" else []))
+    return {"stagescope": own_version(), **{name: version(name) for name in others}}
