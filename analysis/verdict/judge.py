@@ -42,7 +42,7 @@ EXPLAINED = 0.5
 SKEW_SHARE = 0.2
 """Of latency that no part explains: the clocks are not what they were taken for."""
 FIRST: tuple[str, ...] = (COLD_START, ERRORS)
-"""These come before others where they hold, for they make the others' figures."""
+"""These come before others where they hold, because they distort the others' figures."""
 OWN_TIME = (DEPENDENCY, MODEL_CAPACITY, WORKLOAD)
 """Of a stage's own time, which differs from endpoint to endpoint."""
 
@@ -107,7 +107,7 @@ def _explained(holding: Sequence[Finding]) -> Finding:
 
 
 def _no_ground(e: Evidence) -> str:
-    """Return why this run bears no verdict; empty where it may."""
+    """Return why this run allows no verdict; empty where it may."""
     unexplained = abs(e.parts.get("unexplained", 0.0))
     if not e.answered:
         return "no request was answered: there is no time to judge"

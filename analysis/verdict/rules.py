@@ -72,7 +72,7 @@ def place(where: str) -> str:
 
 
 def untestable(kind: str, why: str) -> Finding:
-    """Return that *kind* can't be judged, since evidence lacks."""
+    """Return that *kind* can't be judged, since evidence is missing."""
     return Finding(kind, UNTESTABLE, why.partition(":")[0], missing=why)
 
 

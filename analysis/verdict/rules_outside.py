@@ -192,7 +192,7 @@ def errors(e: Evidence) -> Finding:
 def cold_start(e: Evidence) -> Finding:
     """The run's first requests paid for loading or warming up."""
     if e.cold_ms is None:
-        return Finding(COLD_START, RULED_OUT, "the run's begin was no slower than the rest")
+        return Finding(COLD_START, RULED_OUT, "the start of the run was no slower than the rest")
     cost = e.cold_ms * e.cold_requests / max(e.requests, 1)
     status = HOLDS if cold(e) else CONTRIBUTING
     return Finding(
@@ -207,7 +207,7 @@ def cold_start(e: Evidence) -> Finding:
 def workload(e: Evidence) -> Finding:
     """The requests themselves differ, and with them what they take."""
     if len(e.sizes) < 2:
-        return Finding(WORKLOAD, RULED_OUT, "latency does not go with the requests' sizes")
+        return Finding(WORKLOAD, RULED_OUT, "latency does not depend on the size of requests")
     small, large = e.sizes[0], e.sizes[-1]
     cost = max(0.0, e.mean_ms - small.mean_ms)
     slowest = max(0.0, e.slowest_ms - small.mean_ms)
@@ -233,7 +233,7 @@ def memory(e: Evidence) -> Finding:
     short = faults > 50 or hits > 0
     status = HOLDS if short else CONTRIBUTING if leak else RULED_OUT
     growth = ((one.rss_last_bytes or 0.0) - one.rss_first_bytes) / 1e6
-    words = f"memory went by {growth:+,.0f} MB, {faults:.0f} pages a second came from disk"
+    words = f"memory changed by {growth:+,.0f} MB, {faults:.0f} pages a second came from disk"
     words += f", the cgroup's limit was hit {hits:.0f} times" if hits else ""
     words += f", and it grows by {leak / 1e6:.1f} MB a second" if leak else ""
     return Finding(
@@ -281,12 +281,12 @@ def _gpu(e: Evidence, kind: str, bound: str, resource: str) -> Finding:
             return Finding(kind, RULED_OUT, f"the device was {gpu.busy:.0%} busy")
         return untestable(kind, NO_CAPTURE)
     if gpu.bound != bound:
-        return Finding(kind, RULED_OUT, f"captures call `{gpu.stage}` {gpu.bound}-bound")
+        return Finding(kind, RULED_OUT, f"captures show `{gpu.stage}` as {gpu.bound}-bound")
     status = status_of(e, spent, spent)
     idle = "" if gpu.idle_share is None else f", the device idle {gpu.idle_share:.0%} of it"
     return Finding(
         kind, status,
-        f"captures call `{gpu.stage}` {bound}-bound, which took {of_mean(e, spent)}{idle}",
+        f"captures show `{gpu.stage}` as {bound}-bound, which took {of_mean(e, spent)}{idle}",
         spent, spent, None, gpu.stage, resource, gpu.busy, gpu.kernel, sure=gpu.idle_share is not None,
     )  # fmt: skip
 

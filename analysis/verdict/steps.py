@@ -48,7 +48,7 @@ def _event_loop(e: Evidence, found: Finding) -> list[str]:
     stage = e.stage(found.stage)
     took = f" ({stage.loop_ms:,.1f} ms a request there)" if stage and stage.loop_ms else ""
     per_s = 1e3 / stage.loop_ms if stage and stage.loop_ms else 0.0
-    bound = f": one process bears at most {per_s:,.0f} requests/s" if per_s else ""
+    bound = f": one process can serve at most {per_s:,.0f} requests/s" if per_s else ""
     return [
         f"take {_place(found)} off the event loop{took}: into a thread or a process",
         f"serve with more worker processes (`--workers 2`){bound}",
@@ -184,7 +184,7 @@ def _slow_reader(e: Evidence, found: Finding) -> list[str]:
 
 def _gc(e: Evidence, found: Finding) -> list[str]:
     return [
-        "call `gc.freeze()` once the model is loaded: what lives for ever is then not looked at",
+        "call `gc.freeze()` once the model is loaded: long-lived objects are then no longer scanned",
         f"raise `gc.set_threshold`: collections ran {e.gc_share or 0:.0%} of the time",
         "create fewer objects in cycles a request, and call no `gc.collect()` while serving",
     ]
@@ -218,8 +218,8 @@ def _cold_start(e: Evidence, found: Finding) -> list[str]:
 def _errors(e: Evidence, found: Finding) -> list[str]:
     return [
         (
-            f"mend the errors first ({found.utilisation or 0:.0%} of requests): times of failed "
-            "requests say nothing of the server"
+            f"fix the errors first ({found.utilisation or 0:.0%} of requests): times of failed "
+            "requests say nothing about the server"
         ),
         "look at the server's log, and at `status` and `error` in server.parquet",
     ]
@@ -227,9 +227,9 @@ def _errors(e: Evidence, found: Finding) -> list[str]:
 
 def _workload(e: Evidence, found: Finding) -> list[str]:
     return [
-        f"load each size by itself: latency goes with the {e.size_of} size",
+        f"load each size by itself: latency depends on the {e.size_of} size",
         "bound sizes, or route large requests to workers of their own",
-        "batch requests of like size together",
+        "batch requests of similar size together",
     ]
 
 
