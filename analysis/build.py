@@ -81,7 +81,7 @@ def _build(tables: RunTables) -> Report:
     join = count(pairs, chosen, extra)
     total, parts, stages = _parts(tables, client, chosen, spans, join, seen)
     unmatched = _unmatched(seen, join, unsent)
-    instrument = _instrument(tables, chosen, spans, join)
+    instrument = _instrument(tables, chosen, spans)
     since = _measured_since(client, join)
     resources = stage_resources(tables, since)
     waits = _waits(tables, chosen, spans, join, total, parts, resources)
@@ -243,7 +243,7 @@ def _died(server: ir.Table) -> dict[str, int]:
     return dict(sorted(stages.items(), key=lambda item: (-item[1], item[0])))
 
 
-def _instrument(tables: RunTables, chosen: ir.Table, spans: Spans, join: Join) -> Instrument:
+def _instrument(tables: RunTables, chosen: ir.Table, spans: Spans) -> Instrument:
     s = tables.server
     (server,) = rows(s.aggregate(n=s.count(), dropped=s.stages_dropped.sum()))
     base = chosen.filter(in_breakdown(chosen))

@@ -35,9 +35,7 @@ class Batch:
     """Those of other runs too."""
 
 
-def explicit(
-    tables: RunTables, served: Mapping[str, Served], cut: Mapping[str, Sequence[Piece]]
-) -> dict[str, list[Batch]]:
+def explicit(tables: RunTables, served: Mapping[str, Served]) -> dict[str, list[Batch]]:
     """Return by request the batches that it was a member of, from the batches' own records."""
     found: dict[str, list[Batch]] = defaultdict(list)
     names = ("ring_id", "model", "start_ns", "duration_ns", "size", "members", "stages", "error")

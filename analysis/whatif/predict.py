@@ -126,7 +126,7 @@ def predicted(
     for change, scenario, rate in scenarios:
         planned = arrivals
         if rate is not None:
-            planned = list((schedule or _moved(pipeline, rate))(rate))
+            planned = list(schedule(rate) if schedule else _moved(pipeline, rate))
             if not any(inside for _, inside in planned):
                 raise UsageError(f"change {change!r}: at this rate the run has no request")
             if len(planned) > 10 * WORK:
@@ -157,20 +157,15 @@ def _runs(scenario: Scenario, planned: Arrivals, seed: int, slower: float = 1.0)
     return [scenario.run(planned, random, as_it_was=False, slower=slower) for random in draws]
 
 
-def _moved(pipeline: Pipeline, rate: float) -> Schedule:
+def _moved(pipeline: Pipeline, rate: float) -> Arrivals:
     """Return the run's own arrivals, moved together or apart, as often as fills its time."""
     at = np.array([one.at_ms for one in pipeline.requests])
     whole_ms = pipeline.begin_ms + pipeline.measured_ms
-    now = len(at) / whole_ms * 1e3
-
-    def moved(rate: float) -> Arrivals:
-        times = at * (now / rate)
-        length = whole_ms * now / rate
-        repeats = math.ceil(whole_ms / length)
-        found = np.concatenate([times + k * length for k in range(repeats)])
-        return [(float(t), t >= pipeline.begin_ms) for t in found[found < whole_ms]]
-
-    return moved
+    slower = len(at) / whole_ms * 1e3 / rate
+    length = whole_ms * slower
+    repeats = math.ceil(whole_ms / length)
+    found = np.concatenate([at * slower + k * length for k in range(repeats)])
+    return [(float(t), t >= pipeline.begin_ms) for t in found[found < whole_ms]]
 
 
 def _disagreements(measured: Figures, simulated: Figures) -> list[str]:

@@ -135,7 +135,7 @@ def _both(
 ) -> list[_Seen]:
     waits = split(list(served.values()))
     cut = {key: pieces(one) for key, one in served.items()}
-    found = explicit(tables, served, cut)
+    found = explicit(tables, served)
     if not found:
         found = implicit(served, cut)
     return [
