@@ -14,7 +14,7 @@ from typing import Any, Final
 from stagescope.agent.gpu.nvml_calls import Calls
 from stagescope.agent.gpu.nvml_readings import DeviceReading, Moment
 from stagescope.agent.gpu.probe import UNKNOWN_PROCESS, Tier
-from stagescope.agent.host.proc import status
+from stagescope.agent.host.proc import namespace_pids
 from stagescope.samples import Sample
 
 NOT_AVAILABLE: Final = (1 << 64) - 1
@@ -29,20 +29,13 @@ def resolver(served: Callable[[], Collection[int]], proc: Path = Path("/proc")) 
     """
 
     def resolve(pid: int) -> int:
-        names = _namespace_pids(proc, pid)
+        names = namespace_pids(proc, pid)
         if not names:
             return 0
         known = served()
         return names[-1] if pid not in known and names[-1] in known else pid
 
     return resolve
-
-
-def _namespace_pids(proc: Path, pid: int) -> list[int]:
-    """Return the PIDs of one process, ours first; none where there is no such process."""
-    if found := status(proc, pid, "NSpid"):
-        return [int(word) for word in found.split()]
-    return [pid] if (proc / str(pid)).exists() else []  # kernels before 4.1
 
 
 class Memory(DeviceReading):

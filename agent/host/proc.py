@@ -53,6 +53,14 @@ def status(proc: str | os.PathLike[str], pid: int | str, name: str) -> str | Non
     return None
 
 
+def namespace_pids(proc: str | os.PathLike[str], pid: int | str) -> list[int]:
+    """Return the pids of one process, outermost first; none where there is no such process."""
+    found = [int(word) for word in (status(proc, pid, "NSpid") or "").split() if word.isdigit()]
+    if not found and status(proc, pid, "Name") is not None:  # a kernel before 4.1
+        found = [int(pid)] if str(pid).isdigit() else []
+    return found
+
+
 def named(proc: Path, names: Container[str]) -> Iterator[tuple[int, str]]:
     """Yield pid and name of each process in *proc* whose name is one of *names*."""
     for folder in proc.glob("[0-9]*"):

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from stagescope.agent.host.proc import process_stat, read, status
+from stagescope.agent.host.proc import namespace_pids, process_stat, read
 from stagescope.records import Process
 
 LOOK_AGAIN = 10
@@ -81,10 +81,10 @@ def pid_here(proc: str, ring: Path, pid: int) -> int:
     0 where it is not to be seen.
     """
     for here in _lockers(proc, ring):
-        if _own_pid(proc, here) == pid:
+        if pid in namespace_pids(proc, here)[-1:]:
             return here
     # Where locks are hidden: the process of that pid, if the file is in its memory.
-    return pid if _own_pid(proc, pid) == pid and _maps(proc, pid, ring) else 0
+    return pid if pid in namespace_pids(proc, pid)[-1:] and _maps(proc, pid, ring) else 0
 
 
 def _lockers(proc: str, ring: Path) -> Iterator[int]:
@@ -97,14 +97,6 @@ def _lockers(proc: str, ring: Path) -> Iterator[int]:
         words = line.split()
         if wanted in line and len(words) > 5 and words[1] == b"FLOCK" and words[4].isdigit():
             yield int(words[4])
-
-
-def _own_pid(proc: str, here: int) -> int:
-    """Return the pid of the process *here* in its own namespace: the innermost of its pids."""
-    pids = (status(proc, here, "NSpid") or "").split()
-    if not pids:  # a kernel without namespaces, or no such process
-        return here if status(proc, here, "Name") is not None else 0
-    return int(pids[-1]) if pids[-1].isdigit() else 0
 
 
 def _maps(proc: str, here: int, ring: Path) -> bool:

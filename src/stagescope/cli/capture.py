@@ -288,19 +288,13 @@ def _alive(spool: Path) -> Iterator[Target]:
 
 
 def _of_pid(spool: Path, alive: list[Target], pid: int) -> Target:
-    inside = _pid_inside(pid)
+    from stagescope.agent.host.proc import namespace_pids
+
+    inside = (namespace_pids("/proc", pid) or [pid])[-1]  # what its recorder file says
     for one in alive:
         if one.process.pid == inside:
             return one
     raise UsageError(_why_not(spool, pid, inside))
-
-
-def _pid_inside(pid: int) -> int:
-    """Return the pid that a process has in its own namespace: what its recorder file says."""
-    from stagescope.agent.host.proc import status
-
-    numbers = (status("/proc", pid, "NSpid") or "").split()
-    return int(numbers[-1]) if numbers else pid
 
 
 def _why_not(spool: Path, pid: int, inside: int) -> str:
