@@ -1,8 +1,6 @@
 """Trace context and baggage: what is valid is read, what is not counts as absent, nothing raises."""
 
-import os
 import re
-from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -13,7 +11,6 @@ from stagescope.identity import (
     RUN_ID,
     format_run,
     format_traceparent,
-    parent_pid,
     parse_run,
     parse_traceparent,
 )
@@ -128,13 +125,3 @@ def test_what_is_no_run_is_empty(value: bytes) -> None:
 def test_the_first_of_several_runs_counts() -> None:
     """A duplicate member does not replace the first."""
     assert parse_run(b"stagescope.run=a,stagescope.run=b") == b"a"
-
-
-def test_the_parent_of_a_process_of_any_name(tmp_path: Path) -> None:
-    """A name may hold spaces and brackets; what is gone or no process has none."""
-    assert parent_pid(Path("/proc/self")) == os.getppid()
-    (tmp_path / "stat").write_bytes(b"42 (a) S 7 (x) R 9 1 1")
-    assert parent_pid(tmp_path) == 9
-    (tmp_path / "stat").write_bytes(b"42 (a")
-    assert parent_pid(tmp_path) == 0
-    assert parent_pid(tmp_path / "none") == 0

@@ -8,7 +8,7 @@ from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from stagescope.identity import stat_fields
+from stagescope.proc import stat_fields
 from stagescope.samples import Sample
 
 _PAIR = re.compile(rb"^([\w.]+):?[ \t]+(\d+)(?: kB)?$", re.MULTILINE)

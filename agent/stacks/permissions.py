@@ -14,6 +14,7 @@ from stagescope.agent.host.proc import namespace_pids, status
 from stagescope.agent.probe import ask, probe_of
 from stagescope.agent.stacks.in_process import Target
 from stagescope.errors import StagescopeError
+from stagescope.proc import open_files
 
 CAP_SYS_PTRACE: Final = 19
 YAMA = Path("sys/kernel/yama/ptrace_scope")
@@ -124,8 +125,7 @@ def why_not(target: Target, proc: Path = Path("/proc")) -> str:
 def _hidden(target: Target, proc: Path) -> str:
     pid = target.pid
     try:
-        fds = proc / str(pid) / "fd"
-        files = [_link(fd) for fd in fds.iterdir()]
+        files = [target for _, target in open_files(proc / str(pid))]
     except FileNotFoundError:
         return f"there is no process {pid} here: {_same_namespace()}"
     except PermissionError:
@@ -143,10 +143,3 @@ def _same_namespace() -> str:
         "it has ended, or lives in another PID namespace; let the agent share it "
         "(`shareProcessNamespace: true` of a pod, `--pid=container:NAME`)"
     )
-
-
-def _link(fd: Path) -> str:
-    try:
-        return os.readlink(fd)
-    except OSError:  # closed meanwhile
-        return ""

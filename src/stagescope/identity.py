@@ -3,7 +3,7 @@
 Formats: https://www.w3.org/TR/trace-context/#traceparent-header and
 https://www.w3.org/TR/baggage/. Parsing never raises: what is malformed counts as absent,
 as the specification asks. At the end: which stagescope
-this is, which boot of the host, and whose child a process is.
+this is, and which boot of the host.
 """
 
 from __future__ import annotations
@@ -110,17 +110,3 @@ def boot_id() -> str:
         return Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
     except OSError:
         return ""
-
-
-def stat_fields(line: bytes) -> list[bytes]:
-    """Return the fields of a line of `/proc/PID/stat` from the third, the state, on."""
-    # The name, field 2, stands in brackets and may hold anything, brackets too.
-    return line.rpartition(b")")[2].split()
-
-
-def parent_pid(process: Path) -> int:
-    """Return the parent of the process of a folder `/proc/PID`; 0 where that cannot be read."""
-    try:
-        return int(stat_fields((process / "stat").read_bytes())[1])
-    except (OSError, ValueError, IndexError):
-        return 0

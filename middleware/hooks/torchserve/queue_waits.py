@@ -9,16 +9,17 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
 from stagescope import settings
-from stagescope.identity import parent_pid
 from stagescope.middleware.recording.deferred import DeferredRecord, Late
 from stagescope.middleware.recording.guard import guarded
 from stagescope.middleware.recording.names import CODES
 from stagescope.middleware.recording.recorder import Recorder
+from stagescope.proc import open_files, parent_pid
 
 # How long each request waited in TorchServe's queue, read from the front end's own log.
 #
@@ -135,24 +136,18 @@ def find_log(pid: int | None = None, proc: Path = Path("/proc")) -> Path | None:
         ancestor = parent_pid(proc / str(ancestor))
         if ancestor <= 1:
             break
-        if found := _open_log(proc / str(ancestor) / "fd"):
+        if found := _open_log(proc / str(ancestor)):
             return found
     folder = Path(os.environ.get("LOG_LOCATION", "logs"))
     return folder / LOG_NAME if (folder / LOG_NAME).is_file() else None
 
 
-def _open_log(descriptors: Path) -> Path | None:
-    try:
-        links = list(descriptors.iterdir())
-    except OSError:
-        return None
-    for link in links:
-        try:
-            target = Path(os.readlink(link))
-        except OSError:
-            continue  # Closed meanwhile.
-        if target.name == LOG_NAME and target.is_file():
-            return target
+def _open_log(process: Path) -> Path | None:
+    with suppress(OSError):
+        for _, target in open_files(process):
+            path = Path(target)
+            if path.name == LOG_NAME and path.is_file():
+                return path
     return None
 
 

@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from stagescope.identity import parent_pid
+from stagescope.proc import open_files, parent_pid
 from stagescope.recorder.format import SUFFIX
 
 _LISTENS = "0A"
@@ -60,7 +60,7 @@ def _look(port: int, proc: Path) -> ListenerSpool:
     for pid in _pids(proc):
         parents[pid] = parent_pid(proc / str(pid))
         try:
-            links[pid] = list(_links(proc / str(pid) / "fd"))
+            links[pid] = list(open_files(proc / str(pid)))
         except PermissionError:
             unreadable.add(pid)
         except OSError:
@@ -98,12 +98,6 @@ def _listening_inodes(port: int, proc: Path) -> Iterator[str]:
 def _pids(proc: Path) -> Iterator[int]:
     with suppress(OSError):
         yield from (int(name) for name in os.listdir(proc) if name.isdecimal())
-
-
-def _links(folder: Path) -> Iterator[tuple[str, str]]:
-    for name in os.listdir(folder):
-        with suppress(FileNotFoundError):
-            yield name, os.readlink(folder / name)
 
 
 def _with_descendants(pids: set[int], parents: dict[int, int]) -> set[int]:
