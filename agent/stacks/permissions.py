@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from stagescope.agent.host.proc import namespace_pids, status
+from stagescope.agent.host.proc import status
 from stagescope.agent.probe import ask, probe_of
 from stagescope.agent.stacks.in_process import Target
 from stagescope.errors import StagescopeError
@@ -95,7 +95,7 @@ def read_rights(proc: Path, pid: int = 0, *, container: str = "") -> Rights:
     if not pid:
         return known
     owner = (status(proc, pid, "Uid") or "").split()
-    mine, its = (namespace_pids(proc, one) for one in ("self", pid))
+    mine, its = ((status(proc, one, "NSpid") or "").split() for one in ("self", pid))
     return replace(
         known, owner=int(owner[0]) if owner else None, same_namespace=len(mine) == len(its)
     )
