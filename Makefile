@@ -67,7 +67,7 @@ clean: ## remove the environment and everything built or cached; run folders sta
 		.mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# What the demo needs, and no more: some 500 MB, no torch, no linters.
+# What the demo needs, and no more: some 550 MB, no torch, no linters.
 $(DEMO): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "stagescope needs Python 3.11 or newer, and none is on PATH:" \
 		"install one, or name it: make PYTHON=/path/to/python3" >&2; exit 1; }
