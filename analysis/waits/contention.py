@@ -52,11 +52,11 @@ class Occupancy:
         gaps = (later[0] - earlier[1] for earlier, later in pairwise(between))
         return sum(gap for gap in gaps if 0 < gap <= longest_ns)
 
-    def busy_since(self, start: int, end: int, key: str) -> int:
-        """Return since when, at *start* or later, others held it without a break until *end*."""
+    def busy_since(self, start: int, end: int, key: str, break_ns: int = GAP_NS) -> int:
+        """Return since when, at *start* or later, others held it until *end*, no break longer."""
         since = end
         for first, last, _, owner in reversed(self._between(start, end)):
-            if owner == key or last < since - GAP_NS:
+            if owner == key or last < since - break_ns:
                 break
             since = first
         return max(since, start)

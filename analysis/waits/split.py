@@ -31,6 +31,9 @@ CAUSES = ("stopped", "gc", "cpu", "event_loop", "gil")
 PAUSES = CAUSES[:2]
 """Those that hold up all threads of a process."""
 UNKNOWN_HOLDER = ""
+IDLE_NS = 20_000_000
+"""A loop on which nothing ran for so long idled; in a shorter break the server's own code may have
+run, or have waited for a core."""
 
 
 def split(requests: Sequence[Served]) -> dict[str, Waits]:
@@ -49,8 +52,10 @@ class Await(NamedTuple):
 
     loop: Occupancy
     start: int
+    surely: int
+    """It was not ready before, for the loop idled until then."""
     since: int
-    """It was not ready before: from here on others held the loop."""
+    """From here on others held the loop: it was hardly ready before, for the loop had a break."""
     end: int
 
 
@@ -98,29 +103,31 @@ class _Process:
         for fact in request.facts:
             if fact.kind == "awaited":
                 start, end = request.start_ns + fact.start_ns, request.start_ns + fact.end_ns
-                since = self._loop(fact.loop).busy_since(start, end, request.key)
+                loop = self._loop(fact.loop)
+                surely = loop.busy_since(start, end, request.key, IDLE_NS)
+                since = loop.busy_since(start, end, request.key)
                 stage = stage_at(self._segments[request.key], start)
-                found[stage].append(Await(self._loop(fact.loop), start, since, end))
+                found[stage].append(Await(loop, start, surely, since, end))
         return found
 
-    def _seen_awaits(self) -> dict[str, int]:
-        """Return by stage what a request awaits in it from outside, typically.
+    def _seen_awaits(self) -> dict[tuple[str, int], int]:
+        """Return how long the first, second, ... thing takes that a stage awaits from outside.
 
         From those that found the loop free; where they are few, from those that took least.
         """
-        free: dict[str, list[int]] = defaultdict(list)
-        all_: dict[str, list[int]] = defaultdict(list)
+        free: dict[tuple[str, int], list[int]] = defaultdict(list)
+        all_: dict[tuple[str, int], list[int]] = defaultdict(list)
         for request in self._requests:
             for stage, awaits in self._awaits(request).items():
-                whole = sum(one.end - one.start for one in awaits)
-                all_[stage].append(whole)
-                if all(one.since == one.end for one in awaits):
-                    free[stage].append(whole)
+                for index, one in enumerate(awaits):
+                    all_[stage, index].append(one.end - one.start)
+                    if one.since == one.end:
+                        free[stage, index].append(one.end - one.start)
         return {
-            stage: round(median(sorted(lengths)[:LEAST_FREE]))
-            for stage, lengths in all_.items()
+            which: round(median(sorted(lengths)[:LEAST_FREE]))
+            for which, lengths in all_.items()
             if len(lengths) >= LEAST_FREE
-        } | {stage: round(median(seen)) for stage, seen in free.items() if len(seen) >= LEAST_FREE}
+        } | {which: round(median(seen)) for which, seen in free.items() if len(seen) >= LEAST_FREE}
 
     def _seen_free_gaps(self) -> int:
         gaps = [
@@ -192,20 +199,16 @@ class _Process:
         one.loop(loop, start, end, max(late, start), early)
 
     def _awaited(self, one: _Request, stage: str, awaits: Sequence[Await]) -> None:
-        """Charge what *one* waited for the loop after something outside, in all of a stage.
+        """Charge what *one* waited for the loop after each thing from outside, in one stage.
 
         It was not ready while the loop was free, so the rest of what is usual lay in the time in
         which the loop was held. Where nothing is known of the usual, half of that time.
         """
-        waited = sum(each.since - each.start for each in awaits)
-        unsure = sum(each.end - each.since for each in awaits)
-        if not unsure:
-            return
-        usual = self._usual_awaits.get(stage, waited + unsure // 2)
-        share = min(max(usual - waited, 0) / unsure, 1.0)
-        for each in awaits:
-            ready = each.since + round(share * (each.end - each.since))
-            one.loop(each.loop, ready, each.end, low_from=each.end, high_from=each.since)
+        for index, each in enumerate(awaits):
+            waited, unsure = each.since - each.start, each.end - each.since
+            usual = self._usual_awaits.get((stage, index), waited + unsure // 2)
+            ready = each.since + min(max(usual - waited, 0), unsure)
+            one.loop(each.loop, ready, each.end, low_from=each.end, high_from=each.surely)
 
     def _before_first_line(self, one: _Request) -> None:
         """The network has what the loop was free for, or what it takes when the loop is free."""

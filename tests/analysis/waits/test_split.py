@@ -92,6 +92,37 @@ def test_what_came_from_outside_has_bounds() -> None:
     assert (alone.low_ns, alone.ns, alone.high_ns) == (0, 10.5 * MS, 21 * MS)
 
 
+def test_each_thing_that_a_stage_awaits_has_a_usual_time_of_its_own() -> None:
+    """None found the loop free for both: the connection takes 1 ms, the answer 9, not what both
+    took in the requests that waited least."""
+    served: list[Served] = []
+    for n in range(6):
+        at = 1_000 * (n + 5)
+        # Its connection is ready at once, and its answer is held up for 40 ms.
+        facts = [("awaited", 0, 1), ("ran", 1, 2), ("awaited", 2, 51)]
+        served.append(request(f"c{n}", at, [("inference", 0, 51)], facts))
+        served.append(request(f"h{n}", at + 5, [("preprocess", 0, 46)], [("ran", 0, 46)]))
+        # The other way round.
+        at += 500
+        facts = [("awaited", 0, 31), ("ran", 31, 32), ("awaited", 32, 41)]
+        served.append(request(f"d{n}", at, [("inference", 0, 41)], facts))
+        served.append(request(f"g{n}", at, [("preprocess", 0, 31)], [("ran", 0, 31)]))
+
+    found = split(served)
+
+    assert charged(found["c0"]) == {("inference", "event_loop"): 40}
+    assert charged(found["d0"]) == {("inference", "event_loop"): 30}
+
+
+def test_a_short_break_bounds_no_wait() -> None:
+    """Between two holds lie 4 ms: the estimate takes them for idle, the bounds do not."""
+    later = request("c", 125, [("preprocess", 0, 20)], [("ran", 0, 20)])
+    waiting = request("b", 95, [("inference", 0, 51)], [("awaited", 0, 50)])
+    charge = split([HOLDER, later, waiting])["b"].charges["inference", "event_loop"]
+    assert (charge.low_ns, charge.high_ns) == (0, 45 * MS)
+    assert charge.ns == 10 * MS
+
+
 def test_before_the_first_line_the_network_has_what_the_loop_was_free_for() -> None:
     """Sent 5 ms into a hold of 21 ms: 16 ms are the loop's, the rest is the network's."""
     waiting = request("b", 123, [("inference", 0, 5)], [("ran", 0, 1)], sent=105)
