@@ -16,6 +16,7 @@ from stagescope.agent.collectors import COUNTERS_OF
 from stagescope.agent.context import AgentContext
 from stagescope.agent.sinks import Sink
 from stagescope.errors import UsageError
+from stagescope.exporters.exclusions import Exclusions, exclusions_from_environment
 from stagescope.exporters.otlp.environment import (
     CONSOLE,
     METRICS,
@@ -79,13 +80,19 @@ def sinks_from_environment(environment: Mapping[str, str] = os.environ) -> Pipel
     """
     from stagescope.exporters import prometheus
 
-    spans = _or_off("spans", lambda: _spans(environment))
+    try:
+        excluded = exclusions_from_environment(environment)
+    except UsageError as problem:
+        _log.warning("no request is excluded: %s", problem)
+        excluded = Exclusions()
+    spans = _or_off("spans", lambda: _spans(environment, excluded))
     pipeline = Pipeline()
     gauges, in_flight, waits, costs = (
         partial(pipeline.asked, what) for what in ("gauges", "in_flight", "waits", "costs")
     )
     metrics = prometheus.StageMetrics(
         has_trace=spans.certain if spans else None,
+        excluded=excluded.no_metric,
         figures=prometheus.AgentFigures(pipeline.counters, gauges, in_flight, waits),
     )
     pipeline.sinks["metrics"], pipeline.render = metrics, metrics.render
@@ -129,9 +136,10 @@ def _sent_metrics(
     return otlp_metrics_from_environment(metrics, shown, environment)
 
 
-def _spans(environment: Mapping[str, str]) -> OtlpSpans | None:
+def _spans(environment: Mapping[str, str], excluded: Exclusions) -> OtlpSpans | None:
     if not exporter_asked_for(TRACES, environment):
         return None
     from stagescope.exporters.otlp.sender import otlp_from_environment
+    from stagescope.exporters.tail_sampling import TailSampler
 
-    return otlp_from_environment()
+    return otlp_from_environment(TailSampler(excluded=excluded))

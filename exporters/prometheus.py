@@ -69,19 +69,21 @@ class StageMetrics:
     """A sink that counts; gives its text by `render`.
 
     *has_trace* says whether a request's spans are kept, so that an exemplar leads somewhere;
-    None points exemplars at every request.
+    None points exemplars at every request. *excluded* says which requests are not counted.
     """
 
     def __init__(
         self,
         *,
         has_trace: Callable[[RequestRecord], bool] | None = None,
+        excluded: Callable[[RequestRecord], bool] = lambda record: False,
         figures: AgentFigures | None = None,
     ) -> None:
         self.accepted = 0
         self.registry = CollectorRegistry(auto_describe=False)
         self.registry.register(StageCollector(self, figures or AgentFigures()))
         self._has_trace = has_trace
+        self._excluded = excluded
         self._services: dict[str, ServiceStats] = {}
         self._starting: dict[str, Steady] = {}
         """Processes that are not steady yet, by ring id."""
@@ -99,6 +101,8 @@ class StageMetrics:
             for record in records:
                 stats = self._services.get(record.process.service) or self._new_service(record)
                 if isinstance(record, RequestRecord):
+                    if self._excluded(record):
+                        continue
                     stats.add_request(record, has_trace=has_trace is None or has_trace(record))
                     if self._starting and not record.profiled:
                         self._follow_start(stats, record)

@@ -7,10 +7,12 @@ The policy, in this order (docs/exporters.md):
 3. the slow tail: slower than the running p99 of its route;
 4. every sampled request with spans of the app's own under it, which would miss their parent;
 5. a share, by trace id, so that all services of one trace decide alike;
-6. one a second of each route, so that a quiet server is seen at all.
+6. a further share, likewise, which adapts so that about one a second of each route is kept: a quiet
+   server is seen at all.
 
 A caller that sent the sampled flag as 0 takes its request out of 6, and, unless the sampler that
-was asked for ignores callers, out of 5.
+was asked for ignores callers, out of 5. Before all this, what is excluded has no trace.
+Spans say by what probability they were kept (`threshold`), so that metrics made of them are right.
 A batch is kept where one of its members is, or where it failed itself (otlp/queue.py).
 """
 
@@ -24,6 +26,7 @@ from enum import StrEnum
 from typing import Final
 
 from stagescope.errors import UsageError
+from stagescope.exporters.exclusions import Exclusions
 from stagescope.records import RequestRecord, State
 from stagescope.semconv import known_method
 
@@ -88,7 +91,7 @@ def upper_edge(bucket: int) -> int:
 
 
 DEFAULT_SHARE: Final = 0.05
-FLOOR_INTERVAL_NS: Final = 1_000_000_000
+SECOND_NS: Final = 1_000_000_000
 MAX_ROUTES: Final = 1024
 
 
@@ -137,9 +140,14 @@ def share_from_environment(environ: Mapping[str, str] = os.environ) -> Share:
     return Share(ratio, 1.0, 0.0) if parent_based else Share(ratio, ratio, ratio)
 
 
-def _bound(ratio: float) -> str:
-    """Return what the last 16 hex digits of a trace id must sort before, to be in *ratio* of all."""
-    return f"{round(ratio * 2**64):016x}" if ratio < 1 else "g"
+RANDOM_DIGITS: Final = 14
+"""Of the end of a trace id: what OpenTelemetry's probability sampling takes for random, 56 bits."""
+ALL: Final = 1 << 4 * RANDOM_DIGITS
+
+
+def threshold_of(probability: float) -> int:
+    """Return what the random part of a trace id must reach to be kept with *probability*."""
+    return ALL - round(min(probability, 1.0) * ALL)
 
 
 def _ratio(text: str) -> float:
@@ -155,60 +163,82 @@ def _ratio(text: str) -> float:
 class RouteMemory:
     """What the policy remembers of one route."""
 
-    __slots__ = ("kept_until_ns", "tail")
+    __slots__ = ("_before", "_now", "_second", "tail")
 
     def __init__(self) -> None:
         self.tail = SlowTail()
-        self.kept_until_ns = -1
+        self._second = -1
+        self._before = self._now = 0
+        """Requests that ended in the second before this one, and in this one so far."""
+
+    def one_a_second(self, record: RequestRecord) -> int:
+        """Count *record*; return the threshold by which about one a second of this route is kept.
+
+        It depends on how many requests came before, and on nothing of this one.
+        """
+        second = (record.start_ns + record.duration_ns) // SECOND_NS
+        if second > self._second:
+            self._before = self._now if second == self._second + 1 else 0
+            self._second, self._now = second, 0
+        self._now += 1
+        return threshold_of(1 / max(self._before, self._now))
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """Why a request keeps its spans, and by what probability it was kept."""
+
+    reason: Reason
+    threshold: int | None
+    """As in `threshold_of`; 0: it is always kept; None where the probability is not known."""
 
 
 class TailSampler:
     """Decides, one record after the other, which requests keep their spans."""
 
-    def __init__(self, share: Share | None = None) -> None:
+    def __init__(self, share: Share | None = None, *, excluded: Exclusions | None = None) -> None:
         self.share = share or share_from_environment()
-        self._root = _bound(self.share.root)
-        self._parent_sampled = _bound(self.share.parent_sampled)
-        self._parent_not_sampled = _bound(self.share.parent_not_sampled)
+        self._excluded = excluded or Exclusions()
+        self._root = threshold_of(self.share.root)
+        self._parent_sampled = threshold_of(self.share.parent_sampled)
+        self._parent_not_sampled = threshold_of(self.share.parent_not_sampled)
         self.routes: dict[tuple[str, str, str], RouteMemory] = {}
         self._overflow = RouteMemory()
 
-    def reason(self, record: RequestRecord) -> Reason | None:
+    def kept(self, record: RequestRecord) -> Kept | None:
         """Return why *record* keeps its spans; None where it does not. Counts it, so ask once."""
+        if self._excluded.no_trace(record):
+            return None
         route = self._route(record)
         # A profiled one is slow for the capture's sake: it neither is of the tail nor moves it.
         slow = not record.profiled and route.tail.add(record.duration_ns)
-        return self._standing(record, slow) or self._floor(record, route)
+        floor = route.one_a_second(record) if record.sampled else ALL
+        if reason := _standing(record, slow):
+            return Kept(reason, None if reason is Reason.NESTED else 0)
+        share, random = self._share(record), _random(record)
+        if random < min(share, floor):
+            return None
+        return Kept(Reason.SHARE if random >= share else Reason.FLOOR, min(share, floor))
+
+    def reason(self, record: RequestRecord) -> Reason | None:
+        """Return the reason of `kept`. Counts the record, so ask for one of the two, once."""
+        kept = self.kept(record)
+        return kept.reason if kept else None
 
     def certain(self, record: RequestRecord) -> bool:
         """Return, without counting it, whether *record* is kept for more than the floor.
 
         Metrics ask this before they point an exemplar at a trace.
         """
+        if self._excluded.no_trace(record):
+            return False
         slow = not record.profiled and record.duration_ns > self._route(record).tail.limit_ns
-        return self._standing(record, slow) is not None
+        return _standing(record, slow) is not None or _random(record) >= self._share(record)
 
-    def _standing(self, record: RequestRecord, slow: bool) -> Reason | None:
-        if record.run_id:
-            return Reason.LOAD_RUN
-        if record.error or record.status >= 500 or record.state is State.DIED:
-            return Reason.ERROR
-        if slow:
-            return Reason.SLOW
-        if record.nested and record.sampled:
-            return Reason.NESTED
+    def _share(self, record: RequestRecord) -> int:
         if not record.sampled:
-            bound = self._parent_not_sampled
-        else:
-            bound = self._parent_sampled if record.parent_span_id else self._root
-        return Reason.SHARE if record.trace_id[16:] < bound else None
-
-    def _floor(self, record: RequestRecord, route: RouteMemory) -> Reason | None:
-        ended = record.start_ns + record.duration_ns
-        if not record.sampled or ended < route.kept_until_ns:
-            return None
-        route.kept_until_ns = ended + FLOOR_INTERVAL_NS
-        return Reason.FLOOR
+            return self._parent_not_sampled
+        return self._parent_sampled if record.parent_span_id else self._root
 
     def _route(self, record: RequestRecord) -> RouteMemory:
         key = record.process.service, known_method(record.method), record.route
@@ -218,3 +248,18 @@ class TailSampler:
                 return self._overflow
             route = self.routes[key] = RouteMemory()
         return route
+
+
+def _standing(record: RequestRecord, slow: bool) -> Reason | None:
+    """Return why *record* is kept whatever its trace id."""
+    if record.run_id:
+        return Reason.LOAD_RUN
+    if record.error or record.status >= 500 or record.state is State.DIED:
+        return Reason.ERROR
+    if slow:
+        return Reason.SLOW
+    return Reason.NESTED if record.nested and record.sampled else None
+
+
+def _random(record: RequestRecord) -> int:
+    return int(record.trace_id[-RANDOM_DIGITS:], 16)

@@ -22,7 +22,7 @@ from opentelemetry.trace.status import Status, StatusCode
 
 from stagescope import semconv as names
 from stagescope.exporters.otlp.resource import KeptResource
-from stagescope.exporters.otlp.stage_spans import US, Value, context_of, whole_us
+from stagescope.exporters.otlp.stage_spans import US, Value, context_of, sampled_at, whole_us
 from stagescope.identity import stage_span_id
 from stagescope.records import Anchor
 from stagescope.runfolder.run import Run
@@ -144,7 +144,7 @@ class ClientSpanBuilder:
     ) -> ReadableSpan:
         start, end = (whole_us(self._anchor.wall(moment)) for moment in times_ns)
         return ReadableSpan(
-            name, context_of(row["trace_id"], span_id), parent.context if parent else None,
+            name, context_of(row["trace_id"], span_id, state=sampled_at(0)), parent.context if parent else None,
             self._resource, attributes, (), (), kind, status=status,
             start_time=start, end_time=max(start, end - early_ns),
             instrumentation_scope=self._scope,

@@ -13,7 +13,8 @@ from math import inf
 
 from stagescope.exporters.otlp.batch_links import BatchLink, further_holders, has_trace
 from stagescope.exporters.otlp.environment import whole
-from stagescope.records import BatchRecord, Record, State
+from stagescope.exporters.tail_sampling import Kept
+from stagescope.records import BatchRecord, Record, RequestRecord, State
 
 FEW_SPANS = 256
 
@@ -68,6 +69,17 @@ class Waiting:
     records: tuple[Record, ...]
     links: tuple[BatchLink, ...] = ()
     """The batches that the request was a member of."""
+    kept: Kept | None = None
+    """Why, and by what probability."""
+
+    def kept_as(self, record: Record) -> Kept | None:
+        """Return the same of one of its records.
+
+        That of a batch is known only where one of its members is always kept.
+        """
+        if isinstance(record, RequestRecord) or self.kept is None or not self.kept.threshold:
+            return self.kept
+        return Kept(self.kept.reason, None)
 
     @property
     def spans(self) -> int:

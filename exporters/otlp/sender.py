@@ -24,8 +24,8 @@ from stagescope.exporters.otlp.queue import (
 from stagescope.exporters.otlp.sending import STUCK_S, Sender
 from stagescope.exporters.otlp.spans import SpanBuilder
 from stagescope.exporters.otlp.transport import Spans, Transport, transport_from_environment
-from stagescope.exporters.tail_sampling import TailSampler
-from stagescope.records import BatchRecord, ColdStartRecord, Record, RequestRecord
+from stagescope.exporters.tail_sampling import Kept, Reason, TailSampler
+from stagescope.records import BatchRecord, ColdStartRecord, Record, RequestRecord, State
 
 MAX_PAUSE_S: Final = 30.0
 CATCH_UP: Final = 2.5
@@ -119,9 +119,7 @@ class SpanSender(Sender[Spans]):
             span
             for waiting in taken
             for record in waiting.records
-            for span in self._builder.spans(
-                record, waiting.links if isinstance(record, RequestRecord) else ()
-            )
+            for span in self._builder.spans(record, waiting.links, waiting.kept_as(record))
         ]
 
 
@@ -212,12 +210,12 @@ class OtlpSpans:
         for record in records:
             self.accepted += 1
             if isinstance(record, BatchRecord):
-                kept = keeps_batch(record) and self._queue.put(Waiting((record,)), self.accepted)
+                kept = keeps_batch(record) and self._queue.put(_alone(record), self.accepted)
                 self._batches.add(record, kept=kept)
             elif isinstance(record, ColdStartRecord):
                 self._queue.put(Waiting((record,)), self.accepted)
-            elif self._keep.reason(record):
-                self._put_request(record)
+            elif kept_as := self._keep.kept(record):
+                self._put_request(record, kept_as)
             else:
                 self._not_kept += 1
 
@@ -238,12 +236,18 @@ class OtlpSpans:
     def _abandon(self) -> None:
         self._abandoned = self._queue.oldest
 
-    def _put_request(self, record: RequestRecord) -> None:
+    def _put_request(self, record: RequestRecord, kept: Kept) -> None:
         """Queue a request, and with it those of its batches that were not kept so far."""
         known = [batch for name in record.batch_ids if (batch := self._batches.get(name))]
         self._unknown_batches += len(record.batch_ids) - len(known)
         links = tuple([batch_link(batch, record) for batch in known])
         held = [batch for batch in known if self._batches.is_held(batch.batch_id)]
-        if self._queue.put(Waiting((*held, record), links), self.accepted):
+        waiting = Waiting((*held, record), links, kept)
+        if self._queue.put(waiting, self.accepted):
             for batch in held:
                 self._batches.release(batch.batch_id)
+
+
+def _alone(batch: BatchRecord) -> Waiting:
+    reason = Reason.ERROR if batch.error or batch.state is State.DIED else Reason.LOAD_RUN
+    return Waiting((batch,), kept=Kept(reason, 0))

@@ -25,9 +25,11 @@ from stagescope.exporters.otlp.stage_spans import (
     Value,
     context_of,
     link_to,
+    sampled_at,
     stage_spans,
     whole_us,
 )
+from stagescope.exporters.tail_sampling import Kept
 from stagescope.records import (
     BatchRecord,
     ColdStartRecord,
@@ -142,10 +144,13 @@ class SpanBuilder:
         }
         self._of_ring: dict[str, tuple[KeptResource, InstrumentationScope]] = {}
 
-    def spans(self, record: Record, batches: Sequence[BatchLink] = ()) -> list[ReadableSpan]:
+    def spans(
+        self, record: Record, batches: Sequence[BatchLink] = (), kept: Kept | None = None
+    ) -> list[ReadableSpan]:
         """Return the record's own span, then its stages in the order of their opening.
 
-        *batches* are those that a request was a member of: its stages tell of them.
+        *batches* are those that a request was a member of: its stages tell of them. *kept* says why
+        and by what probability the record is sent, where that is known.
         """
         if isinstance(record, RequestRecord):
             about = _of_request(record)
@@ -153,11 +158,20 @@ class SpanBuilder:
             about = _of_batch(record)
         else:
             about = _of_cold_start(record)
+        threshold = kept.threshold if kept else None
+        if isinstance(record, ColdStartRecord):  # always kept
+            threshold = 0
+        elif kept:
+            about.attributes[names.KEPT_FOR] = kept.reason.value
         resource, scope = self._resource(record.process)
         start = record.process.anchor.wall(record.start_ns)
         own = ReadableSpan(
             about.name,
-            context_of(record.trace_id, about.span_id),
+            context_of(
+                record.trace_id,
+                about.span_id,
+                state=None if threshold is None else sampled_at(threshold),
+            ),
             about.parent,
             resource,
             about.attributes,

@@ -10,10 +10,11 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
 from typing import Final
 
 from opentelemetry.sdk.trace import ReadableSpan
-from opentelemetry.trace import Link, SpanContext, SpanKind, TraceFlags
+from opentelemetry.trace import Link, SpanContext, SpanKind, TraceFlags, TraceState
 from opentelemetry.trace.status import Status, StatusCode
 
 from stagescope import semconv as names
@@ -26,6 +27,7 @@ from stagescope.exporters.otlp.batch_links import (
     stage_with_members,
 )
 from stagescope.exporters.record_waits import waits_of
+from stagescope.exporters.tail_sampling import RANDOM_DIGITS
 from stagescope.identity import stage_span_id
 from stagescope.records import BatchRecord, Record, RequestRecord, State
 from stagescope.stages import StageSpan, StageStall
@@ -44,10 +46,23 @@ def whole_us(time_ns: int) -> int:
     return time_ns - time_ns % US
 
 
-def context_of(trace_id: str, span_id: str | int, is_remote: bool = False) -> SpanContext:
-    """Return the context of a span by its ids in hex."""
+def context_of(
+    trace_id: str, span_id: str | int, is_remote: bool = False, state: TraceState | None = None
+) -> SpanContext:
+    """Return the context of a span by its ids in hex; *state* is what it says of its sampling."""
     number = span_id if isinstance(span_id, int) else int(span_id, 16)
-    return SpanContext(int(trace_id, 16), number, is_remote, _SAMPLED)
+    return SpanContext(int(trace_id, 16), number, is_remote, _SAMPLED, state)
+
+
+@lru_cache(maxsize=4096)
+def sampled_at(threshold: int) -> TraceState:
+    """Return the `tracestate` of OpenTelemetry's probability sampling: `ot=th:…`.
+
+    What makes metrics of spans counts each by the reciprocal of its probability.
+    https://opentelemetry.io/docs/specs/otel/trace/tracestate-probability-sampling/
+    """
+    digits = f"{threshold:0{RANDOM_DIGITS}x}".rstrip("0")
+    return TraceState([("ot", f"th:{digits or '0'}")])
 
 
 def link_to(trace_id: str, span_id: str) -> Link:
@@ -91,6 +106,7 @@ def stage_spans(
     owner = int(record.batch_id if isinstance(record, BatchRecord) else record.span_id, 16)
     seen: Counter[int] = Counter()
     contexts: list[SpanContext] = []
+    state = own.context.trace_state if own.context else None
     died = record.state is State.DIED
     stalls = record.stalls if isinstance(record, RequestRecord) else ()
     waits = waits_of(record) if isinstance(record, RequestRecord) else None
@@ -101,7 +117,7 @@ def stage_spans(
         opened = max(stage.start_ns, 0)
         span_id = stage_span_id(owner, opened, seen[opened])
         seen[opened] += 1
-        contexts.append(context_of(record.trace_id, span_id))
+        contexts.append(context_of(record.trace_id, span_id, state=state))
         attributes = stage_attributes(
             stage, _of(stalls, index), None if waits is None else _of(waits, index)
         )
@@ -149,7 +165,7 @@ def _further_members(
         yield _span(
             MEMBERS_SPAN,
             own,
-            context_of(batch.trace_id, span_id),
+            context_of(batch.trace_id, span_id, state=own.context and own.context.trace_state),
             own.context,
             {},
             [link_to(m.trace_id, m.span_id) for m in batch.members[since : since + MOST_LINKS]],

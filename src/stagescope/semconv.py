@@ -52,6 +52,7 @@ CHUNK_GAP_MEAN_NS: Final = "model_server.response.chunk_gap.mean_ns"
 CHUNK_GAP_MAX_NS: Final = "model_server.response.chunk_gap.max_ns"
 PROFILED: Final = "model_server.profiled"
 LOAD_RUN_ID: Final = "model_server.load_run.id"
+KEPT_FOR: Final = "model_server.kept_for"
 LOAD_RUN_RATE: Final = "model_server.load_run.rate"
 LOAD_PHASE: Final = "model_server.load_run.phase"
 CLIENT_FIRST_BYTE_NS: Final = "model_server.client.first_byte_ns"
@@ -251,6 +252,9 @@ ATTRIBUTES: Final = (
               "own (docs/capture.md). Absent else."),
     Attribute(LOAD_RUN_ID, "string", "", (REQUEST_SPAN, BATCH_SPAN, CLIENT_SPAN),
               "The load run that sent it (W3C baggage `stagescope.run`)."),
+    Attribute(KEPT_FOR, "string", "", (REQUEST_SPAN, BATCH_SPAN),
+              "Why it is sent: `load_run`, `error`, `slow`, `nested`, `share` or `floor` "
+              "(docs/exporters.md); of a batch, why its first member is."),
     Attribute(LOAD_RUN_RATE, "double", "{request}/s", (CLIENT_SPAN,),
               "Requests a second that the load run was asked for."),
     Attribute(LOAD_PHASE, "string", "", (CLIENT_SPAN,), "`warmup` or `measure`."),

@@ -152,6 +152,15 @@ METRICS_PORT = Setting(
     "process, or beside `stagescope run`, serves none without it (docs/exporters.md).",
     read_by=BOTH, form="`PORT` or `HOST:PORT`",
 )  # fmt: skip
+EXCLUDED_URLS = Setting(
+    "EXCLUDED_URLS", "", "Requests without a trace, by their path: probes, scrapes; beside those of "
+    "OpenTelemetry's `OTEL_PYTHON_EXCLUDED_URLS` (docs/exporters.md).", read_by=AGENT,
+    form="regular expressions with commas between",
+)  # fmt: skip
+EXCLUDED_FROM = Setting(
+    "EXCLUDED_FROM", "traces", "`metrics`: what is excluded is not counted either.",
+    read_by=AGENT, allowed=("traces", "metrics"),
+)  # fmt: skip
 PROBE = Setting(
     "PROBE", "on", "`off`: no socket for questions of the agent, so stacks come from py-spy "
     "alone and there are no captures.", read_by=SERVER, allowed=("on", "off"),
@@ -240,7 +249,7 @@ RAISE = _switch(
 )  # fmt: skip
 
 SETTINGS = (
-    SPOOL, DISABLE, EMBEDDED_AGENT, METRICS_PORT, PROBE, SERVER_TIMING, APP_SPANS, INGRESS, HOOKS,
+    SPOOL, DISABLE, EMBEDDED_AGENT, METRICS_PORT, EXCLUDED_URLS, EXCLUDED_FROM, PROBE, SERVER_TIMING, APP_SPANS, INGRESS, HOOKS,
     GIL, DEVICE_STAGES, MEMORY_HISTORY, TORCHSERVE_LOG, SAMPLERS, STACKS, LOOP_LIMIT_MS, KERNELS,
     TRIGGERS,
     AGENT_BUDGET, GPU, GPM, GPU_RECORD, GPU_REPLAY, RUN, RUN_NOTES, RAISE,

@@ -79,6 +79,7 @@ class ReceivedSpan:
     """unset, ok or error."""
     message: str
     events: int
+    trace_state: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +100,7 @@ class OtlpReceiver:
     """Listens on two free loopback ports, one for OTLP/HTTP and one for OTLP/gRPC.
 
     Takes traces as protobuf or JSON and metrics as protobuf, plain, gzip or deflate, and keeps
-    what it took in memory. It does no TLS, no authentication, no logs, keeps no tracestate, event contents or dropped counts, and bounds nothing.
+    what it took in memory. It does no TLS, no authentication, no logs, keeps no event contents or dropped counts, and bounds nothing.
     """
 
     def __init__(self, *, retry_after_s: int = 60) -> None:
@@ -259,6 +260,7 @@ def _received(span: Span, resource: Mapping[str, Any], scope: str) -> ReceivedSp
         status=Status.StatusCode.Name(span.status.code).removeprefix("STATUS_CODE_").lower(),
         message=span.status.message,
         events=len(span.events),
+        trace_state=span.trace_state,
     )
 
 

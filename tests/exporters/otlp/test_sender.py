@@ -148,6 +148,23 @@ def test_batch_of_none_that_are_kept_stays(protocol: str, receiver: OtlpReceiver
     assert (sink.accepted, sink.settled, sink.counters()["not_kept_requests"]) == (2, 2, 1)
 
 
+def test_spans_say_by_what_probability_they_were_kept(
+    protocol: str, receiver: OtlpReceiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All spans of a request have OpenTelemetry's threshold: 0 for an error, the share's for others."""
+    sink = otlp_from_environment(TailSampler(Share(0.25, 0.25, 0.0)))
+    assert sink is not None
+    sink.accept([request_record(trace_id="ab" * 16) for _ in range(9)])  # so that the floor is low
+    sink.accept([request_record(status=500), request_record(trace_id="ff" * 16)])
+    sink.close(10)
+    of = {
+        trace_id: {span.trace_state for span in receiver.spans if span.trace_id == trace_id}
+        for trace_id in (TRACE_ID, "ff" * 16)
+    }
+
+    assert of == {TRACE_ID: {"ot=th:0"}, "ff" * 16: {"ot=th:c"}}
+
+
 def test_headers_and_compression_are_the_environments(
     protocol: str, receiver: OtlpReceiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:

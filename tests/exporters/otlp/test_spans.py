@@ -17,6 +17,7 @@ from opentelemetry.trace import SpanKind
 from stagescope.exporters.otlp.batch_links import batch_link
 from stagescope.exporters.otlp.spans import SpanBuilder
 from stagescope.exporters.otlp.stage_spans import enclosing
+from stagescope.exporters.tail_sampling import Kept, Reason
 from stagescope.records import BatchRecord, Record, RequestRecord, State
 from stagescope.semconv import (
     ATTRIBUTES,
@@ -49,7 +50,7 @@ stages_of_any_kind = st.lists(
 
 def spans_of(record: Record, *batches: BatchRecord) -> list[ReadableSpan]:
     links = [batch_link(batch, record) for batch in batches if isinstance(record, RequestRecord)]
-    return SpanBuilder().spans(record, links)
+    return SpanBuilder().spans(record, links, Kept(Reason.LOAD_RUN, 0))
 
 
 def span_ids(spans: Sequence[ReadableSpan]) -> list[int]:
