@@ -21,7 +21,7 @@ export PIP_NO_INPUT := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test planted planted-time test-system test-servers test-pythons check format lock clean
+.PHONY: help demo test planted planted-time test-system test-backends test-servers test-pythons check format lock clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -40,6 +40,9 @@ planted: $(INSTALLED) ## servers with one planted bottleneck each: what the verd
 
 test-system: $(INSTALLED) ## tests with programs that pip does not install (a real Prometheus)
 	$(BIN)/python -m pytest -m system $(ARGS)
+
+test-backends: $(INSTALLED) ## tests with a real Jaeger, built with Go; the first time takes some minutes
+	bash scripts/test-backends $(ARGS)
 
 test-servers: $(INSTALLED) ## tests of real model servers, each in an environment of its own; ARGS=NAME for one
 	bash scripts/test-servers $(ARGS)
