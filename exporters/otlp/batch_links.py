@@ -66,16 +66,22 @@ def stage_in_batch(request: RequestRecord, link: BatchLink) -> int | None:
     """Return which opening of a stage of *request* ran in the batch; None where none did.
 
     Of those open during the batch it is the one for the model that shares most of it, and where
-    there is none for the model, any that does.
+    there is none for the model, any that does. Where none was open meanwhile, by the clocks of two
+    processes, it is the first for the model.
     """
     since, until = link.start_ns - request.start_ns, link.end_ns - request.start_ns
-    best, best_rank = None, (False, 0)
+    best = next((n for n, one in enumerate(request.stages) if _for_the_model(one.stage)), None)
+    best_rank = False, 0
     for index, stage in enumerate(request.stages):
         shared = min(stage.end_ns, until) - max(stage.start_ns, since)
-        rank = stage.stage.partition(".")[0] == RUNS_IN, shared
+        rank = _for_the_model(stage.stage), shared
         if shared > 0 and rank > best_rank:
             best, best_rank = index, rank
     return best
+
+
+def _for_the_model(stage: str) -> bool:
+    return stage.partition(".")[0] == RUNS_IN
 
 
 def stage_with_members(batch: BatchRecord) -> int | None:
