@@ -41,6 +41,10 @@ PARTS: Final = (
 """Name, and the stamps at which it begins and ends."""
 
 
+ANCHORS_NS: Final = 20_000
+"""So far two processes of a host may differ in what they take for the same wall-clock time."""
+
+
 def anchor_now() -> Anchor:
     """Return one moment on both clocks, read as closely together as some tries give."""
     tries = [(time.monotonic_ns(), time.time_ns(), time.monotonic_ns()) for _ in range(9)]
@@ -90,9 +94,10 @@ class ClientSpanBuilder:
         if first_ns is None:
             stamps["first_byte_ns"] = first_ns = end_ns
         at_once = end_ns - first_ns <= WHOLE_AT_ONCE_NS
-        done_ns = (
-            first_ns if server_end_ns is None else min(max(first_ns, server_end_ns + US), end_ns)
-        )
+        # A server is done a moment after the client has its last byte. Jaeger warns of a child that
+        # ends after its parent, so the spans around the server's last until it is done; how long the
+        # client waited stands in their attributes.
+        done_ns = first_ns if server_end_ns is None else max(first_ns, server_end_ns + ANCHORS_NS)
         inside = at_once or (server_end_ns is not None and done_ns - first_ns <= WHOLE_AT_ONCE_NS)
         if inside:
             stamps["first_byte_ns"] = done_ns
@@ -105,7 +110,7 @@ class ClientSpanBuilder:
         named, other = int(row["span_id"], 16), stage_span_id(int(row["span_id"], 16), 0)
         root = self._span(
             self._name, row, other if inside else named, None, SpanKind.CLIENT,
-            self._common | dict(_attributes(row)), (row["intended_ns"], end_ns), _status(row),
+            self._common | dict(_attributes(row)), (row["intended_ns"], max(end_ns, done_ns)), _status(row),
         )  # fmt: skip
         return [root, *self._parts(row, root, parts, named if inside else 0)]
 

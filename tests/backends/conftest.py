@@ -55,7 +55,16 @@ class Jaeger:
     @property
     def endpoint(self) -> str:
         """What `--otlp` is given."""
-        return f"http://127.0.0.1:{self.grpc}"
+        return f"http://127.0.0.1:{self.http}"
+
+    def answers(self) -> bool:
+        """Return whether it can be asked; what it knows is null as long as it got nothing."""
+        with (
+            suppress(URLError, ConnectionError),
+            urlopen(f"http://127.0.0.1:{self.query}/api/services"),
+        ):
+            return True
+        return False
 
     def ask(self, path: str, **parameters: str | int) -> Any:
         """Return the data of an answer of its API; None while it does not answer."""
@@ -98,14 +107,17 @@ def _started(program: str, folder: Path) -> tuple[subprocess.Popen[bytes], Jaege
     ports = {name: free_port() for name in names}
     (folder / "jaeger.yaml").write_text(CONFIG.format(**ports))
     with (folder / "jaeger.log").open("wb") as log:
+        # Its own traces would go to port 4317 of this host.
         running = subprocess.Popen(
-            [program, "--config", str(folder / "jaeger.yaml")], stdout=log, stderr=log
-        )
+            [program, "--config", str(folder / "jaeger.yaml")], stdout=log, stderr=log,
+            env=os.environ | {"OTEL_TRACES_SAMPLER": "always_off"},
+        )  # fmt: skip
     jaeger = Jaeger(ports["grpc"], ports["http"], ports["query"], ports["metrics"])
     try:
-        wait_until(lambda: jaeger.ask("/api/services") is not None, timeout_s=60)
+        wait_until(jaeger.answers, timeout_s=60)
     except BaseException:
         running.kill()
+        running.wait()
         print((folder / "jaeger.log").read_text())
         raise
     return running, jaeger

@@ -81,6 +81,21 @@ def test_the_servers_span_lies_in_its_parent() -> None:
     assert (parent.end_time or 0) >= (own.end_time or 0)
 
 
+def test_a_server_that_is_done_after_the_clients_last_byte_lies_in_its_parents_too() -> None:
+    """Jaeger warns of a child that ends after its parent; the exact latency is an attribute."""
+    row = client_row()
+    row["last_byte_ns"] = row["first_byte_ns"]
+    done_ns = row["last_byte_ns"] + 400_000
+    root, *parts = client_spans(row, done_ns)
+    wait = next(part for part in parts if part.name == "first byte wait")
+
+    late_by = (wait.end_time or 0) - (wait.start_time or 0) - (row["last_byte_ns"] - row["sent_ns"])
+    assert late_by >= 400_000
+    assert root.end_time == wait.end_time
+    assert root.attributes is not None
+    assert root.attributes["model_server.duration_ns"] == row["last_byte_ns"] - row["intended_ns"]
+
+
 def test_a_stream_hangs_under_the_root() -> None:
     """The server goes on long after the first byte: its parent is the CLIENT span, which holds it."""
     root, *_ = client_spans(client_row(first_byte_ns=BEGAN_NS + 1_000_000))
