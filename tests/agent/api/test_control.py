@@ -5,6 +5,7 @@ import json
 import os
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -120,26 +121,34 @@ def test_samples_stacks_and_kernels_of_a_stretch_of_time(
     control: Control, client: AgentClient
 ) -> None:
     """What tells of a moment between is given; without limits, all of it."""
+    now = time.monotonic_ns()  # what is older than half an hour is forgotten
+
+    def times(first: int, last: int) -> dict[str, int]:
+        return {"start_ns": now + first * S, "end_ns": now + last * S}
+
     evidence = control.agent.evidence
-    early, late = sample(device="GPU-1"), sample(device="GPU-1", start_ns=7 * S, end_ns=8 * S)
+    early, late = sample(device="GPU-1", **times(1, 2)), sample(device="GPU-1", **times(7, 8))
+    first, second = stack(**times(1, 1)), stack(**times(9, 9))
+    captured = kernel(**times(1, 3))
     evidence.samples.add([early, late])
-    evidence.stacks.add([stack(), stack(start_ns=9 * S, end_ns=9 * S)])
-    evidence.kernels.add([kernel()])
+    evidence.stacks.add([first, second])
+    evidence.kernels.add([captured])
 
     def of_device(samples: Iterator[Sample]) -> list[Sample]:
         return [one for one in samples if one.device == "GPU-1"]  # the agent has its own
 
     assert of_device(client.samples()) == [early, late]
-    assert of_device(client.samples(2 * S, 6 * S)) == [early]
-    assert of_device(client.samples(2 * S + 1)) == [late]
-    assert list(client.stacks(since_ns=2 * S)) == [stack(start_ns=9 * S, end_ns=9 * S)]
-    assert list(client.kernels(3 * S, 3 * S)) == [kernel()]
-    assert list(client.kernels(4 * S, 5 * S)) == []
+    assert of_device(client.samples(now + 2 * S, now + 6 * S)) == [early]
+    assert of_device(client.samples(now + 2 * S + 1)) == [late]
+    assert list(client.stacks(since_ns=now + 2 * S)) == [second]
+    assert list(client.kernels(now + 3 * S, now + 3 * S)) == [captured]
+    assert list(client.kernels(now + 4 * S, now + 5 * S)) == []
 
 
 def test_many_stacks_are_streamed(control: Control, client: AgentClient) -> None:
     """More than one block comes over, every line whole."""
-    stacks = [stack(thread_id=number) for number in range(2_000)]
+    now = time.monotonic_ns()
+    stacks = [stack(thread_id=n, start_ns=now, end_ns=now) for n in range(2_000)]
     control.agent.evidence.stacks.add(stacks)
     assert list(client.stacks()) == stacks
 

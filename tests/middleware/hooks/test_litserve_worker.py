@@ -7,6 +7,7 @@ import inspect
 import queue
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from operator import itemgetter
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -110,7 +111,10 @@ LOOPS: tuple[Loop, ...] = (one_by_one, in_tasks, in_batches, joined)
 
 
 def answers(loop: Loop, recording: Recording | None) -> list[Any]:
-    """Let *loop* answer all requests; with our hook where there is a recording to write to."""
+    """Let *loop* answer all requests; with our hook where there is a recording to write to.
+
+    Return the answers by their request, for tasks may end in any order, and what was added.
+    """
     api: Any = Api()
     api.enable_async = loop is in_tasks
     api.added = []
@@ -135,7 +139,7 @@ def answers(loop: Loop, recording: Recording | None) -> list[Any]:
             requests.put((0, request_id, 0.0, {"number": number}))
         current.set(None)
         loop(api, take_from, send)
-    return [[(str(name), *rest) for name, rest in sent], api.added]
+    return [sorted(((str(name), *rest) for name, rest in sent), key=itemgetter(0)), api.added]
 
 
 @pytest.fixture
