@@ -66,6 +66,7 @@ class _Process:
         self._loops = self._occupancies()
         self._pauses = {cause: _Pauses(requests, cause) for cause in PAUSES}
         self._off = OffCore(requests, self._segments)
+        self._awaited = {request.key: self._awaits(request) for request in requests}
         self._usual_awaits = self._seen_awaits()
         self._free_gaps = self._seen_free_gaps()
         self._slack = self._timers_slack()
@@ -117,8 +118,8 @@ class _Process:
         """
         free: dict[tuple[str, int], list[int]] = defaultdict(list)
         all_: dict[tuple[str, int], list[int]] = defaultdict(list)
-        for request in self._requests:
-            for stage, awaits in self._awaits(request).items():
+        for by_stage in self._awaited.values():
+            for stage, awaits in by_stage.items():
                 for index, one in enumerate(awaits):
                     all_[stage, index].append(one.end - one.start)
                     if one.since == one.end:
@@ -176,8 +177,8 @@ class _Process:
         for fact in request.facts:
             if fact.kind in ("ready", "due"):
                 self._loop_wait(one, fact)
-        for stage, awaits in self._awaits(request).items():
-            self._awaited(one, stage, awaits)
+        for stage, awaits in self._awaited[request.key].items():
+            self._charge_awaits(one, stage, awaits)
         if request.sent_ns < request.start_ns:
             self._before_first_line(one)
         stops = self._pauses["stopped"].during(request)
@@ -198,7 +199,7 @@ class _Process:
             early = start = one.lock(start, locked)
         one.loop(loop, start, end, max(late, start), early)
 
-    def _awaited(self, one: _Request, stage: str, awaits: Sequence[Await]) -> None:
+    def _charge_awaits(self, one: _Request, stage: str, awaits: Sequence[Await]) -> None:
         """Charge what *one* waited for the loop after each thing from outside, in one stage.
 
         It was not ready while the loop was free, so the rest of what is usual lay in the time in

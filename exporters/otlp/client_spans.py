@@ -39,8 +39,6 @@ PARTS: Final = (
     ("receive", "first_byte_ns", "last_byte_ns"),
 )
 """Name, and the stamps at which it begins and ends."""
-
-
 ANCHORS_NS: Final = 20_000
 """So far two processes of a host may differ in what they take for the same wall-clock time."""
 
